@@ -1,0 +1,96 @@
+"""The command line: help at once, one clear line and the right exit status for what is wrong, nothing half-written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools import recipe, run
+
+GOOD = (
+    '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Thought: a\\nAction: look"}]}\n'
+)
+
+
+def tools(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m tools` with these arguments, from the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", "tools", *arguments],
+        cwd=run.ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = "import sys, tools.cli; print([name for name in sys.modules if name in ('torch', 'pydantic', 'axolotl')])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+    assert "Commands" in tools("--help").stdout
+
+
+def test_every_make_target_has_one_line_of_help() -> None:
+    shown = subprocess.run(["make", "help"], cwd=run.ROOT, capture_output=True, text=True, check=True).stdout
+    phony = next(line for line in (run.ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    for target in phony.split()[1:]:
+        assert sum(line.startswith(f"  make {target} ") for line in shown.splitlines()) == 1
+
+
+def with_data(tmp_path: Path, data: str | None) -> str:
+    """A recipe whose data is this text, or is not there."""
+    settings = recipe.load(recipe.find("smollm2-135m-lora"))
+    settings["datasets"][0]["path"] = str(tmp_path / "d.jsonl")
+    if data is not None:
+        (tmp_path / "d.jsonl").write_text(data)
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    return str(tmp_path / "my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (None, "d.jsonl"),
+        ("", "d.jsonl"),
+        (GOOD + "{not json}\n", "d.jsonl:2"),
+        (GOOD + GOOD.replace("Action: look", "done"), "d.jsonl:2"),
+        (GOOD + "[1]\n", "d.jsonl:2"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_bad_data_is_one_line_with_its_place(tmp_path: Path, command: str, data: str | None, says: str) -> None:
+    done = tools(command, with_data(tmp_path, data), REACT_RECIPES_OUTPUTS=str(tmp_path / "outputs"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "smollm2-135m-lara"), "nearest: smollm2-135m-lora"),
+        (("train", "smollm2-135m-lora", "--base", "tests"), "config.json"),
+        (("train", "smollm2-135m-lora", "--base", "not a name"), "neither a folder nor"),
+        (("gguf", "smollm2-135m-lora", "--quant", "Q9"), "Q9: no such quantisation"),
+        (("eval", "smollm2-135m-lora", "--rooms", "none"), "none"),
+        (("juggle",), "juggle"),
+    ],
+)
+def test_bad_use_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = tools(*arguments, REACT_RECIPES_OUTPUTS=str(tmp_path / "outputs"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_stage_without_the_one_before_says_which_command_makes_it(tmp_path: Path) -> None:
+    done = tools("gguf", "smollm2-135m-lora", REACT_RECIPES_OUTPUTS=str(tmp_path))
+    assert done.returncode == 2 and "make train RECIPE=smollm2-135m-lora" in done.stderr
+
+
+def test_doctor_shows_what_is_there() -> None:
+    done = tools("doctor")
+    assert done.returncode == 0
+    assert "llama-server" in done.stdout and "axolotl" in done.stdout.lower()

@@ -1,0 +1,71 @@
+"""What this machine has and lacks."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tools import doctor
+
+
+def found(name: str, findings: list[doctor.Finding]) -> doctor.Finding:
+    return next(finding for finding in findings if finding.name == name)
+
+
+def test_examine_takes_less_than_a_second() -> None:
+    start = time.monotonic()
+    findings = doctor.examine({"llama-server": Path("there/llama-server"), "llama-quantize": None, "ollama": None})
+    assert time.monotonic() - start < 1
+    assert found("Python", findings).found
+    assert found("Axolotl", findings).found
+    assert found("llama-server", findings).found == "there/llama-server"
+    assert found("llama-quantize", findings) == doctor.Finding("llama-quantize", None, True, "make setup")
+    assert not found("Ollama", findings).needed
+    assert all(finding.mend for finding in findings if not finding.found)
+
+
+def test_what_is_not_on_path_is_missing_and_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    findings = doctor.examine({})
+    for name, program in (("CMake", "cmake"), ("C++ compiler", "c++")):
+        assert found(name, findings).found is None
+        assert program in found(name, findings).mend or "xcode" in found(name, findings).mend
+    console = Console(record=True, width=200, file=(tmp_path / "screen").open("w"))
+    console.print(doctor.table(findings))
+    lines = console.export_text().splitlines()
+    assert any("missing" in line and "CMake" in line and "cmake" in line for line in lines)
+    assert any("none" in line and "Ninja" in line for line in lines)
+
+
+def test_a_program_that_does_not_run_has_no_version(tmp_path: Path) -> None:
+    broken = tmp_path / "cmake"
+    broken.write_text("not a program")
+    assert doctor.version(str(broken)) is None
+    assert doctor.version(None) is None
+
+
+@pytest.mark.parametrize(("free", "there"), [(8.0, True), (7.9, False)])
+def test_too_little_of_something_says_how_much(free: float, there: bool) -> None:
+    finding = doctor.at_least("memory", free, 8, "close other programs")
+    assert bool(finding.found) is there
+    assert f"{free:.1f} GiB free" in finding.mend
+
+
+def test_install_names_packages_as_the_manager_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    manager = tmp_path / "dnf"
+    manager.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.install("cmake", "c++").removeprefix("sudo ") == "dnf install -y cmake gcc-c++"
+    assert doctor.install("cmake").startswith("sudo ") is (os.geteuid() != 0)
+    manager.unlink()
+    assert doctor.install("cmake") == "install cmake with your system's package manager"
+
+
+def test_bf16_is_read_from_the_processors_flags() -> None:
+    path = Path("/proc/cpuinfo")
+    words = path.read_text().split() if path.exists() else []
+    assert doctor.cpu_bf16() == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(words))
+    assert doctor.cores() >= 1

@@ -1,0 +1,82 @@
+"""Composing and following a training: what a CPU needs, what is resumed, what is read from Axolotl's output."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tools import base, gguf, recipe, train
+from tools.run import Run
+
+RECIPE = "smollm2-135m-lora"
+
+
+@pytest.fixture
+def this(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return base.resolve("smollm2-135m", gguf.convert)
+
+
+def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(this: Run, folder: Path) -> None:
+    path = recipe.find(RECIPE)
+    composed, written = train.compose(path, this, folder), recipe.load(path)
+    changed = {key for key in composed if composed[key] != written.get(key)}
+    assert changed - {"bf16", "plugins"} == {
+        "base_model",
+        "output_dir",
+        "dataset_prepared_path",
+        "auto_resume_from_checkpoints",
+    }
+    assert composed["base_model"] == str(folder)
+    assert composed["output_dir"].startswith(str(this.folder))
+
+
+def test_the_fingerprint_changes_with_the_recipe(tmp_path: Path, folder: Path) -> None:
+    path = recipe.find(RECIPE)
+    other = tmp_path / "my.yaml"
+    other.write_text(path.read_text().replace("lora_r: 16", "lora_r: 32"))
+    mine, theirs = train.fingerprint(path, folder), train.fingerprint(other, folder)
+    assert {key for key in mine if mine[key] != theirs[key]} == {"recipe"}
+
+
+def test_half_written_checkpoints_are_removed_and_whole_ones_kept(this: Run) -> None:
+    train.prepare(this, {"recipe": "a"})
+    for name, state in (("checkpoint-1", b"{}"), ("checkpoint-2", b'{"half'), ("checkpoint-3", None)):
+        (this.checkpoints / name).mkdir()
+        if state is not None:
+            (this.checkpoints / name / "trainer_state.json").write_bytes(state)
+    train.prepare(this, {"recipe": "a"})
+    assert [item.name for item in this.checkpoints.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_checkpoints_of_another_recipe_or_data_are_not_resumed(this: Run) -> None:
+    train.prepare(this, {"recipe": "a"})
+    (this.checkpoints / "checkpoint-1").mkdir()
+    (this.checkpoints / "checkpoint-1" / "trainer_state.json").write_bytes(b"{}")
+    train.prepare(this, {"recipe": "b"})
+    assert not list(this.checkpoints.glob("checkpoint-*"))
+    assert orjson.loads((this.checkpoints / "inputs.json").read_bytes()) == {"recipe": "b"}
+
+
+def test_steps_loss_and_tokens_are_read_from_axolotls_output() -> None:
+    output = [
+        "  1%|          | 1/280 [00:03<15:17,  3.35s/it]",
+        "{'loss': '1.213', 'tokens/trainable': 1508, 'tokens/total': 4000, 'epoch': '0.025'}",
+        "100%|##########| 280/280 [16:00<00:00,  3.35s/it]",
+        "{'loss': '2.1e-02', 'tokens/trainable': 1508, 'tokens/total': 9000, 'epoch': '1.0'}",
+    ]
+    notes = train.show(iter(output))
+    assert notes.pop("tokens_per_second") > 0
+    assert notes == {"steps": 280, "loss": 0.021, "tokens": 9000}
+
+
+def test_the_reason_is_the_last_exception_of_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text("loading\nValueError: no such dataset\n  0%| | 0/2\n")
+    assert train.last_error(log) == "ValueError: no such dataset"
+    log.write_text("Killed\n")
+    assert train.last_error(log) == "Killed"

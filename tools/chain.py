@@ -1,0 +1,302 @@
+"""The stages in their order, each done once: what a stage was made from stands in run.json beside its seconds."""
+
+import contextlib
+import itertools
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tools import BadInput, Failed, base, catalog, recipe, run
+from tools.run import Run
+
+# Conversations of the test set whose tokens are compared before a model gets its name.
+PARITY_CONVERSATIONS = 20
+# Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
+SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
+# The first prompt that people try.
+CLASSIC = (
+    "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
+    "a countertop 1, a diningtable 1. Your task is to: heat some potato and put it in diningtable."
+)
+TEST_DATA = run.ROOT / "data" / "test.jsonl"
+
+
+def base_folder(path: Path, other: str) -> Path:
+    """The folder of the base model: `other` (BASE=) where it is given, else the recipe's."""
+    from tools import gguf
+
+    return base.resolve(other or recipe.load(path)["base_model"], gguf.convert)
+
+
+def check(name: str, other: str) -> None:
+    """Check recipe and data; print what was found and one episode with its loss mask."""
+    from rich.console import Console
+
+    from tools import preflight, train
+
+    path = recipe.find(name)
+    preflight.read(path)
+    this, folder = recipe.folder(path), base_folder(path, other)
+    inputs = train.fingerprint(path, folder)
+    if this.done("check", inputs):
+        print(f"check: {path.stem} and its data are good, as before")
+        return
+    with (
+        this.stage("check", inputs) as notes,
+        Console(stderr=True).status("check: Axolotl reads the recipe and the data"),
+    ):
+        found = preflight.check(path, folder)
+        notes |= {key: value for key, value in vars(found).items() if key != "preview"}
+    Console().print(found.preview)
+    print(
+        f"check: {found.episodes} episodes, {found.tokens} tokens, {found.trained / found.tokens:.0%} of them trained "
+        f"(green above), the longest {found.longest} of {found.sequence_len}"
+    )
+
+
+def train(name: str, other: str, changes: dict[str, int]) -> None:
+    """Train to an adapter; `changes` to the recipe that are not 0 take the place of its own values."""
+    from tools import preflight, train
+
+    path = recipe.find(name)
+    preflight.read(path)
+    train.train(path, base_folder(path, other), {key: value for key, value in changes.items() if value})
+
+
+def gguf(name: str, other: str, quant: str) -> None:
+    """Make the GGUF of the tuned model and, to compare with, of its base."""
+    from tools import gguf
+
+    quant = gguf.check_quant(quant)
+    path = recipe.find(name)
+    this = recipe.folder(path)
+    if not this.adapter.exists():
+        raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
+    trained = this.provenance()["train"]["inputs"]
+    inputs = {"adapter": run.sha256(this.adapter), "base": trained["base"]}
+    stage = f"gguf-{quant.lower()}"
+    if this.done(stage, inputs) and this.gguf(quant).exists() and this.gguf(quant, "base").exists():
+        print(f"{this.gguf(quant)}: already made of this adapter")
+        return
+    folder = base_folder(path, other)
+    metadata = {
+        "react_recipes.recipe": path.stem,
+        "react_recipes.recipe_sha256": trained["recipe"],
+        "react_recipes.data_sha256": trained["data"],
+        "react_recipes.base_model": other or recipe.load(path)["base_model"],
+    }
+    with this.stage(stage, inputs):
+        for who, adapter in (("tuned", this.adapter), ("base", None)):
+            gguf.build(folder, adapter, this.gguf(quant, who), quant, metadata, this.gguf("F16", who))
+
+
+def spec(path: Path, quant: str, who: str, other: str, model: str) -> Any:
+    """All that Ollama is told of the tuned or the base model of a run. Raises BadInput when its GGUF is not there."""
+    from tools import ollama
+
+    this = recipe.folder(path)
+    file = this.gguf(quant, who)
+    if not file.exists():
+        raise BadInput(f"{file}: not there; make gguf RECIPE={path.stem} QUANT={quant} makes it")
+    known = next((each for each in catalog.models().values() if each.hub == recipe.load(path)["base_model"]), None)
+    known = None if other else known
+    tokenizer = orjson.loads((this.adapter / "tokenizer_config.json").read_bytes())
+    name = model or f"{ollama.PREFIX}{path.stem.split('-')[0]}"
+    return ollama.Spec(
+        name=name if who == "tuned" else f"{name}-base",
+        gguf=file,
+        recipe=path.stem,
+        recipe_hash=this.provenance()["train"]["inputs"]["recipe"],
+        license=known.licence if known else "that of the base model",
+        parameters={"num_ctx": recipe.load(path)["sequence_len"], **SAMPLING},
+        family=known.family if known else None,
+        system=system(),
+        stop=[tokenizer["eos_token"]],
+    )
+
+
+def system() -> str:
+    """The system prompt of the data, which the games and the model in Ollama use too."""
+    return str(next(test_set())["messages"][0]["content"])
+
+
+def test_set() -> Iterator[dict[str, Any]]:
+    """The committed test conversations."""
+    from tools import trajectory
+
+    return trajectory.read(TEST_DATA)
+
+
+def ollama(name: str, other: str, quant: str, model: str) -> None:
+    """Give the tuned model to Ollama once its tokens are proven; without Ollama, prove llama-server's alone."""
+    with player(recipe.find(name), quant.upper(), "tuned", other, model):
+        pass
+
+
+@contextlib.contextmanager
+def player(path: Path, quant: str, who: str, other: str, model: str) -> Iterator[Callable[[list[Any]], Any]]:
+    """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
+    from tools import evaluate, llamacpp
+    from tools import ollama as server
+
+    wanted = spec(path, quant, who, other, model)
+    with contextlib.ExitStack() as stack:
+        try:
+            session = stack.enter_context(server.session())
+        except server.NoOllama as missing:
+            print(f"{missing}: the chain ends in llama-server")
+            if who == "tuned":
+                publish(None, path, wanted)
+            context = int(wanted.parameters["num_ctx"])
+            yield evaluate.openai(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
+            return
+        if who == "tuned":
+            publish(session.client, path, wanted)
+        else:
+            server.create(session.client, wanted)
+        yield evaluate.ollama(session.client, wanted.name)
+
+
+def publish(client: Any, path: Path, wanted: Any) -> None:
+    """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named."""
+    from dataclasses import replace
+
+    from tools import llamacpp, ollama, parity
+
+    this, inputs = recipe.folder(path), proof_inputs(wanted)
+    there = client is None or any(each.model == f"{wanted.name}:latest" for each in client.list().models)
+    if there and this.done("ollama", inputs) and this.parity.exists():
+        print(f"{wanted.name}: there, its tokens proven before")
+        return
+    run.write(this.modelfile, ollama.modelfile(wanted).encode())
+    with this.stage("ollama", inputs) as notes, llamacpp.server(wanted.gguf, int(wanted.parameters["num_ctx"])) as url:
+        if client is None:
+            notes |= prove(path, [parity.llama_server(url)])
+            return
+        trial = replace(wanted, name=f"{wanted.name}-trial")
+        ollama.create(client, trial)
+        try:
+            notes |= prove(path, [parity.llama_server(url), parity.ollama(client, trial.name, url)])
+            client.copy(trial.name, wanted.name)
+        finally:
+            ollama.remove(client, trial.name)
+    print(f"{wanted.name}: in Ollama, its tokens proven")
+
+
+def prove(path: Path, sides: list[Any]) -> dict[str, Any]:
+    """Compare the tokens of training with those of each server, on test conversations; parity.json says the outcome.
+
+    Raises Failed with the first difference.
+    """
+    from rich.console import Console
+    from transformers import AutoTokenizer
+
+    from tools import parity, trajectory
+
+    this = recipe.folder(path)
+    asrun = recipe.load(this.recipe)
+    conversations = list(itertools.islice(test_set(), PARITY_CONVERSATIONS))
+    source = Path(asrun["base_model"])
+    with Console(stderr=True).status("parity: Axolotl makes the tokens of training"):
+        trained = trajectory.tokenise(source, asrun["datasets"][0], conversations, asrun["sequence_len"], asrun)
+    found = parity.check(conversations, trained, sides, AutoTokenizer.from_pretrained(source))
+    run.write_json(this.parity, found)
+    if not found["equal"]:
+        raise Failed(
+            f"training and serving differ, so the model gets no name: {parity.words(found['first_difference'])}"
+        )
+    return {key: found[key] for key in ("conversations", "tokens", "sides")}
+
+
+def proof_inputs(wanted: Any) -> dict[str, str]:
+    """What a proof of parity depends on: the model's file and what Ollama is told of it."""
+    from tools import ollama
+
+    return {"gguf": run.sha256(wanted.gguf), "modelfile": run.sha256_of(ollama.modelfile(wanted).encode())}
+
+
+def evaluate(name: str, other: str, quant: str, rooms: int, model: str) -> None:
+    """Let the base and the tuned model play the same unseen rooms; print the table."""
+    from rich.console import Console
+
+    from tools import evaluate, report
+    from tools.household import episodes
+
+    path, quant = recipe.find(name), quant.upper()
+    this, drawn = recipe.folder(path), list(episodes.unseen_rooms(rooms))
+    for who in ("base", "tuned"):
+        stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
+        wanted = spec(path, quant, who, other, model)
+        inputs = proof_inputs(wanted) | {"rooms": run.sha256_of("".join(each.introduction for each in drawn).encode())}
+        if this.done(stage, inputs) and file.exists():
+            print(f"{file}: already played")
+            continue
+        with this.stage(stage, inputs), player(path, quant, who, other, model) as chat:
+            start = time.monotonic()
+            games = evaluate.play_all(chat, drawn, system(), title=f"{who} {quant}")
+            summary = evaluate.summary(games, time.monotonic() - start)
+            turns = [{"role": "system", "content": system()}, {"role": "user", "content": CLASSIC}]
+            classic = {"prompt": CLASSIC, "answer": chat(turns).text}
+            written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
+            run.write_json(file, written | {"games": [evaluate.as_json(game) for game in games]})
+    Console().print(report.table(evaluations(this)))
+
+
+def evaluations(this: Run) -> list[dict[str, Any]]:
+    """All games of a run: the base first, then by quantisation."""
+    return [orjson.loads(item.read_bytes()) for item in sorted(this.folder.glob("eval-*.json"))]
+
+
+def demo(name: str, quant: str, model: str) -> None:
+    """Write demo.json; print the table, a won game, the classic prompt's answer and what comes next."""
+    from rich.console import Console
+
+    from tools import ollama as server
+    from tools import report
+
+    path = recipe.find(name)
+    this = recipe.folder(path)
+    played = evaluations(this)
+    tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
+    if tuned is None:
+        raise BadInput(f"{this.folder}: no games of {quant}; make eval RECIPE={name} QUANT={quant} plays them")
+    run.write_json(this.folder / "demo.json", report.demo(this, played, quant.upper()))
+    console = Console()
+    won = next((game for game in tuned["games"] if game["won"]), None)
+    if won:
+        console.print(report.transcript(won))
+    print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{tuned['classic']['answer']}\n")
+    console.print(report.table(played))
+    name_there = spec(path, quant.upper(), "tuned", "", model).name
+    print(report.closing(this, path, name_there, own=server.users_own() is None))
+
+
+def talk(name: str, model: str) -> None:
+    """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
+    from tools import ollama
+
+    path = recipe.find(name)
+    title = model or f"{ollama.PREFIX}{path.stem.split('-')[0]}"
+    with ollama.session() as session:
+        if not any(each.model == f"{title}:latest" for each in session.client.list().models):
+            raise BadInput(f"{title} is not in Ollama; make ollama RECIPE={name} brings it")
+        program = ollama.find()
+        if program is None:
+            raise BadInput("the program `ollama` is not on PATH")
+        subprocess.run([str(program), "run", title], env=os.environ | {"OLLAMA_HOST": session.url}, check=False)
+
+
+def clean() -> None:
+    """Remove our models from Ollama, and nothing else."""
+    from tools import ollama
+
+    with ollama.session() as session:
+        for each in session.client.list().models:
+            if each.model and each.model.startswith(ollama.PREFIX):
+                ollama.remove(session.client, each.model)
+                print(f"removed {each.model}")

@@ -1,0 +1,273 @@
+"""Find, build and start llama.cpp's programs."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tools import BadInput, Failed, base, doctor, run
+
+PROGRAMS = ("llama-quantize", "llama-server")
+# What is kept of the source: the converter, the vocabularies that tests build tokenizers from, the chat templates.
+KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "models", "LICENSE")
+# Static, so that two files are the whole of it; no download of a model or a web page, neither in the build nor later.
+FLAGS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+)
+
+
+def home() -> Path:
+    """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is whole."""
+    return run.cache() / f"llama.cpp-{base.pinned_version('llama-cpp-python')}"
+
+
+def source() -> Path:
+    """The folder with convert_hf_to_gguf.py, conversion/, gguf-py/ and models/. Raises Failed where there is none."""
+    if not home().exists():
+        raise Failed("llama.cpp's converter is not there; `make setup` brings it")
+    return home() / "source"
+
+
+def find(name: str) -> Path | None:
+    """The path of a llama.cpp program: our own build, else the one on PATH, else None."""
+    built = home() / "bin" / name
+    on_path = shutil.which(name)
+    return built if built.exists() else Path(on_path) if on_path else None
+
+
+def program(name: str) -> Path:
+    """The path of a llama.cpp program, as `find`. Raises Failed where there is none."""
+    path = find(name)
+    if path is None:
+        raise Failed(f"{name} is not there; `make setup` builds it")
+    return path
+
+
+def build() -> None:
+    """Build llama-quantize and llama-server from the pinned source into `home()`; nothing to do when they are there.
+
+    An interrupted build goes on where it stopped. Raises Failed when a compiler or CMake is missing, or it fails.
+    """
+    if home().exists():
+        return
+    missing = [name for name, found in (("cmake", doctor.cmake()), ("c++", doctor.compiler())) if not found]
+    if missing:
+        raise Failed(f"llama.cpp needs {' and '.join(missing)} to be built: {doctor.install(*missing)}")
+    run.need_space(run.cache(), 1.5)
+    with run.locked(home()):
+        if home().exists():  # Another process built it while this one waited.
+            return
+        work = home().with_name(f"{home().name}.build")
+        if not (work / "source").exists():
+            unpack(work)
+        compile_programs(work)
+        with run.whole(home()) as partial:
+            (partial / "bin").mkdir(parents=True)
+            (partial / "source").mkdir()
+            for name in PROGRAMS:
+                shutil.copy2(work / "build" / "bin" / name, partial / "bin" / name)
+            for name in KEPT:
+                kept = work / "source" / name
+                (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, partial / "source" / name)
+        run.remove(work)
+
+
+def unpack(work: Path) -> None:
+    """Download the pinned source distribution and leave its llama.cpp in `work`/source, whole."""
+    from rich.console import Console
+
+    with (
+        Console(stderr=True).status("llama.cpp: downloading and unpacking the source"),
+        run.whole(work / "source") as partial,
+    ):
+        archive = run.download("llama-cpp-python", work / "download")
+        with tarfile.open(archive) as tar:
+            inside = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
+            for member in tar:
+                if member.name.startswith(inside):
+                    member.name = member.name.removeprefix(inside)
+                    tar.extract(member, partial, filter="data")
+    run.remove(work / "download")
+
+
+def compile_programs(work: Path) -> None:
+    """Compile `work`/source in `work`/build, with a progress bar. Raises Failed with the first error's line."""
+    tree, log = work / "build", work / "build.log"
+    # A tree that was begun goes on as it was begun, whatever is on PATH by now.
+    fresh = not (tree / "CMakeCache.txt").exists()
+    generator = ["-G", "Ninja"] if fresh and shutil.which("ninja") else []
+    # A compiler process takes up to 1 GiB: fewer at a time where memory is short.
+    jobs = max(1, min(doctor.cores(), int(psutil.virtual_memory().available / 2**30)))
+    configure = ["cmake", "-S", str(work / "source"), "-B", str(tree), *generator, *FLAGS]
+    compile_all = ["cmake", "--build", str(tree), "--parallel", str(jobs), "--target", *PROGRAMS]
+    with log.open("w", encoding="utf-8") as file:
+        for command in (configure, compile_all):
+            follow(command, file)
+            file.flush()
+    if not all((tree / "bin" / name).exists() for name in PROGRAMS):
+        raise Failed(f"llama.cpp's build ended without its programs; {log} has all of its output")
+
+
+def follow(command: list[str], log: Any) -> None:
+    """Run one command of the build, its output into `log`, its [k/n] or [k%] on a progress bar. Raises Failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("llama.cpp: {task.description}"), BarColumn(), MofNCompleteColumn())
+    errors: list[str] = []
+    with (
+        Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress,
+        subprocess.Popen(
+            run.tied(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+        ) as process,
+    ):
+        task = progress.add_task("building" if "--build" in command else "configuring", total=None)
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            if step := re.match(r"\[\s*(\d+)(?:/(\d+)|%)\]", line):
+                progress.update(task, completed=int(step[1]), total=int(step[2] or 100))
+            elif re.search(r"\berror\b", line, re.IGNORECASE):
+                errors.append(line.strip())
+    if process.returncode:
+        first = errors[0] if errors else f"exit status {process.returncode}"
+        raise Failed(f"llama.cpp could not be built: {first} (all of it: {log.name})")
+
+
+@contextlib.contextmanager
+def server(gguf: Path, context: int, parallel: int = 1, port: int | None = None) -> Iterator[str]:
+    """Serve a model with llama-server on 127.0.0.1 and yield its base URL; it is stopped at the end, come what may.
+
+    `context` is in tokens, for each of `parallel` conversations at a time. `port`: None takes a free one. The log lies
+    beside the model (model.log). Raises BadInput when there is no such file or the port is taken, Failed when the
+    server does not start.
+    """
+    if not gguf.is_file():
+        raise BadInput(f"{gguf}: no such file; `make gguf` makes it")
+    url = f"http://127.0.0.1:{free_port(port)}"
+    command = [
+        str(program("llama-server")),
+        "--model",
+        str(gguf),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        url.rpartition(":")[2],
+    ]
+    # llama-server divides its context among the slots.
+    command += ["--ctx-size", str(context * parallel), "--parallel", str(parallel), "--threads", str(doctor.cores())]
+    command += ["--jinja", "--offline"]
+    with started(command, f"{url}/health", gguf.with_suffix(".log")):
+        yield url
+
+
+def free_port(port: int | None = None) -> int:
+    """`port` itself, or any free one, on 127.0.0.1. Raises BadInput when another program holds it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            raise BadInput(f"port {port} is in use by another program; choose another one") from error
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(command: list[str], url: str, log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
+    """Start a server, wait until `url` answers 200, and stop it and its children at the end, come what may.
+
+    It gets a session of its own, so that Ctrl-C reaches us alone and we stop it in order; when we are killed, the
+    kernel ends it (on Linux, with the thread that called this). Raises Failed, with the log's first error, when it ends
+    or does not answer within 10 minutes.
+    """
+    import httpx
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            run.tied(command),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+    try:
+        deadline = time.monotonic() + 600
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(url, trust_env=False, timeout=5).status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Failed(f"{Path(command[0]).name} did not start: {first_error(log)} (all of it: {log})")
+            time.sleep(0.1)
+        yield
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and the processes it started: asked first, after 10 seconds made to."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def first_error(log: Path) -> str:
+    """The first line of a log that speaks of an error (what follows it is its consequence), else the last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\berror\b|failed|invalid|couldn't", line, re.IGNORECASE)]
+    line = errors[0] if errors else lines[-1] if lines else "it wrote nothing"
+    return re.sub(r"^[\d.]+ [A-Z] ", "", line)  # llama-server's time and level.
+
+
+def tokenize(url: str, text: str, special: bool = True) -> list[int]:
+    """The token ids that llama-server makes of `text`.
+
+    `special`: as it reads a prompt, so that control tokens written out count as such, and a model that wants a
+    beginning-of-sequence token gets it; else as plain text.
+    """
+    body = {"content": text, "parse_special": special, "add_special": special}
+    return [int(token) for token in post(f"{url}/tokenize", body)["tokens"]]
+
+
+def apply_template(url: str, messages: list[dict[str, str]]) -> str:
+    """The prompt that llama-server renders of messages (role, content), by the template in the model's file."""
+    return str(post(f"{url}/apply-template", {"messages": messages})["prompt"])
+
+
+def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The JSON answer to a JSON request. Raises Failed with the server's own message when it refuses or is gone."""
+    import httpx
+
+    try:
+        answer = httpx.post(url, json=body, timeout=600, trust_env=False)
+    except httpx.HTTPError as error:
+        raise Failed(f"{url}: no answer ({error})") from error
+    if answer.status_code != 200:
+        raise Failed(f"{url}: {answer.status_code} {answer.text.strip()[:300]}")
+    value: dict[str, Any] = answer.json()
+    return value

@@ -1,0 +1,132 @@
+"""One ReAct episode as messages: parse, validate, and turn into the tokens and the loss mask of training."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tools import BadInput
+
+# A recipe's keys outside `datasets:` that decide which tokens come out.
+TOKEN_KEYS = (
+    "added_tokens_overrides",
+    "chat_template",
+    "chat_template_jinja",
+    "chat_template_kwargs",
+    "default_system_message",
+    "eot_tokens",
+    "special_tokens",
+    "tokenizer_legacy",
+    "tokenizer_type",
+    "tokenizer_use_fast",
+    "tokens",
+    "train_on_inputs",
+)
+
+
+def action(text: str) -> str | None:
+    """What an answer does: the rest of the line after its first "Action:"; None when it names nothing."""
+    found = re.search(r"\bAction:(.*)", text)
+    return (found[1].strip() or None) if found else None
+
+
+def observation(text: str) -> str:
+    """What the world answers, as the user's turn says it."""
+    return f"Observation: {text}"
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The episodes of a messages JSONL file, one after the other: {"messages": [{"role", "content"}, ...], ...}.
+
+    Raises BadInput, with file:line, for what cannot be read, holds nothing, or is not a ReAct episode.
+    """
+    line = b""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield parse(line, f"{path}:{number}")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give a JSONL file, one episode a line") from error
+    if not line:
+        raise BadInput(f"{path}:1: the file is empty; it must hold one episode a line")
+
+
+def parse(line: bytes, where: str) -> dict[str, Any]:
+    """The episode of one line. Raises BadInput that begins with `where` when it is none."""
+    try:
+        episode = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"{where}: not JSON ({error}); each line must be one whole JSON object") from error
+    if why := fault(episode):
+        raise BadInput(f"{where}: {why}")
+    return dict(episode)
+
+
+def fault(episode: Any) -> str | None:
+    """Why a value is not a ReAct episode, and how to mend it; None when it is one.
+
+    It is one when an optional system turn is followed by user and assistant turns by turns, from the user's first to
+    the assistant's last, and each assistant turn has an action.
+    """
+    messages = episode.get("messages") if isinstance(episode, dict) else None
+    if not isinstance(messages, list) or not messages:
+        return 'no "messages"; an episode is {"messages": [{"role": "user", "content": "..."}, ...]}'
+    for number, turn in enumerate(messages, 1):
+        known = isinstance(turn, dict) and turn.get("role") in {"system", "user", "assistant"}
+        if not known:
+            return f"message {number} has no known role; it must be system, user or assistant"
+        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
+            return f'message {number} ({turn["role"]}) has no text; give it as "content"'
+    first = 1 if messages[0]["role"] == "system" else 0
+    for number, turn in enumerate(messages[first:], first + 1):
+        wanted = "assistant" if (number - first) % 2 == 0 else "user"
+        if turn["role"] != wanted:
+            return f"message {number} is the {turn['role']}'s and must be the {wanted}'s; the two take turns"
+        if wanted == "assistant" and action(turn["content"]) is None:
+            return f"an episode with no Action: message {number} needs a line `Action: ...`"
+    if messages[-1]["role"] != "assistant":
+        return "the last message must be the assistant's; drop what follows it"
+    return None
+
+
+def tokenise(
+    base: Path,
+    entry: dict[str, Any],
+    conversations: list[dict[str, Any]],
+    sequence_len: int,
+    recipe: dict[str, Any] | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """The token ids that Axolotl trains on, and their labels (-100: no loss), a pair for each conversation.
+
+    Axolotl itself makes them: its tokenizer loading, its JSON loading, its prompt strategy, short of dropping what is
+    too long. `base`: the base model's folder. `entry`: the recipe's `datasets:` entry, its path aside. `recipe`: the
+    whole recipe, when its other keys (TOKEN_KEYS) matter. Importing Axolotl takes 10 to 20 s.
+    """
+    os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
+    import datasets
+    from axolotl.loaders import load_tokenizer
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.data.sft import _load_and_process_single_dataset
+    from axolotl.utils.dict import DictDefault
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "conversations.jsonl"
+        data.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in conversations))
+        settings = {key: (recipe or {})[key] for key in TOKEN_KEYS if key in (recipe or {})}
+        settings |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
+        settings |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
+        settings |= {"datasets": [entry | {"path": str(data)}], "dataset_keep_in_memory": True}
+        cfg = validate_config(DictDefault(settings))
+        cfg.dataset_num_proc = None  # Started for a few conversations, more processes cost time.
+        # The library keeps a copy of all it ever loaded, unless its cache goes with the folder.
+        kept, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, Path(folder) / "cache"
+        try:
+            made, _ = _load_and_process_single_dataset(cfg.datasets[0], cfg, load_tokenizer(cfg), "train", seed=0)
+            return list(zip(made["input_ids"], made["labels"], strict=True))
+        finally:
+            datasets.config.HF_DATASETS_CACHE = kept

@@ -9,15 +9,23 @@ UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),$(CACHE)/uv-$(UV_VERSION)/bin/uv)
 TOOLS := .venv/bin/python -m tools
 OPTIONS = $(if $(BASE),--base $(BASE)) $(if $(NAME),--name $(NAME))
+# A recipe's name is looked up on TIER, by default this machine's; a path is taken as it is.
+PATH_GIVEN = $(filter %.yaml %.yml,$(RECIPE))
+CHOSEN = $(if $(PATH_GIVEN),,$(if $(TIER),$(TIER)/))$(RECIPE)
+CHANGES = $(if $(BASE),--base $(BASE)) $(if $(and $(PATH_GIVEN),$(TIER)),--tier $(TIER)) $(if $(DATA),--data $(DATA)) \
+  $(foreach each,$(SET),--set '$(each)') $(if $(FORCE),--force)
+PROCESSES = $(if $(GPUS),--gpus $(GPUS)) $(if $(NODES),--nodes $(NODES))
+MEETING = $(if $(NODE_RANK),--node-rank $(NODE_RANK)) $(if $(MASTER_ADDR),--master-addr $(MASTER_ADDR)) \
+  $(if $(MASTER_PORT),--master-port $(MASTER_PORT)) $(if $(DRY_RUN),--dry-run)
 
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data check train gguf ollama eval demo ollama-run clean-ollama test lock clean
+.PHONY: help setup doctor recipes list recommend plan new diff add-model data check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  RECIPE=$(RECIPE) QUANT=$(QUANT) ROOMS=$(ROOMS) BASE= NAME= can be set on the command line"
+	@echo "  RECIPE=$(RECIPE) QUANT=$(QUANT) ROOMS=$(ROOMS) BASE= NAME= TIER= can be set on the command line"
 
 $(CACHE)/uv-$(UV_VERSION)/bin/uv:
 	python3 -m pip install --quiet --disable-pip-version-check --target $(CACHE)/uv-$(UV_VERSION) uv==$(UV_VERSION)
@@ -36,26 +44,57 @@ doctor: .venv/.ready ## what this machine has and lacks, and the command that me
 data: .venv/.ready ## write data/train.jsonl and data/test.jsonl again: the same bytes
 	@$(TOOLS) data
 
-check: setup ## check a recipe and its data before training
-	@$(TOOLS) check $(RECIPE) $(OPTIONS)
+recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/
+	@$(TOOLS) recipes
 
-train: check ## train a recipe to an adapter; goes on where it was interrupted
-	@$(TOOLS) train $(RECIPE) $(OPTIONS)
+list: .venv/.ready ## the recipes, model by tier (TIER=24gb for all of a tier)
+	@$(TOOLS) list $(if $(TIER),--tier $(TIER)) $(if $(MODEL),--model $(MODEL))
+
+recommend: .venv/.ready ## what this machine can train (or GPU=rtx4090 GPUS=2)
+	@$(TOOLS) recommend $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS))
+
+plan: .venv/.ready ## where a recipe's memory goes, and whether it fits (TIER= GPU= SEQ= SET=)
+	@$(TOOLS) plan $(CHOSEN) $(if $(and $(PATH_GIVEN),$(TIER)),--tier $(TIER)) $(if $(GPU),--gpu $(GPU)) \
+	  $(if $(GPUS),--gpus $(GPUS)) $(if $(SEQ),--seq $(SEQ)) $(foreach each,$(SET),--set '$(each)')
+
+new: .venv/.ready ## copy a recipe to edit (MODEL=qwen7b METHOD=qlora TIER=24gb OUT=my.yaml)
+	@$(TOOLS) new $(or $(MODEL),'') $(or $(METHOD),'') $(or $(OUT),'') $(if $(TIER),--tier $(TIER))
+
+diff: .venv/.ready ## what differs between two recipes (A=... B=...)
+	@$(TOOLS) diff $(or $(A),'') $(or $(B),'')
+
+add-model: .venv/.ready ## a catalog entry from a model's config.json (HUB=org/name or a folder)
+	@$(TOOLS) add-model $(or $(HUB),'')
+
+check: setup ## check a recipe and its data before training (TIER= DATA= SET="k=v ...")
+	@$(TOOLS) check $(CHOSEN) $(CHANGES)
+
+train: setup ## check, then train; goes on where it was interrupted (TIER= GPUS= NODES= DATA= SET= DRY_RUN=1)
+	@$(TOOLS) train $(CHOSEN) $(CHANGES) $(PROCESSES) $(MEETING)
+
+resume: setup ## go on from the last checkpoint, or say that there is none
+	@$(TOOLS) train $(CHOSEN) $(CHANGES) $(PROCESSES) $(MEETING) --resume
+
+slurm: .venv/.ready ## write a training as a Slurm job, and submit it where Slurm is
+	@$(TOOLS) submit slurm $(CHOSEN) $(filter-out --force,$(CHANGES)) $(PROCESSES)
+
+ray: .venv/.ready ## the same for a Ray cluster
+	@$(TOOLS) submit ray $(CHOSEN) $(filter-out --force,$(CHANGES)) $(PROCESSES)
 
 gguf: train ## merge, convert, quantise (QUANT=Q4_K_M)
-	@$(TOOLS) gguf $(RECIPE) --quant $(QUANT) $(OPTIONS)
+	@$(TOOLS) gguf $(CHOSEN) --quant $(QUANT) $(OPTIONS)
 
 ollama: gguf ## give the model to Ollama and prove that it sees the tokens of training
-	@$(TOOLS) ollama $(RECIPE) --quant $(QUANT) $(OPTIONS)
+	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS)
 
 eval: ollama ## base and tuned model play unseen rooms (ROOMS=48)
-	@$(TOOLS) eval $(RECIPE) --quant $(QUANT) --rooms $(ROOMS) $(OPTIONS)
+	@$(TOOLS) eval $(CHOSEN) --quant $(QUANT) --rooms $(ROOMS) $(OPTIONS)
 
 demo: eval ## the whole chain on this machine's CPU, from set-up to a model that plays in Ollama
-	@$(TOOLS) demo $(RECIPE) --quant $(QUANT) $(OPTIONS)
+	@$(TOOLS) demo $(CHOSEN) --quant $(QUANT) $(OPTIONS)
 
 ollama-run: setup ## talk to the model
-	@$(TOOLS) ollama-run $(RECIPE) $(OPTIONS)
+	@$(TOOLS) ollama-run $(CHOSEN) $(OPTIONS)
 
 clean-ollama: .venv/.ready ## remove our models from Ollama
 	@$(TOOLS) clean-ollama

@@ -1,10 +1,14 @@
-"""The CPU plugin: the loss on trained tokens alone is the loss, and its gradients are the gradients."""
+"""The CPU plugin: its loss is the loss, its gradients are the gradients, and no run shares its work in another way."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tools.axolotl_cpu import CpuPlugin, loss_on_trained_tokens
+from tools.axolotl_cpu import CpuPlugin, Sharing, asked, gathered_in_order, loss_on_trained_tokens, running
+
+ZERO_3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
 
 
 @pytest.fixture
@@ -47,3 +51,68 @@ def test_only_trained_positions_get_logits(model: LlamaForCausalLM) -> None:
 
 def test_training_arguments_ask_for_the_cpu() -> None:
     assert CpuPlugin().get_training_args(None) == {"use_cpu": True}
+
+
+@pytest.mark.parametrize(
+    ("count", "recipe", "words"),
+    [
+        ("1", {}, "1 process on the CPU"),
+        ("2", {}, "2 processes on the CPU (gloo), DDP"),
+        ("2", ZERO_3, "2 processes on the CPU (gloo), DeepSpeed ZeRO-3"),
+        ("2", {"deepspeed": {"train_batch_size": "auto"}}, "2 processes on the CPU (gloo), DeepSpeed ZeRO-0"),
+        ("4", {"fsdp_config": {"offload_params": False}}, "4 processes on the CPU (gloo), FSDP2"),
+        ("1", ZERO_3, "1 process on the CPU (gloo), DeepSpeed ZeRO-3"),
+    ],
+)
+def test_a_recipe_and_torchrun_say_how_the_work_is_shared(
+    monkeypatch: pytest.MonkeyPatch, count: str, recipe: dict, words: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", count)
+    assert asked(recipe) == words
+
+
+def begin(recipe: dict, wrapped: object) -> None:
+    """The start of training of `wrapped` by that recipe, in the first process."""
+    sharing = Sharing(asked(recipe), SimpleNamespace(model_wrapped=wrapped))
+    sharing.on_train_begin(None, SimpleNamespace(is_world_process_zero=True), None)
+
+
+def test_one_process_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, model: LlamaForCausalLM
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    begin({}, model)
+    assert capsys.readouterr().out == "react-recipes: 1 process on the CPU\n"
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize("recipe", [ZERO_3, {"fsdp_config": {"offload_params": False}}])
+def test_a_recipe_whose_sharing_did_not_take_hold_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, model: LlamaForCausalLM, recipe: dict, count: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", count)
+    with pytest.raises(RuntimeError, match="the recipe asks for .*; what would run is 1 process"):
+        begin(recipe, model)
+
+
+def test_the_stage_is_the_engine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    engine = SimpleNamespace(zero_optimization_stage=lambda: 2)
+    assert running(engine) == "2 processes on the CPU (gloo), DeepSpeed ZeRO-2"
+    with pytest.raises(RuntimeError, match="asks for .* ZeRO-3; what would run is .* ZeRO-2"):
+        begin(ZERO_3, engine)
+
+
+def test_a_gather_is_finished_when_it_returns() -> None:
+    done: list[str] = []
+
+    def gather(output: torch.Tensor, asynchronous: bool) -> SimpleNamespace | None:
+        assert not torch.is_grad_enabled()
+        return SimpleNamespace(wait=lambda: done.append("waited")) if asynchronous else None
+
+    in_order = gathered_in_order(gather)
+    assert in_order(torch.zeros(2), asynchronous=False) is None and done == []
+    assert in_order(torch.zeros(2), asynchronous=True) is not None and done == ["waited"]
+    assert torch.is_grad_enabled()

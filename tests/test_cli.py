@@ -32,6 +32,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert "Commands" in tools("--help").stdout
 
 
+@pytest.mark.parametrize("arguments", [("plan", "qwen7b-qlora", "--tier", "24gb"), ("list",), ("recommend",)])
+def test_planning_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    script = (
+        f"import sys; sys.argv[1:] = {list(arguments)!r}; from tools import cli\n"
+        "try: cli.main()\nexcept SystemExit as end: assert not end.code\n"
+        "print([name for name in ('torch', 'axolotl', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=run.ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
 def test_every_make_target_has_one_line_of_help() -> None:
     shown = subprocess.run(["make", "help"], cwd=run.ROOT, capture_output=True, text=True, check=True).stdout
     phony = next(line for line in (run.ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
@@ -76,6 +87,16 @@ def test_bad_data_is_one_line_with_its_place(tmp_path: Path, command: str, data:
         (("gguf", "smollm2-135m-lora", "--quant", "Q9"), "Q9: no such quantisation"),
         (("eval", "smollm2-135m-lora", "--rooms", "none"), "none"),
         (("juggle",), "juggle"),
+        (("train", "qwen72b-full", "--tier", "24gb"), "does not fit on tier 24gb; there is TIER=8x80gb"),
+        (("train", "smollm2-135m-lora", "--tier", "cpuu"), "no such tier; nearest: cpu"),
+        (("train", "smollm2-135m-lora", "--set", "lora_r"), "written key=value"),
+        (("check", "smollm2-135m-lora", "--set", "lora_rr=8"), "lora_rr: no such key; did you mean lora_r?"),
+        (("check", "smollm2-135m-lora", "--set", "lora_r=eight"), "lora_r: "),
+        (("train", "smollm2-135m-lora", "--gpus", "2"), "cannot be shared by 2 processes"),
+        (("train", "smollm2-135m-lora", "--resume"), "no checkpoint to go on from"),
+        (("plan", "qwen7b-qlora", "--gpu", "rtx4091"), "no such GPU; nearest: rtx4090"),
+        (("new", "qwen7b", "qlora", "my.txt", "--tier", "24gb"), "ends in .yaml"),
+        (("submit", "cron", "smollm2-135m-lora"), "slurm or to ray"),
     ],
 )
 def test_bad_use_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:

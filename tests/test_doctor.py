@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tools import doctor
+from tools import BadInput, doctor
 
 
 def found(name: str, findings: list[doctor.Finding]) -> doctor.Finding:
@@ -69,3 +69,28 @@ def test_bf16_is_read_from_the_processors_flags() -> None:
     words = path.read_text().split() if path.exists() else []
     assert doctor.cpu_bf16() == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(words))
     assert doctor.cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "bf16", "count", "tier"),
+    [
+        ("NVIDIA GeForce GTX 1660 Ti", 5.8, False, 1, "6gb"),
+        ("NVIDIA GeForce RTX 3060", 12.0, True, 1, "12gb"),
+        ("Tesla T4", 15.0, False, 1, "16gb-turing"),
+        ("NVIDIA GeForce RTX 2080 Ti", 11.0, False, 1, "6gb"),
+        ("NVIDIA GeForce RTX 4090", 24.0, True, 1, "24gb"),
+        ("NVIDIA GeForce RTX 4090", 24.0, True, 3, "2x24gb"),
+        ("NVIDIA A100-SXM4-40GB", 40.0, True, 1, "32gb"),
+        ("NVIDIA H100 80GB HBM3", 80.0, True, 8, "8x80gb"),
+    ],
+)
+def test_a_machine_has_the_largest_tier_that_it_can_hold(
+    name: str, gib: float, bf16: bool, count: int, tier: str
+) -> None:
+    assert doctor.tier([doctor.Device(name, gib, bf16)] * count) == tier
+    assert doctor.tier([]) == "cpu"
+
+
+def test_a_gpu_smaller_than_any_tier_is_told() -> None:
+    with pytest.raises(BadInput, match="TIER=cpu"):
+        doctor.tier([doctor.Device("NVIDIA GeForce GTX 1650", 4.0, False)])

@@ -6,9 +6,13 @@ import orjson
 import pytest
 import yaml
 
-from tools import BadInput, base, gguf, preflight, recipe, run
+from tools import base, catalog, doctor, gguf, preflight, recipe, run
+from tools.preflight import Machine
 
 EPISODES = [orjson.loads(line) for line in (run.ROOT / "data" / "test.jsonl").read_bytes().splitlines()[:4]]
+
+
+CPU = catalog.tiers()["cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,8 @@ def make(tmp_path: Path, changes: dict[str, object], data: list[object]) -> Path
 
 
 def test_a_good_recipe_is_measured_and_shown(tmp_path: Path, folder: Path) -> None:
-    found = preflight.check(make(tmp_path, {}, EPISODES), folder)
-    assert found.episodes == 4
+    found = preflight.check(make(tmp_path, {}, EPISODES), folder, tier=CPU)
+    assert found.episodes == 4 and found.preview
     assert 0 < found.trained < found.tokens
     assert found.longest <= found.sequence_len == 2048
     green = "".join(
@@ -39,11 +43,78 @@ def test_a_good_recipe_is_measured_and_shown(tmp_path: Path, folder: Path) -> No
 
 
 def test_an_episode_longer_than_the_sequence_is_named(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(BadInput, match=r"data.jsonl:1: \d+ tokens and sequence_len is 256"):
-        preflight.check(make(tmp_path, {"sequence_len": 256}, EPISODES), folder)
+    found = preflight.check(make(tmp_path, {"sequence_len": 256}, EPISODES), folder, tier=CPU)
+    (error,) = [each for each in found.errors if "sequence_len" in each.what]
+    assert "tokens and sequence_len is 256: 100% of the episodes are dropped" in error.what
+    assert error.where == f"{tmp_path}/data.jsonl:1" and "sequence_len: 1536" in error.mend
 
 
 @pytest.mark.parametrize("wrong", [{"roles_to_train": ["user", "assistant"]}, {"train_on_eos": "none"}])
 def test_a_mask_that_trains_something_else_is_refused(tmp_path: Path, folder: Path, wrong: dict[str, object]) -> None:
-    with pytest.raises(BadInput, match=r"data.jsonl:1: trained is not what the assistant says and its end token"):
-        preflight.check(make(tmp_path, {"entry": wrong}, EPISODES), folder)
+    found = preflight.check(make(tmp_path, {"entry": wrong}, EPISODES), folder, tier=CPU)
+    (error,) = [each for each in found.errors if "trained" in each.what]
+    assert error.where.endswith("data.jsonl:1") and "not what the assistant says and its end token" in error.what
+
+
+def test_what_the_test_set_has_too_is_an_error_and_repeats_a_warning(tmp_path: Path) -> None:
+    path = make(tmp_path, {}, [EPISODES[0], EPISODES[1], EPISODES[0]])
+    found = list(preflight.repeated(path, recipe.load(path), preflight.read(path)))
+    levels = {each.level: each for each in found}
+    assert "3 episodes" in levels["error"].what or "2 episodes" in levels["error"].what
+    assert levels["warning"].where.endswith("data.jsonl:3") and "line 1" in levels["warning"].what
+
+
+GPU = Machine("24gb", [doctor.Device("NVIDIA GeForce RTX 4090", 23.5, True)], 60, 500, token=False)
+OLD = Machine("16gb-turing", [doctor.Device("Tesla T4", 14.6, False)], 30, 500, token=False)
+NONE = Machine("cpu", [], 20, 500, token=False)
+SMALL = Machine("24gb", [doctor.Device("NVIDIA GeForce RTX 4090", 23.5, True)], 60, 10, token=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "machine", "level", "says"),
+    [
+        ("24gb/qwen7b-qlora", {}, GPU, "", ""),
+        (
+            "24gb/qwen7b-qlora",
+            {"sequence_len": 32768},
+            GPU,
+            "error",
+            "GiB on each device by prediction; 23.5 are there",
+        ),
+        ("24gb/qwen7b-qlora", {}, OLD, "error", "bf16 on a Tesla T4, which has none"),
+        ("24gb/qwen7b-qlora", {}, OLD, "error", "FlashAttention 2 on a Tesla T4"),
+        ("24gb/qwen7b-qlora", {}, NONE, "error", "made for a GPU, and this machine has none"),
+        ("24gb/llama3.1-8b-qlora", {}, GPU, "error", "gated and no hub token is here"),
+        ("24gb/qwen7b-qlora", {"learning_rate": 1e-2}, GPU, "warning", "learning_rate 0.01 is above 0.0001 to 0.0002"),
+        ("24gb/qwen3b-full", {"learning_rate": 1e-4}, GPU, "warning", "advised for full fine-tuning"),
+        ("24gb/qwen7b-lora", {"learning_rate": 1e-6}, GPU, "warning", "is below 5e-05 to 0.0001"),
+        ("24gb/qwen7b-qlora", {"gradient_accumulation_steps": 3}, GPU, "advice", "the method has 16"),
+        ("24gb/qwen7b-qlora", {}, SMALL, "error", "GiB of disk to the GGUF; 10 are free"),
+        ("24gb/qwen7b-qlora", {"base_model": "some/model"}, GPU, "advice", "its memory is not predicted"),
+    ],
+)
+def test_what_can_go_wrong_is_found_with_its_line(
+    name: str, changes: dict[str, object], machine: Machine, level: str, says: str
+) -> None:
+    path = recipe.find(name)
+    tier = recipe.tier_of(path)
+    assert tier
+    found = preflight.quick(path, recipe.load(path, changes), tier, machine)
+    if not level:
+        assert found == []
+        return
+    (hit,) = [each for each in found if says in each.what]
+    assert hit.level == level and hit.mend and str(path) in hit.where
+
+
+def test_checkpoints_of_another_recipe_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
+    path = recipe.find("smollm2-135m-lora", "cpu")
+    this = recipe.folder(path)
+    (this.checkpoints / "checkpoint-4").mkdir(parents=True)
+    now = {"recipe": run.sha256(path), "data": run.sha256(run.ROOT / "data" / "train.jsonl")}
+    run.write_json(this.checkpoints / "inputs.json", now)
+    assert list(preflight.leftovers(path, recipe.load(path))) == []
+    run.write_json(this.checkpoints / "inputs.json", now | {"recipe": "another"})
+    (found,) = preflight.leftovers(path, recipe.load(path))
+    assert "of another recipe" in found.what

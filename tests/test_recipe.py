@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import BadInput, recipe, run
+from tools import BadInput, catalog, preflight, recipe, run
 
 NAME = "smollm2-135m-lora"
 
@@ -16,10 +16,15 @@ def test_a_recipe_is_found_by_name_and_by_path() -> None:
 
 
 def test_an_unknown_recipe_is_told_the_nearest_names() -> None:
+    assert recipe.find("24gb/qwen7b-qlora") == recipe.find("qwen7b-qlora", "24gb")
     with pytest.raises(BadInput, match=f"smolm2-135m-lora: no such recipe; nearest: {NAME}"):
         recipe.find("smolm2-135m-lora")
     with pytest.raises(BadInput, match="no such recipe file"):
         recipe.find("nowhere/my.yaml")
+    with pytest.raises(BadInput, match="no such tier; nearest: 24gb"):
+        recipe.find("qwen7b-qlora", "24g")
+    with pytest.raises(BadInput, match="qwen72b-full: does not fit on tier 24gb; there is TIER=8x80gb"):
+        recipe.find("qwen72b-full", "24gb")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,10 @@ def test_an_unknown_recipe_is_told_the_nearest_names() -> None:
         ("lora_r: 16\n", ":1: not a recipe: it names no base_model"),
         ("", ":1: not a recipe"),
         ("- base_model\n", ":1: not a recipe"),
+        ("base_model: a\nlora_r: 8\nlora_r: 16\n", ":3: lora_r stands here and on line 2; keep one of them"),
+        ("base_model: a\ndatasets:\n  - {path: a, path: b}\n", ":3: path stands here and on line 3"),
+        ("base_model: a\nfsdp_config: &all\n  inner: *all\n", ":2: a value that contains itself"),
+        ("base_model: a\ndatasets:\n\t- path: x\n", ":3: not YAML: a tab; YAML is indented with spaces"),
     ],
 )
 def test_what_is_not_a_recipe_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
@@ -59,3 +68,59 @@ def test_axolotl_accepts_the_committed_recipe_and_names_the_line_of_a_wrong_key(
     line = path.read_text().splitlines().index("lora_r: sixteen") + 1
     with pytest.raises(BadInput, match=f"my.yaml:{line}: lora_r: "):
         recipe.validate(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("lora_rr: 16", "lora_rr: no such key; did you mean lora_r?"),
+        (
+            "flash_attention: true",
+            "flash_attention is of an older Axolotl; now: attn_implementation: flash_attention_2",
+        ),
+        ("evaluation_strategy: steps", "evaluation_strategy is of an older Axolotl; now: eval_strategy"),
+        ("num_epochs: many", "num_epochs: "),
+        ("learning_rate: []", "learning_rate."),
+    ],
+)
+def test_what_axolotl_does_not_take_is_named_with_its_line(tmp_path: Path, line: str, says: str) -> None:
+    key = line.split(":")[0]
+    text = (recipe.RECIPES / "24gb" / "qwen7b-qlora.yaml").read_text()
+    kept = [each for each in text.splitlines() if not each.startswith(f"{key}:")]
+    path = tmp_path / "my.yaml"
+    path.write_text("\n".join([*kept, line]) + "\n")
+    with pytest.raises(BadInput) as caught:
+        recipe.validate(path, tier=catalog.tiers()["24gb"])
+    assert f"{path}:{len(kept) + 1}: " in str(caught.value) and says in str(caught.value)
+
+
+def test_a_key_that_will_go_is_reported(tmp_path: Path) -> None:
+    text = (recipe.RECIPES / "24gb" / "qwen7b-qlora.yaml").read_text()
+    path = tmp_path / "my.yaml"
+    path.write_text(text + "dataset_processes: 2\n")
+    with pytest.raises(BadInput, match="dataset_processes is of an older Axolotl; now: dataset_num_proc"):
+        recipe.validate(path, tier=catalog.tiers()["24gb"])
+    path.write_text(text + "gradient_checkpointing_steps: 2\n")
+    with pytest.raises(BadInput, match="no such key; did you mean gradient_checkpointing"):
+        recipe.validate(path, tier=catalog.tiers()["24gb"])
+    path.write_text(text.replace("gradient_checkpointing: false", "gradient_checkpointing: offload"))
+    assert any("deprecated" in said for said in recipe.validate(path, tier=catalog.tiers()["24gb"]))
+
+
+def test_changes_are_values_of_yaml() -> None:
+    assert recipe.overrides(["lora_r=32", "learning_rate=1e-4", "bf16=false"]) == {
+        "lora_r": 32, "learning_rate": 1e-4, "bf16": False,
+    }  # fmt: skip
+    with pytest.raises(BadInput, match="a change is written key=value"):
+        recipe.overrides(["lora_r"])
+    with pytest.raises(BadInput, match="lora_r is given two values"):
+        recipe.overrides(["lora_r=8", "lora_r=16"])
+    with pytest.raises(BadInput, match="no such data"):
+        recipe.overrides([], "nowhere.jsonl", recipe.find(NAME))
+
+
+def test_every_recipe_is_as_axolotl_wants_it() -> None:
+    """All of them, under their tiers' capabilities: no unknown key, no refusal, nothing that will go."""
+    rows = list(preflight.all_recipes())
+    assert len(rows) == len([path for path in recipe.RECIPES.glob("*/*.yaml") if path.parent.name in catalog.tiers()])
+    assert [row for row in rows if not row["ok"]] == []

@@ -52,7 +52,9 @@ def shown(what: object) -> str:
 def test_the_table_has_a_column_for_each_player_and_its_intervals(played: list[dict[str, Any]]) -> None:
     text = shown(report.table(played))
     assert "base Q8_0" in text and "tuned F16" in text and "tuned Q8_0" in text
-    assert text.count("0/8    0 % (0-32)") == 1 and text.count("8/8  100 % (68-100)") == 2
+    assert text.count("0/8 0 %") == 1 and text.count("8/8 100 %") == 2 and text.count("(68-100)") == 2
+    two = shown(report.table(played[:2]))
+    assert two.count("0/8    0 % (0-32)") == 1 and two.count("8/8  100 % (68-100)") == 1
     rows = {line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")}
     tasks = set(played[0]["summary"]["by_task"])
     assert rows == tasks | {"all", "invalid actions", "mean steps", "tokens/s", "seconds"}

@@ -5,10 +5,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tools import base, gguf, recipe, train
+from tools import BadInput, base, catalog, gguf, recipe, train
 from tools.run import Run
+from tools.train import Launch
 
 RECIPE = "smollm2-135m-lora"
+CPU = catalog.tiers()["cpu"]
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def folder() -> Path:
 
 def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(this: Run, folder: Path) -> None:
     path = recipe.find(RECIPE)
-    composed, written = train.compose(path, this, folder), recipe.load(path)
+    composed, written = train.compose(path, this, str(folder), {}, CPU, Launch()), recipe.load(path)
     changed = {key for key in composed if composed[key] != written.get(key)}
     assert changed - {"bf16", "plugins"} == {
         "base_model",
@@ -39,8 +41,9 @@ def test_the_fingerprint_changes_with_the_recipe(tmp_path: Path, folder: Path) -
     path = recipe.find(RECIPE)
     other = tmp_path / "my.yaml"
     other.write_text(path.read_text().replace("lora_r: 16", "lora_r: 32"))
-    mine, theirs = train.fingerprint(path, folder), train.fingerprint(other, folder)
+    mine, theirs = train.fingerprint(path, folder, {}), train.fingerprint(other, folder, {})
     assert {key for key in mine if mine[key] != theirs[key]} == {"recipe"}
+    assert train.fingerprint(path, folder, {"lora_r": 32}) == mine | {"lora_r": 32}
 
 
 def test_half_written_checkpoints_are_removed_and_whole_ones_kept(this: Run) -> None:
@@ -60,6 +63,39 @@ def test_checkpoints_of_another_recipe_or_data_are_not_resumed(this: Run) -> Non
     train.prepare(this, {"recipe": "b"})
     assert not list(this.checkpoints.glob("checkpoint-*"))
     assert orjson.loads((this.checkpoints / "inputs.json").read_bytes()) == {"recipe": "b"}
+
+
+def test_going_on_needs_a_checkpoint_of_the_same_training(this: Run) -> None:
+    with pytest.raises(BadInput, match="no checkpoint to go on from"):
+        train.prepare(this, {"recipe": "a"}, resume=True)
+    train.prepare(this, {"recipe": "a"})
+    with pytest.raises(BadInput, match="of another recipe, data or base"):
+        train.prepare(this, {"recipe": "b"}, resume=True)
+
+
+@pytest.mark.parametrize(("world", "micro", "accumulation"), [(1, 4, 4), (2, 4, 2), (8, 2, 1), (16, 1, 1)])
+def test_the_effective_batch_stays_whatever_the_processes(world: int, micro: int, accumulation: int) -> None:
+    composed = {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
+    made = train.spread(composed, catalog.tiers()["24gb"], world, "my.yaml")
+    assert made == {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    with pytest.raises(BadInput, match="my.yaml: 16 episodes an update cannot be shared by 3 processes"):
+        train.spread(composed, catalog.tiers()["24gb"], 3, "my.yaml")
+
+
+def test_a_failure_is_told_with_what_helps(this: Run) -> None:
+    path = recipe.find("24gb/qwen7b-lora")
+    tier = catalog.tiers()["24gb"]
+    this.folder.mkdir(parents=True)
+    this.recipe.write_text(path.read_text())
+    log = this.folder / "train.log"
+    log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
+    said = train.why(log, log.read_text(), 1, this, tier)
+    assert "out of memory" in said and "To change first: " in said and "GiB, " in said and "slower" in said
+    log.write_text("FloatingPointError: the loss is nan at step 7\n")
+    for name in ("checkpoint-4", "checkpoint-6"):
+        (this.checkpoints / name).mkdir(parents=True)
+    (this.checkpoints / "checkpoint-4" / "trainer_state.json").write_bytes(b"{}")
+    assert "at step 7; the last good checkpoint is checkpoint-4" in train.why(log, log.read_text(), 1, this, tier)
 
 
 def test_steps_loss_and_tokens_are_read_from_axolotls_output() -> None:

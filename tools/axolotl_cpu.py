@@ -1,13 +1,33 @@
-"""The Axolotl plugin that trains without a GPU. Named under `plugins:` of the recipe as run, by train.py."""
+"""The Axolotl plugin that trains without a GPU, in one process or several. Named under `plugins:` of the recipe as run.
+
+Several processes are started by torchrun; gloo joins them, and the recipe says how they share the work: by DDP, by
+DeepSpeed ZeRO (`deepspeed`) or by FSDP2 (`fsdp_config`), as it does on GPUs.
+"""
 
 import functools
+import os
 from typing import Any
 
+import torch
+from accelerate import DistributedType, ParallelismConfig, PartialState
 from axolotl.integrations.base import BasePlugin
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
 
 
 class CpuPlugin(BasePlugin):
     """Lets Axolotl train on the CPU, and computes logits only where there is a loss."""
+
+    def register(self, cfg: Any) -> None:
+        """Prepare for several processes before Axolotl looks for the GPUs to join them by."""
+        if processes() > 1:
+            join_by_gloo(cfg)
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Load nothing: this is the one hook between Axolotl's choice of a GPU for each process and its use."""
+        if processes() > 1:
+            cfg.device_map = {"": "cpu"}
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """Without `use_cpu`, transformers refuses bf16 autocast on a machine that has no GPU."""
@@ -17,6 +37,100 @@ class CpuPlugin(BasePlugin):
         """Replace the causal model's loss by the same loss, computed from the trained tokens' logits alone."""
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         causal.forward = loss_on_trained_tokens(causal)
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
+        """Say at the first step how the work is shared, and stop where it is not as the recipe asks."""
+        return [Sharing(asked(cfg), trainer)]
+
+
+class Sharing(TrainerCallback):
+    """Proves at train begin that what runs is what the recipe asks for: a fallback to DDP has the same losses."""
+
+    def __init__(self, wanted: str, trainer: Any) -> None:
+        self.wanted, self.trainer = wanted, trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Print one line from the first process. Raises RuntimeError where the recipe asks for something else."""
+        found = running(self.trainer.model_wrapped)
+        if found != self.wanted:
+            raise RuntimeError(f"the recipe asks for {self.wanted}; what would run is {found}")
+        if state.is_world_process_zero:
+            print(f"react-recipes: {found}", flush=True)
+
+
+def processes() -> int:
+    """The number of processes in this run, as torchrun tells it to each of them; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def asked(cfg: Any) -> str:
+    """How the recipe, normalised by Axolotl, wants the work to be shared, in the words of `running`."""
+    if processes() == 1 and not cfg.get("deepspeed") and not cfg.get("fsdp_config"):
+        return "1 process on the CPU"
+    if cfg.get("deepspeed"):
+        # Without this key DeepSpeed shards nothing, which it calls stage 0.
+        way = f"DeepSpeed ZeRO-{cfg['deepspeed'].get('zero_optimization', {}).get('stage', 0)}"
+    else:
+        way = "FSDP2" if cfg.get("fsdp_config") else "DDP"
+    return f"{counted(processes())} on the CPU (gloo), {way}"
+
+
+def running(model: Any) -> str:
+    """How the work on `model`, as the trainer wrapped it, is shared: read off the wrapper and its process group."""
+    if hasattr(model, "zero_optimization_stage"):
+        way = f"DeepSpeed ZeRO-{model.zero_optimization_stage()}"
+    elif isinstance(model, FSDPModule):
+        way = "FSDP2"
+    elif isinstance(model, DistributedDataParallel):
+        way = "DDP"
+    else:
+        return "1 process on the CPU"
+    return f"{counted(torch.distributed.get_world_size())} on the CPU ({torch.distributed.get_backend()}), {way}"
+
+
+def counted(number: int) -> str:
+    """That many processes, in words."""
+    return f"{number} process" if number == 1 else f"{number} processes"
+
+
+def join_by_gloo(cfg: Any) -> None:
+    """Make Axolotl, accelerate and DeepSpeed join this run's processes by gloo, on the CPU, as they do by NCCL."""
+    # Axolotl asks this of the GPUs of every run of several processes; without a driver torch raises.
+    torch.cuda.can_device_access_peer = lambda *_: False
+    # To accelerate, FSDP is a thing of GPUs, while DDP must know that it is on a CPU; DeepSpeed comes before either.
+    kind = DistributedType.MULTI_GPU if cfg.get("fsdp_config") else DistributedType.MULTI_CPU
+    # The trainer makes this state anew, twice, so it is not enough to make it once here.
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", kind)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    if cfg.get("fsdp_config"):
+        # Axolotl makes a mesh of "cuda" before any state, and the mesh would join the processes by what it likes.
+        PartialState()
+        mesh = ParallelismConfig.build_device_mesh
+        ParallelismConfig.build_device_mesh = lambda self, device_type: mesh(self, "cpu")
+    if cfg.get("deepspeed"):
+        import deepspeed.comm
+
+        deepspeed.comm.all_gather_into_tensor = gathered_in_order(deepspeed.comm.all_gather_into_tensor)
+
+
+def gathered_in_order(all_gather: Any) -> Any:
+    """`all_gather`, of torch's signature, finished when it returns and outside autograd, as DeepSpeed takes it to be.
+
+    ZeRO-3 starts several gathers and waits for the last (deepspeed 0.18.9, `_allgather_params_coalesced`): right on a
+    CUDA stream, but gloo works in two threads, and a gather that ends late overwrites weights just loaded. ZeRO-1 and
+    ZeRO-2 gather into weights that require gradients; gloo splits such a tensor, which autograd forbids.
+    """
+
+    @functools.wraps(all_gather)
+    def finished(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            work = all_gather(*args, **kwargs)
+        # None where it was not asynchronous. Whoever waits again for finished work does not wait.
+        if work is not None:
+            work.wait()
+        return work
+
+    return finished
 
 
 def loss_on_trained_tokens(causal: Any) -> Any:

@@ -3,15 +3,19 @@
 import contextlib
 import itertools
 import os
+import shlex
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, catalog, recipe, run
+from tools import BadInput, Failed, base, catalog, doctor, recipe, run
+from tools.catalog import Tier
 from tools.run import Run
 
 # Conversations of the test set whose tokens are compared before a model gets its name.
@@ -33,39 +37,118 @@ def base_folder(path: Path, other: str) -> Path:
     return base.resolve(other or recipe.load(path)["base_model"], gguf.convert)
 
 
-def check(name: str, other: str) -> None:
-    """Check recipe and data; print what was found and one episode with its loss mask."""
+@dataclass(frozen=True)
+class Job:
+    """One recipe as a person asked for it: its file, the tier it is for, another base, changes to its keys."""
+
+    path: Path
+    tier: Tier
+    other: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def job(name: str, tier: str = "", other: str = "", pairs: Sequence[str] = (), data: str = "") -> Job:
+    """The job of a recipe's name or path. Raises BadInput for what is not there or cannot be read."""
+    path = find(name, tier)
+    wanted = catalog.tiers()[tier] if tier else recipe.tier_of(path) or catalog.tiers()[doctor.tier()]
+    return Job(path, wanted, other, recipe.overrides(list(pairs), data, path))
+
+
+def find(name: str, tier: str = "") -> Path:
+    """The file of a recipe by name or path, on `tier` or on this machine's own. Raises BadInput as `recipe.find`."""
+    return recipe.find(name, tier, doctor.tier())
+
+
+def check(job: Job, force: bool = False, as_json: bool = False) -> None:
+    """Check recipe and data; print what was found and one episode with its loss mask.
+
+    Raises Failed when it found an error, unless `force`.
+    """
     from rich.console import Console
 
     from tools import preflight, train
 
-    path = recipe.find(name)
-    preflight.read(path)
-    this, folder = recipe.folder(path), base_folder(path, other)
-    inputs = train.fingerprint(path, folder)
-    if this.done("check", inputs):
-        print(f"check: {path.stem} and its data are good, as before")
+    preflight.read(job.path, job.changes)
+    this = recipe.folder(job.path)
+    try:
+        folder: Path | str = base_folder(job.path, job.other)
+    except Failed as error:
+        folder = str(job.other or recipe.load(job.path)["base_model"])
+        unread = preflight.Finding(
+            "warning", f"the tokens were not looked at: {error}", str(job.path), "once it is here"
+        )
+    inputs = train.fingerprint(job.path, folder, job.changes) if isinstance(folder, Path) else None
+    if inputs and not as_json and this.done("check", inputs):
+        print(f"check: {job.path.stem} and its data are good, as before")
         return
-    with (
-        this.stage("check", inputs) as notes,
-        Console(stderr=True).status("check: Axolotl reads the recipe and the data"),
-    ):
-        found = preflight.check(path, folder)
-        notes |= {key: value for key, value in vars(found).items() if key != "preview"}
-    Console().print(found.preview)
-    print(
-        f"check: {found.episodes} episodes, {found.tokens} tokens, {found.trained / found.tokens:.0%} of them trained "
-        f"(green above), the longest {found.longest} of {found.sequence_len}"
-    )
+    with contextlib.ExitStack() as stack:
+        notes = stack.enter_context(this.stage("check", inputs)) if inputs else {}
+        with Console(stderr=True).status("check: Axolotl reads the recipe and the data"):
+            found = preflight.check(job.path, folder, job.changes, tier=job.tier)
+        if not isinstance(folder, Path):
+            found.findings.append(unread)
+        if as_json:
+            print(orjson.dumps(preflight.as_json(found)).decode())
+        else:
+            preflight.show(found)
+        if found.errors and not force:
+            # Not kept as done: the next check looks again.
+            raise Failed(f"{job.path}: {len(found.errors)} to mend first, above; FORCE=1 goes on all the same")
+        notes |= {key: value for key, value in preflight.as_json(found).items() if key not in ("findings", "ok")}
 
 
-def train(name: str, other: str, changes: dict[str, int]) -> None:
-    """Train to an adapter; `changes` to the recipe that are not 0 take the place of its own values."""
-    from tools import preflight, train
+def check_all(as_json: bool) -> None:
+    """Hold every recipe against Axolotl's schema under its tier. Raises Failed when one is refused."""
+    from rich.progress import track
 
-    path = recipe.find(name)
-    preflight.read(path)
-    train.train(path, base_folder(path, other), {key: value for key, value in changes.items() if value})
+    from tools import preflight
+
+    bad = total = 0
+    rows = preflight.all_recipes()
+    for row in rows if as_json else track(rows, total=len(list(recipe.RECIPES.glob("*/*.yaml"))), description="check"):
+        total += 1
+        bad += not row["ok"]
+        if as_json:
+            print(orjson.dumps(row).decode())
+        elif not row["ok"]:
+            print(f"{row['recipe']}: {'; '.join(row['findings'])}")
+    if bad:
+        raise Failed(f"{bad} of {total} recipes are not as Axolotl wants them")
+    if not as_json:
+        print(f"{total} recipes, all as Axolotl wants them")
+
+
+def train(job: Job, launch: Any, force: bool = False, resume: bool = False) -> None:
+    """Check, then train to an adapter; what the check finds wrong stops it, unless `force`."""
+    from tools import train
+
+    # What is wrong at once is told at once.
+    train.spread(recipe.load(job.path, job.changes), job.tier, train.world(job.tier, launch), str(job.path))
+    if resume:
+        train.resumable(recipe.folder(job.path))
+    if launch.rank == 0:
+        check(job, force)
+    train.train(job.path, base_folder(job.path, job.other), job.changes, job.tier, launch, resume)
+
+
+def submit(job: Job, launch: Any, how: str) -> None:
+    """Print the command of a training (`how`: dry-run), or give it to Slurm or Ray where they are, else say how."""
+    from tools import cluster
+
+    base_model = job.other or recipe.load(job.path)["base_model"]
+    if how == "dry-run":
+        print(cluster.dry_run(job.path, base_model, job.changes, job.tier, launch))
+        return
+    if how == "slurm":
+        file = cluster.slurm(job.path, base_model, job.changes, job.tier, launch)
+        start = ["sbatch", str(file)]
+    else:
+        start = shlex.split(cluster.ray(job.path, base_model, job.changes, job.tier, launch))
+    if shutil.which(start[0]) is None:
+        print(f"{start[0]} is not on this machine; where it is:\n{shlex.join(start)}")
+        return
+    if subprocess.run(start, check=False).returncode:
+        raise Failed(f"{shlex.join(start)}: refused, above")
 
 
 def gguf(name: str, other: str, quant: str) -> None:
@@ -73,7 +156,7 @@ def gguf(name: str, other: str, quant: str) -> None:
     from tools import gguf
 
     quant = gguf.check_quant(quant)
-    path = recipe.find(name)
+    path = find(name)
     this = recipe.folder(path)
     if not this.adapter.exists():
         raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
@@ -103,8 +186,7 @@ def spec(path: Path, quant: str, who: str, other: str, model: str) -> Any:
     file = this.gguf(quant, who)
     if not file.exists():
         raise BadInput(f"{file}: not there; make gguf RECIPE={path.stem} QUANT={quant} makes it")
-    known = next((each for each in catalog.models().values() if each.hub == recipe.load(path)["base_model"]), None)
-    known = None if other else known
+    known = None if other else catalog.model_of(recipe.load(path)["base_model"])
     tokenizer = orjson.loads((this.adapter / "tokenizer_config.json").read_bytes())
     name = model or f"{ollama.PREFIX}{path.stem.split('-')[0]}"
     return ollama.Spec(
@@ -114,7 +196,8 @@ def spec(path: Path, quant: str, who: str, other: str, model: str) -> Any:
         recipe_hash=this.provenance()["train"]["inputs"]["recipe"],
         license=known.licence if known else "that of the base model",
         parameters={"num_ctx": recipe.load(path)["sequence_len"], **SAMPLING},
-        family=known.family if known else None,
+        # Where there is no such template in Go, the one in the GGUF serves.
+        family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
         system=system(),
         stop=[tokenizer["eos_token"]],
     )
@@ -134,7 +217,7 @@ def test_set() -> Iterator[dict[str, Any]]:
 
 def ollama(name: str, other: str, quant: str, model: str) -> None:
     """Give the tuned model to Ollama once its tokens are proven; without Ollama, prove llama-server's alone."""
-    with player(recipe.find(name), quant.upper(), "tuned", other, model):
+    with player(find(name), quant.upper(), "tuned", other, model):
         pass
 
 
@@ -227,7 +310,7 @@ def evaluate(name: str, other: str, quant: str, rooms: int, model: str) -> None:
     from tools import evaluate, report
     from tools.household import episodes
 
-    path, quant = recipe.find(name), quant.upper()
+    path, quant = find(name), quant.upper()
     this, drawn = recipe.folder(path), list(episodes.unseen_rooms(rooms))
     for who in ("base", "tuned"):
         stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
@@ -259,7 +342,7 @@ def demo(name: str, quant: str, model: str) -> None:
     from tools import ollama as server
     from tools import report
 
-    path = recipe.find(name)
+    path = find(name)
     this = recipe.folder(path)
     played = evaluations(this)
     tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
@@ -280,7 +363,7 @@ def talk(name: str, model: str) -> None:
     """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
     from tools import ollama
 
-    path = recipe.find(name)
+    path = find(name)
     title = model or f"{ollama.PREFIX}{path.stem.split('-')[0]}"
     with ollama.session() as session:
         if not any(each.model == f"{title}:latest" for each in session.client.list().models):

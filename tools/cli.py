@@ -16,6 +16,13 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (smollm2-135m-lora) or its path")]
 Base = Annotated[str, typer.Option("--base", help="another base model: a folder or a hub name")]
 Name = Annotated[str, typer.Option("--name", help="the model's name in Ollama (react-...)")]
+TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by default this machine's")]
+Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's own; as often as needed")]
+Data = Annotated[str, typer.Option("--data", help="other training data: messages, one episode a line")]
+Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as the tier has")]
+Nodes = Annotated[int, typer.Option(min=1, help="machines")]
+Force = Annotated[bool, typer.Option("--force", help="go on in spite of what a check finds")]
+Json = Annotated[bool, typer.Option("--json", help="for machines")]
 Quant = Annotated[str, typer.Option("--quant", help="F16, Q8_0, Q4_K_M ...")]
 
 
@@ -57,24 +64,152 @@ def data() -> None:
 
 
 @app.command()
-def check(recipe: Recipe, base: Base = "") -> None:
+def recipes() -> None:
+    """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
+    from tools import render
+
+    counts = render.write()
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+@app.command("list")
+def list_recipes(
+    tier: TierName = "", model: Annotated[str, typer.Option(help="a model's key, or a part of it")] = ""
+) -> None:
+    """List the recipes: model by tier, the best method of each."""
+    from tools import browse
+
+    browse.show(tier, model)
+
+
+@app.command()
+def recommend(
+    gpu: Annotated[str, typer.Option(help="a GPU's key (rtx4090); by default this machine's")] = "",
+    gpus: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
+) -> None:
+    """Say which models this machine, or a GPU, can train, and how."""
+    from tools import browse
+
+    browse.recommend(gpu, gpus)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    tier: TierName = "",
+    gpu: Annotated[str, typer.Option(help="a GPU's key in place of the tier (rtx4090)")] = "",
+    gpus: Annotated[int, typer.Option(min=0, help="devices; 0: as the tier has")] = 0,
+    seq: Annotated[int, typer.Option(min=0, help="sequence length, tokens")] = 0,
+    micro_batch: Annotated[int, typer.Option(min=0, help="episodes in one forward pass")] = 0,
+    change: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Say what a recipe takes, part by part, whether it fits, and what to change first when it does not."""
+    from tools import browse
+
+    asked = {"sequence_len": seq, "micro_batch_size": micro_batch}
+    browse.plan_of(recipe, tier, gpu, gpus, {key: value for key, value in asked.items() if value}, change, as_json)
+
+
+@app.command()
+def new(
+    model: Annotated[str, typer.Argument(help="a model's key (qwen7b)")],
+    method: Annotated[str, typer.Argument(help="lora, qlora, full, lora-regularised")],
+    out: Annotated[str, typer.Argument(help="the file to write")],
+    tier: TierName = "",
+) -> None:
+    """Copy a recipe to a file of your own, to edit."""
+    from tools import browse
+
+    browse.new(model, method, tier, out)
+
+
+@app.command()
+def diff(a: Recipe, b: Recipe) -> None:
+    """Show in words what differs between two recipes."""
+    from tools import browse
+
+    browse.diff(a, b)
+
+
+@app.command()
+def add_model(
+    hub: Annotated[str, typer.Argument(help="a model on the hub, or a folder with its config.json")],
+    key: Annotated[str, typer.Option(help="its part of a recipe's name; by default made of its name")] = "",
+) -> None:
+    """Add a model to the catalog from its config.json, and render its recipes."""
+    from tools import browse
+
+    browse.add_model(hub, key)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or its path")] = "",
+    tier: TierName = "",
+    base: Base = "",
+    change: Set = [],  # noqa: B006
+    data: Data = "",
+    force: Force = False,
+    all_of_them: Annotated[bool, typer.Option("--all", help="every recipe, against Axolotl's schema")] = False,
+    as_json: Json = False,
+) -> None:
     """Check a recipe and its data with the parts that train."""
     from tools import chain
 
-    chain.check(recipe, base)
+    if all_of_them:
+        chain.check_all(as_json)
+    elif recipe:
+        chain.check(chain.job(recipe, tier, base, change, data), force, as_json)
+    else:
+        raise BadInput("check which recipe? A name or a path, or --all")
 
 
 @app.command()
 def train(
     recipe: Recipe,
+    tier: TierName = "",
     base: Base = "",
-    steps: Annotated[int, typer.Option(help="stop after so many optimizer steps; 0: all")] = 0,
-    save_steps: Annotated[int, typer.Option(help="optimizer steps between checkpoints; 0: the recipe's")] = 0,
+    change: Set = [],  # noqa: B006
+    data: Data = "",
+    gpus: Gpus = 0,
+    nodes: Nodes = 1,
+    rank: Annotated[int, typer.Option("--node-rank", min=0, help="which of the machines this is")] = 0,
+    master: Annotated[str, typer.Option("--master-addr", help="the first machine's address")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--master-port", help="the port where they meet")] = 29500,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from a checkpoint, or fail")] = False,
+    force: Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
 ) -> None:
     """Train a recipe to an adapter; goes on where it was interrupted."""
     from tools import chain
+    from tools.train import Launch
 
-    chain.train(recipe, base, {"max_steps": steps, "save_steps": save_steps})
+    job, launch = chain.job(recipe, tier, base, change, data), Launch(gpus, nodes, rank, master, port)
+    if dry_run:
+        chain.submit(job, launch, "dry-run")
+    else:
+        chain.train(job, launch, force, resume)
+
+
+@app.command()
+def submit(
+    to: Annotated[str, typer.Argument(help="slurm or ray")],
+    recipe: Recipe,
+    tier: TierName = "",
+    base: Base = "",
+    change: Set = [],  # noqa: B006
+    data: Data = "",
+    gpus: Gpus = 0,
+    nodes: Nodes = 1,
+) -> None:
+    """Give a training to Slurm or to Ray."""
+    from tools import chain
+    from tools.train import Launch
+
+    if to not in ("slurm", "ray"):
+        raise BadInput(f"{to}: a training is given to slurm or to ray")
+    chain.submit(chain.job(recipe, tier, base, change, data), Launch(gpus, nodes), to)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tools import run
+from tools import BadInput, catalog, run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -179,13 +179,51 @@ def at_least(name: str, free: float, gib: float, mend: str) -> Finding:
     return Finding(name, found, True, f"{free:.1f} GiB free, up to {gib} taken: {mend}")
 
 
-def gpu() -> str | None:
-    """The GPUs' names and memory, as nvidia-smi gives them; None where it does not run."""
+@dataclass(frozen=True)
+class Device:
+    """One GPU of this machine: its name, its memory in GiB, whether it has bf16 (compute capability 8.0 and up)."""
+
+    name: str
+    gib: float
+    bf16: bool
+
+
+def devices() -> list[Device]:
+    """The GPUs of this machine, as nvidia-smi gives them; none where it does not run."""
     if not (path := shutil.which("nvidia-smi")):
-        return None
-    query = [path, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        return []
+    query = [path, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return "; ".join(done.stdout.split("\n")).strip("; ") if done.returncode == 0 else None
+        return []
+    rows = [line.rsplit(", ", 2) for line in done.stdout.splitlines() if line.count(", ") >= 2]
+    return [Device(name, float(mib) / 1024, float(cap) >= 8.0) for name, mib, cap in rows if done.returncode == 0]
+
+
+def gpu() -> str | None:
+    """The GPUs' names and memory in words; None where there are none."""
+    return "; ".join(f"{each.name}, {each.gib:.0f} GiB" for each in devices()) or None
+
+
+def tier(found: list[Device] | None = None, nodes: int = 1) -> str:
+    """The key of the largest tier that this machine, or these devices in each of `nodes` machines, can hold.
+
+    Raises BadInput for devices of which the least has less than any tier.
+    """
+    found = devices() if found is None else found
+    if not found:
+        return "cpu"
+    least, modern = min(each.gib for each in found), all(each.bf16 for each in found)
+    fit = [
+        each
+        for each in catalog.tiers().values()
+        if each.gpu
+        and (each.nodes, each.precision == "bf16") in {(nodes, modern), (1, modern)}
+        and each.devices <= len(found)
+        # A GPU of so many GB as sold shows up to 6 % less in GiB: B against 2^30 B, and what the driver keeps.
+        and each.usable_gib <= least + 0.5
+    ]
+    if not fit:
+        raise BadInput(f"{found[0].name}: {least:.1f} GiB, less than any tier; TIER=cpu trains without it")
+    return max(fit, key=lambda each: (each.nodes, each.devices, each.memory_gb)).key

@@ -19,6 +19,7 @@ STYLES = {"system": "dim", "user": "", "assistant": "green"}
 def table(evaluations: Sequence[dict[str, Any]]) -> "Table":
     """Success by task with its 95 % Wilson interval, and what it took: a column for each player and quantisation.
 
+    More than two columns are narrow: the interval then stands for all tasks together only.
     `evaluations`: what eval-*.json hold: {"player", "quant", "summary" (see evaluate.summary)}.
     """
     from rich.table import Table
@@ -28,10 +29,13 @@ def table(evaluations: Sequence[dict[str, Any]]) -> "Table":
     for each in evaluations:
         drawn.add_column(f"{each['player']} {each['quant']}", justify="right", no_wrap=True)
     summaries = [each["summary"] for each in evaluations]
+    by_task = success if len(evaluations) <= 2 else share
     for task in sorted({task for each in summaries for task in each["by_task"]}):
-        drawn.add_row(task, *(success(each["by_task"].get(task)) for each in summaries))
+        drawn.add_row(task, *(by_task(each["by_task"].get(task)) for each in summaries))
     drawn.add_section()
-    drawn.add_row("all", *(success(each) for each in summaries), style="bold")
+    drawn.add_row("all", *(by_task(each) for each in summaries), style="bold")
+    if by_task is share:
+        drawn.add_row("95 %", *(success(each).rpartition(" ")[2] for each in summaries))
     drawn.add_section()
     drawn.add_row("invalid actions", *(f"{each['invalid']}" for each in summaries))
     drawn.add_row("mean steps", *(f"{each['mean_steps']:.1f}" for each in summaries))
@@ -47,6 +51,11 @@ def success(played: dict[str, Any] | None) -> str:
     low, high = evaluate.wilson(played["won"], played["rooms"])
     rate = 100 * played["won"] / played["rooms"]
     return f"{played['won']}/{played['rooms']}  {rate:3.0f} % ({low * 100:.0f}-{high * 100:.0f})"
+
+
+def share(played: dict[str, Any] | None) -> str:
+    """ "9/12 75 %" of {"won", "rooms"}: `success` without its interval."""
+    return " ".join(success(played).rpartition(" (")[0].split())
 
 
 def transcript(game: dict[str, Any]) -> "Text":

@@ -1,22 +1,26 @@
-"""Compose a recipe for this machine and start Axolotl: progress, checkpoints, resume."""
+"""Compose a recipe and start Axolotl, in one process or on many nodes: progress, checkpoints, resume, stop."""
 
+import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 import yaml
 
-from tools import Failed, doctor, recipe, run
+from tools import BadInput, Failed, catalog, doctor, plan, recipe, run
+from tools.catalog import Tier
 from tools.run import Run
 
-# Axolotl and the libraries below it: no telemetry; the plugin is found in the project's root.
+# Axolotl and the libraries below it: no telemetry; the plugins are found in the project's root.
 ENVIRONMENT = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
@@ -25,36 +29,56 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": str(run.ROOT),
 }
+# As in axolotl_watch.py, which imports Axolotl.
+STOPPED = "react-recipes: stopped, with a checkpoint, at step"
 
 
-def train(path: Path, base: Path, changes: dict[str, int]) -> Run:
-    """Train a recipe to an adapter in its run's folder, and return that folder.
+@dataclass(frozen=True)
+class Launch:
+    """How many processes, where: `gpus` on each of `nodes` machines (0: the tier's), this one's rank, the first."""
 
-    Nothing is done when the adapter of the same recipe, data and base is there; an interrupted training goes on from
-    its last whole checkpoint. `changes` take the place of the recipe's own values. Raises Failed with Axolotl's error.
+    gpus: int = 0
+    nodes: int = 1
+    rank: int = 0
+    master: str = ""
+    port: int = 29500
+
+
+def train(path: Path, base: Path, changes: Mapping[str, Any], tier: Tier, launch: Launch, resume: bool = False) -> Run:
+    """Train a recipe to an adapter (or whole weights) in its run's folder, and return that folder.
+
+    Nothing is done when the result of the same recipe, data and base is there; an interrupted training goes on from
+    its last whole checkpoint. `changes` take the place of the recipe's own values. Raises Failed with Axolotl's error,
+    BadInput when `resume` finds nothing to go on from, and KeyboardInterrupt after a stop that left a checkpoint.
     """
     this = recipe.folder(path)
-    inputs = fingerprint(path, base) | changes
+    inputs = fingerprint(path, base, changes)
     if this.adapter.exists() and this.done("train", inputs):
         print(f"{this.adapter}: already trained from this recipe, data and base")
         return this
     run.need_space(this.folder, 2)
-    prepare(this, inputs)
+    composed = compose(path, this, str(base), changes, tier, launch)
+    if launch.rank:  # The first machine alone keeps the run's folder.
+        file = this.folder / f"recipe-{launch.rank}.yaml"
+        run.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
+        follow(this, file, tier, launch)
+        return this
+    prepare(this, inputs, resume)
     with this.stage("train", inputs) as notes:
-        composed = compose(path, this, base) | changes
         run.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
-        notes |= follow(this) | {"bf16": bool(composed.get("bf16"))} | versions()
+        notes |= follow(this, this.recipe, tier, launch) | {"bf16": bool(composed.get("bf16"))} | versions()
         keep(this)
     return this
 
 
-def fingerprint(path: Path, base: Path) -> dict[str, Any]:
-    """What a training depends on, as SHA-256: recipe, data, base (its small files, and names and sizes of the rest)."""
+def fingerprint(path: Path, base: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training depends on: SHA-256 of recipe, data, base (small files, names and sizes of the rest); changes."""
     small = {item.name: run.sha256(item) for item in base.iterdir() if item.suffix in {".json", ".jinja"}}
     large = {item.name: item.stat().st_size for item in base.glob("*.safetensors")}
-    data = run.ROOT / recipe.dataset(path)["path"]
+    data = run.ROOT / recipe.dataset(path, changes)["path"]
     described = orjson.dumps({**small, **large}, option=orjson.OPT_SORT_KEYS)
-    return {"recipe": run.sha256(path), "data": run.sha256(data), "base": run.sha256_of(described)}
+    own = {key: value for key, value in changes.items() if key != "datasets"}
+    return {"recipe": run.sha256(path), "data": run.sha256(data), "base": run.sha256_of(described)} | own
 
 
 def versions() -> dict[str, str]:
@@ -64,16 +88,35 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("axolotl", "torch", "transformers", "peft")}
 
 
-def prepare(this: Run, inputs: dict[str, Any]) -> None:
-    """Clear what belongs to another training, and checkpoints that were being written when a run was killed."""
+def prepare(this: Run, inputs: dict[str, Any], resume: bool = False) -> None:
+    """Clear what belongs to another training, and checkpoints that were being written when a run was killed.
+
+    Raises BadInput when `resume` is asked for and no checkpoint of this training is there.
+    """
     begun = this.checkpoints / "inputs.json"
     if this.checkpoints.exists() and (not begun.exists() or orjson.loads(begun.read_bytes()) != inputs):
+        if resume:
+            raise BadInput(f"{this.checkpoints}: of another recipe, data or base; make train starts anew")
         run.remove(this.checkpoints)
+    whole = resumable(this) if resume else checkpoints(this)
     this.checkpoints.mkdir(parents=True, exist_ok=True)
     run.write_json(begun, inputs)
     for checkpoint in this.checkpoints.glob("checkpoint-*"):
-        if not complete(checkpoint):
+        if checkpoint not in whole:
             run.remove(checkpoint)
+
+
+def checkpoints(this: Run) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [each for each in this.checkpoints.glob("checkpoint-*") if complete(each)]
+    return sorted(found, key=lambda each: int(each.name.split("-")[1]))
+
+
+def resumable(this: Run) -> list[Path]:
+    """The whole checkpoints of a run. Raises BadInput when there is none."""
+    if not (found := checkpoints(this)):
+        raise BadInput(f"{this.checkpoints}: no checkpoint to go on from; make train starts anew")
+    return found
 
 
 def complete(checkpoint: Path) -> bool:
@@ -85,18 +128,55 @@ def complete(checkpoint: Path) -> bool:
     return True
 
 
-def compose(path: Path, this: Run, base: Path) -> dict[str, Any]:
-    """The recipe as it is run here: the base's folder, the run's folders, resume, and what a CPU needs."""
-    composed = recipe.load(path) | {
-        "base_model": str(base),
+def processes(tier: Tier, launch: Launch) -> int:
+    """Training processes in each machine: what was asked for, else the tier's devices, else one.
+
+    Raises BadInput for more GPUs than the machine has, where it has any.
+    """
+    here = len(doctor.devices())
+    if tier.gpu and here and launch.gpus > here:
+        raise BadInput(f"GPUS={launch.gpus}, and this machine has {here}")
+    return launch.gpus or max(1, tier.devices)
+
+
+def world(tier: Tier, launch: Launch) -> int:
+    """Training processes on all machines together."""
+    return processes(tier, launch) * launch.nodes
+
+
+def compose(path: Path, this: Run, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> dict[str, Any]:
+    """The recipe as it is run here: the base, the run's folders, resume, this many processes, and what a CPU needs.
+
+    The effective batch stays as the recipe and its tier have it. Raises BadInput when the processes do not divide it.
+    """
+    composed = recipe.load(path, changes) | {
+        "base_model": base,
         "output_dir": str(this.checkpoints),
         "dataset_prepared_path": str(this.checkpoints / "prepared"),
         "auto_resume_from_checkpoints": True,
     }
-    if doctor.gpu() is None:
-        composed["plugins"] = [*composed.get("plugins", []), "tools.axolotl_cpu.CpuPlugin"]
-        composed["bf16"] = bf16_pays()
-    return composed
+    if deepspeed := composed.get("deepspeed"):
+        composed["deepspeed"] = str(run.ROOT / str(deepspeed))
+    composed |= spread(composed, tier, world(tier, launch), str(path))
+    plugins = [*(composed.get("plugins") or []), "tools.axolotl_watch.WatchPlugin"]
+    if not tier.gpu:
+        plugins.append("tools.axolotl_cpu.CpuPlugin")
+        composed["bf16"] = bool(composed.get("bf16")) or (not composed.get("deepspeed") and bf16_pays())
+    return composed | {"plugins": plugins}
+
+
+def spread(composed: Mapping[str, Any], tier: Tier, world: int, where: str) -> dict[str, int]:
+    """Micro batch and accumulation that reach the recipe's effective batch with `world` processes.
+
+    Raises BadInput when they cannot.
+    """
+    micro = int(composed.get("micro_batch_size") or 1)
+    batch = micro * int(composed.get("gradient_accumulation_steps") or 1) * tier.world
+    if batch % world:
+        why = f"{batch} episodes an update cannot be shared by {world} processes"
+        raise BadInput(f"{where}: {why}; GPUS and NODES must divide it")
+    micro = math.gcd(micro, batch // world)
+    return {"micro_batch_size": micro, "gradient_accumulation_steps": batch // world // micro}
 
 
 def bf16_pays() -> bool:
@@ -122,25 +202,106 @@ def bf16_pays() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def follow(this: Run) -> dict[str, Any]:
-    """Run Axolotl on the composed recipe with a progress line; returns steps, tokens, tokens/s and the last loss."""
-    axolotl = Path(sys.executable).parent / "axolotl"
-    command = run.tied([str(axolotl), "train", str(this.recipe), "--launcher", "python"])
-    environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(doctor.cores())}
-    if Path(recipe.load(this.recipe)["base_model"]).is_dir():
+def command(file: Path, tier: Tier, launch: Launch) -> tuple[list[str], dict[str, str]]:
+    """The command that trains a composed recipe, and its environment beside this one's.
+
+    One process: axolotl. Several on one machine: accelerate launch with the tier's file, torchrun on a CPU (accelerate
+    starts one process only there). Several machines: torchrun, which meets at MASTER_ADDR.
+    """
+    programs = Path(sys.executable).parent
+    count = processes(tier, launch)
+    threads = max(1, doctor.cores() // count)
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+    composed = recipe.load(file)
+    if Path(composed["base_model"]).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
-    log = this.folder / "train.log"
+    if not tier.gpu and composed.get("deepspeed"):
+        environment["DS_ACCELERATOR"] = "cpu"
+    if launch.nodes > 1:
+        meet = ["--nnodes", launch.nodes, "--node_rank", launch.rank]
+        meet += ["--master_addr", launch.master, "--master_port", launch.port]
+        start = [programs / "torchrun", *meet, "--nproc_per_node", count, "-m", "axolotl.cli.train", file]
+    elif count == 1:
+        start = [programs / "axolotl", "train", file, "--launcher", "python"]
+    elif tier.gpu:
+        shape = ["--config_file", run.ROOT / "recipes" / "accelerate" / f"{tier.key}.yaml", "--num_processes", count]
+        start = [programs / "accelerate", "launch", *shape, "-m", "axolotl.cli.train", file]
+    else:
+        start = [programs / "torchrun", "--standalone", "--nproc_per_node", count, "-m", "axolotl.cli.train", file]
+    return [str(each) for each in start], environment
+
+
+def follow(this: Run, file: Path, tier: Tier, launch: Launch) -> dict[str, Any]:
+    """Run Axolotl on a composed recipe with a progress line; returns steps, tokens, tokens/s and the last loss.
+
+    Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (axolotl_watch.py), then KeyboardInterrupt is
+    raised; a second one ends it at once.
+    """
+    start, environment = command(file, tier, launch)
+    log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
     with (
-        log.open("wb") as file,
+        log.open("wb") as kept,
         subprocess.Popen(
-            command, cwd=run.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            run.tied(start),
+            cwd=run.ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         ) as process,
     ):
         assert process.stdout
-        notes = show(lines(process.stdout, file))
+        with Patience(process) as patience:
+            notes = show(lines(process.stdout, kept))
+    written = log.read_text(errors="replace")
+    if STOPPED in written:
+        step = written.rsplit(STOPPED, 1)[1].split()[0]
+        told = f"stopped at step {step}; the same command goes on from its checkpoint in {this.checkpoints}"
+        print(told, file=sys.stderr)
+    if STOPPED in written or patience.asked:
+        raise KeyboardInterrupt
     if process.returncode:
-        raise Failed(f"Axolotl ended with status {process.returncode}: {last_error(log)} (all of it: {log})")
+        raise Failed(f"{why(log, written, process.returncode, this, tier)} (all of it: {log})")
     return notes
+
+
+class Patience:
+    """While it lasts, the first Ctrl-C or SIGTERM asks `process` to stop and waits; the second is taken as it comes."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process, self.asked = process, False
+
+    def __enter__(self) -> "Patience":
+        """Take both signals."""
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, *_: Any) -> None:
+        """Pass the signal on, once."""
+        print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+        self.asked = True
+        self.process.send_signal(signal.SIGTERM)
+        self.__exit__()
+
+
+def why(log: Path, written: str, status: int, this: Run, tier: Tier) -> str:
+    """Why a training failed: out of memory with the planner's advice, a loss that is no number, else its error."""
+    error = last_error(log)
+    if re.search(r"OutOfMemoryError|out of memory", written):
+        settings = recipe.load(this.recipe)
+        model = catalog.model_of(str(settings["base_model"]))
+        changes = plan.advice(plan.of(model, tier, plan.from_recipe(settings, tier)))[:3] if model else []
+        say = "; ".join(f"{each.words} wins {each.won:.1f} GiB, {each.slower:.0%} slower" for each in changes)
+        return f"out of memory: {error}. To change first: {say or 'a smaller micro batch or sequence'}"
+    if "FloatingPointError" in written:
+        good = checkpoints(this)
+        last = f"the last good checkpoint is {good[-1].name}" if good else "no checkpoint was written before"
+        return f"{error}; {last}; a lower learning_rate is the first thing to try"
+    return f"Axolotl ended with status {status}: {error}"
 
 
 def lines(stream: IO[bytes], log: IO[bytes]) -> Iterator[str]:
@@ -154,11 +315,11 @@ def lines(stream: IO[bytes], log: IO[bytes]) -> Iterator[str]:
 
 
 def show(output: Iterator[str]) -> dict[str, Any]:
-    """Draw one progress line from Axolotl's output: step, loss, tokens/s, time left."""
+    """Draw one progress line from Axolotl's output: step, loss, tokens/s, memory, time left."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    loss, tokens, first = 0.0, 0, (0.0, 0)
+    loss, tokens, first, memory = 0.0, 0, (0.0, 0), 0.0
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     notes: dict[str, Any] = {}
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=1) as progress:
@@ -169,30 +330,36 @@ def show(output: Iterator[str]) -> dict[str, Any]:
                 notes["steps"] = int(step[2])
             if found := re.search(r"'loss': '?([\d.e+-]+)", line):
                 loss = float(found[1])
+            if found := re.search(r"'memory/device_reserved \(GiB\)': '?([\d.]+)", line):
+                memory = max(memory, float(found[1]))
             if found := re.search(r"'tokens/total': '?(\d+)", line):
                 tokens = int(found[1])
                 first = first if first[0] else (time.monotonic(), tokens)
                 seconds = time.monotonic() - first[0]
                 speed = (tokens - first[1]) / seconds if seconds else 0.0
                 notes |= {"loss": loss, "tokens": tokens, "tokens_per_second": round(speed, 1)}
-                progress.update(task, description=f"train: loss {loss:.3f}, {speed:.0f} tokens/s")
-    return notes
+                device = f", {memory:.1f} GiB" if memory else ""
+                progress.update(task, description=f"train: loss {loss:.3f}, {speed:.0f} tokens/s{device}")
+    return notes | ({"device_gib": memory} if memory else {})
 
 
 def last_error(log: Path) -> str:
     """The last line of a log that names an exception, else its last line."""
     written = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # torchrun and accelerate put the rank of a process before what it wrote.
+    written = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in written]
     errors = [line for line in written if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return (errors or written or ["it wrote nothing"])[-1][:300]
+    own = [line for line in errors if "ChildFailedError" not in line and "CalledProcessError" not in line]
+    return (own or errors or written or ["it wrote nothing"])[-1][:300]
 
 
 def keep(this: Run) -> None:
-    """Copy the trained adapter, with its tokenizer and chat template, under its final name."""
+    """Copy the trained adapter or weights, with tokenizer and chat template, under their final name."""
     with run.whole(this.adapter) as partial:
         partial.mkdir()
         for item in this.checkpoints.iterdir():
             kept = item.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}
             if kept and item.name != "inputs.json":
                 shutil.copy2(item, partial / item.name)
-        if not (partial / "adapter_model.safetensors").exists():
-            raise Failed(f"{this.checkpoints}: Axolotl ended without an adapter")
+        if not list(partial.glob("*.safetensors")):
+            raise Failed(f"{this.checkpoints}: Axolotl ended without an adapter or weights")

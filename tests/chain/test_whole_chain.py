@@ -14,7 +14,7 @@ from tools import run
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2-135m-lora"
-CUT = ("--steps", "3", "--save-steps", "1")
+CUT = ("--set", "max_steps=3", "--set", "save_steps=1")
 
 
 @pytest.fixture(scope="module")

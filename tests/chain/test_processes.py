@@ -1,0 +1,127 @@
+"""Several processes on a CPU, by the same command as on GPUs: DDP, ZeRO-1, 2, 3 and FSDP2 learn what one does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+from tests.chain.conftest import tiny_recipe
+from tools import recipe, run
+
+pytestmark = pytest.mark.slow
+FSDP2: dict[str, Any] = {
+    "fsdp_version": 2,
+    "fsdp_config": {
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "Qwen2DecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+        "reshard_after_forward": True,
+        "offload_params": False,
+        "cpu_ram_efficient_loading": False,
+    },
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "DDP": {},
+    "DeepSpeed ZeRO-1": {"deepspeed": "recipes/deepspeed/zero1.json"},
+    "DeepSpeed ZeRO-2": {"deepspeed": "recipes/deepspeed/zero2.json"},
+    "DeepSpeed ZeRO-3": {"deepspeed": "recipes/deepspeed/zero3.json"},
+    "FSDP2": FSDP2,
+}
+
+
+def start(outputs: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`python -m tools train` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tools", "train", *arguments],
+        cwd=run.ROOT,
+        env=os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train(folder: Path, path: Path, *arguments: str) -> Path:
+    """A training to its good end; the run's folder."""
+    process = start(folder / "outputs", str(path), *arguments)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed[-3000:]
+    return folder / "outputs" / path.parent.name / path.stem
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of every update of a finished run, from its last checkpoint."""
+    last = max(folder.glob("checkpoints/checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
+    history = orjson.loads((last / "trainer_state.json").read_bytes())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> list[float]:
+    """The losses of one process, with the same effective batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    found = losses(train(folder, tiny_recipe(folder, tiny)))
+    assert len(found) == 10 and found[-1] < found[0]
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_learn_what_one_does(tmp_path: Path, tiny: Path, alone: list[float], way: str) -> None:
+    path = tiny_recipe(tmp_path, tiny, **WAYS[way])
+    folder = train(tmp_path, path, "--gpus", "2")
+    assert f"2 processes on the CPU (gloo), {way}" in (folder / "train.log").read_text()
+    assert recipe.load(folder / "recipe.yaml")["gradient_accumulation_steps"] == 1
+    assert losses(folder) == pytest.approx(alone, abs=1e-2)
+    assert list((folder / "adapter").glob("*.safetensors"))
+
+
+def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_loss(
+    tmp_path: Path, tiny: Path, alone: list[float]
+) -> None:
+    path = tiny_recipe(tmp_path, tiny, **WAYS["DeepSpeed ZeRO-2"])
+    process = start(tmp_path / "outputs", str(path), "--gpus", "2")
+    folder = tmp_path / "outputs" / tmp_path.name / "tiny"
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoints" / "checkpoint-5" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    ranks = [each for each in psutil.Process(process.pid).children(recursive=True) if rank(each) == "1"]
+    ranks[0].send_signal(signal.SIGKILL)
+    printed, _ = process.communicate()
+    assert process.returncode == 1, printed
+    assert not (folder / "adapter").exists()
+    train(tmp_path, path, "--gpus", "2", "--resume")
+    assert "checkpoint-5" in (folder / "train.log").read_text()
+    assert losses(folder)[-1] == pytest.approx(alone[-1], abs=1e-2)
+
+
+def rank(process: psutil.Process) -> str:
+    """The rank that torchrun gave a process; empty for any other process."""
+    try:
+        return process.environ().get("RANK", "") if "axolotl.cli.train" in process.cmdline() else ""
+    except psutil.Error:
+        return ""
+
+
+def test_two_machines_meet_and_learn_what_one_does(tmp_path: Path, tiny: Path, alone: list[float]) -> None:
+    """Two nodes of one process each, on loopback; each is started as a person starts it on its machine."""
+    path = tiny_recipe(tmp_path, tiny)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = ("--gpus", "1", "--nodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
+    second = start(tmp_path / "outputs", str(path), *where, "--node-rank", "1")
+    folder = train(tmp_path, path, *where, "--node-rank", "0")
+    printed, _ = second.communicate()
+    assert second.returncode == 0, printed[-3000:]
+    assert "2 processes on the CPU (gloo), DDP" in (folder / "train.log").read_text()
+    assert losses(folder) == pytest.approx(alone, abs=1e-2)

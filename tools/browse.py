@@ -1,0 +1,281 @@
+"""The catalog and its recipes for a person at the keyboard: list, recommend, plan, copy, compare, add."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from tools import BadInput, catalog, doctor, plan, recipe, render, run
+from tools.catalog import Model, Tier
+from tools.plan import Plan
+
+
+def show(tier: str, model: str) -> None:
+    """Print the matrix model x tier: the best method that fits, its sequence and GiB; or all methods of one tier."""
+    from rich.console import Console
+    from rich.table import Table
+
+    tiers = [catalog.pick("tier", tier, catalog.tiers())] if tier else list(catalog.tiers().values())
+    models = [each for each in catalog.models().values() if model in each.key]
+    if not models:
+        catalog.pick("model", model, catalog.models())
+    if tier:
+        drawn = Table(
+            "recipe", "GiB", "sequence", "micro batch", "tokens/s", title=f"recipes/{tier}", title_justify="left"
+        )
+        for each in models:
+            for method in catalog.methods().values():
+                if found := plan.choose(each, method, tiers[0]):
+                    s = found.settings
+                    speed = f"{found.tokens_per_second:.0f}" if found.seconds else ""
+                    drawn.add_row(
+                        render.name(each, method), f"{found.total:.1f}", str(s.sequence_len), str(s.micro_batch), speed
+                    )
+    else:
+        drawn = Table(
+            "model",
+            *catalog.tiers(),
+            title="the best method that fits (make list TIER=24gb for all)",
+            title_justify="left",
+        )
+        for each in models:
+            drawn.add_row(each.key, *(best(each, every) for every in tiers))
+    Console(width=None if Console().is_terminal else 200).print(drawn)
+
+
+def best(model: Model, tier: Tier) -> str:
+    """The method that trains most of a model on a tier: full before LoRA before QLoRA; empty without a recipe."""
+    there = (
+        method
+        for method in ("full", "lora", "qlora")
+        if (recipe.RECIPES / tier.key / f"{model.key}-{method}.yaml").exists()
+    )
+    return next(there, "")
+
+
+def recommend(gpu: str, gpus: int) -> None:
+    """Print what to train on this machine or on a GPU: for each method the largest models that fit, and the command."""
+    tier = catalog.tiers()[doctor.tier()] if not gpu else plan.for_gpu(catalog.pick("GPU", gpu, catalog.gpus()), gpus)
+    named = tier if tier.key in catalog.tiers() else catalog.tiers()[near(tier)]
+    what = f"{gpus} x {catalog.gpus()[gpu].title}" if gpu else f"this machine ({doctor.gpu() or 'no GPU'})"
+    print(f"{what}: recipes/{named.key}, {named.usable_gib} GiB a device\n")
+    # The variant against over-fitting takes what LoRA takes.
+    for method in (catalog.methods()[key] for key in ("lora", "qlora", "full")):
+        fits = [found for model in catalog.models().values() if (found := plan.choose(model, method, named))]
+        largest = sorted(fits, key=lambda each: -each.model.text_parameters)[:3]
+        for found in largest:
+            s = found.settings
+            speed = f", about {found.tokens_per_second:.0f} tokens/s" if found.seconds else ""
+            title = render.name(found.model, method)
+            takes = f"{found.total:.1f} GiB, {s.sequence_len} tokens{speed}"
+            print(f"  make train RECIPE={title:24} {found.model.title}, {method.title}: {takes}")
+    print("\nStart small: the 3B model shows in an hour whether the data teach what they should.")
+
+
+def near(tier: Tier) -> str:
+    """The catalog's tier that a machine of one's own can use."""
+    device = doctor.Device(tier.key, tier.usable_gib, tier.precision == "bf16")
+    return doctor.tier([device] * tier.devices, tier.nodes)
+
+
+def plan_of(
+    name: str, tier: str, gpu: str, gpus: int, asked: Mapping[str, int], pairs: list[str], as_json: bool
+) -> None:
+    """Print what a recipe takes with these changes: parts, total, speed, and what to change when it does not fit."""
+    found = planned(name, tier, gpu, gpus, dict(asked) | recipe.overrides(pairs))
+    if as_json:
+        print(orjson.dumps(plan.as_json(found), option=orjson.OPT_INDENT_2).decode())
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    s, largest = found.settings, max(found.parts.values())
+    title = f"{found.model.title} on {found.tier.key}: {s.micro_batch} x {s.sequence_len} tokens x {s.accumulation}"
+    Console().print(
+        f"[bold]{escape(title)}[/]" + (f", {found.tier.world} devices, {s.sharding}" if found.tier.world > 1 else "")
+    )
+    for part, value in sorted(found.parts.items(), key=lambda each: -each[1]):
+        print(f"  {part:20} {value:7.2f} GiB  {'█' * round(30 * value / largest)}")
+    word = "fits" if found.fits else "does not fit"
+    print(
+        f"  {'in all':20} {found.total:7.2f} GiB of {found.tier.usable_gib} on each device: {word} (8 % are kept free)"
+    )
+    if found.host:
+        print(f"  {'the machine':20} {sum(found.host.values()):7.1f} GiB of {found.tier.host_gib:.0f}")
+    print(f"  {'disk':20} {sum(plan.disk(found).values()):7.1f} GiB, up to the GGUF")
+    if found.seconds:
+        print(f"  {'speed':20} {found.tokens_per_second:7.0f} tokens/s, roughly")
+    changes = plan.advice(found)
+    if changes:
+        print("less memory:" if found.fits else "to make it fit, the first first:")
+        for each in changes[:6]:
+            speed = f", {each.slower:+.0%} time" if found.seconds else ""
+            mark = "fits" if each.plan.fits else "not enough alone"
+            print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {settings(each.keys)}")
+
+
+def settings(keys: Mapping[str, Any]) -> str:
+    """Keys as SET= takes them."""
+    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
+
+
+def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any]) -> Plan:
+    """The plan of a recipe, with changes, on a tier, on a GPU, or where it belongs.
+
+    A name without a recipe on that tier (what does not fit has none) is planned from its model and method all the same.
+    Raises BadInput for what is not known.
+    """
+    on = plan.for_gpu(catalog.pick("GPU", gpu, catalog.gpus()), gpus or 1) if gpu else None
+    if not name.endswith((".yaml", ".yml")):
+        model, method, inside = split(name)
+        tier = tier or inside
+        on = on or catalog.pick(
+            "tier", tier or (recipe.tiers_of(f"{model.key}-{method.key}") or [doctor.tier()])[0], catalog.tiers()
+        )
+        if gpus and not gpu:
+            on = on.model_copy(update={"devices": gpus})
+        found = plan.search(model, method, on)
+        # What does not fit is shown at its least.
+        least = plan.base_settings(model, method, on)
+        spread = replace(least, sharding="none" if on.world == 1 else "ddp", optimizer="adamw_8bit")
+        s = found.settings if found else replace(spread, evaluation=1)
+        return plan.of(model, on, changed(s, changes, on))
+    path = recipe.find(name)
+    on = (
+        on
+        or (catalog.pick("tier", tier, catalog.tiers()) if tier else recipe.tier_of(path))
+        or catalog.tiers()[doctor.tier()]
+    )
+    values = recipe.load(path, changes)
+    known = catalog.model_of(str(values["base_model"]))
+    if known is None:
+        where = f"{path}:{recipe.line_of(path, 'base_model')}"
+        raise BadInput(f"{where}: {values['base_model']} is not in the catalog; make add-model HUB=... adds it")
+    return plan.of(known, on, plan.from_recipe(values, on))
+
+
+def changed(s: Any, changes: Mapping[str, Any], tier: Tier) -> Any:
+    """Settings with a recipe's keys in place of their own. Raises BadInput for a key that decides nothing here."""
+    fields = {
+        "sequence_len": "sequence_len",
+        "micro_batch_size": "micro_batch",
+        "gradient_accumulation_steps": "accumulation",
+    }
+    fields |= {
+        "lora_r": "rank",
+        "optimizer": "optimizer",
+        "gradient_checkpointing": "checkpointing",
+        "lora_dropout": "dropout",
+    }
+    for key, value in changes.items():
+        if key in ("load_in_4bit", "load_in_8bit"):
+            s = replace(s, bits=(4 if "4" in key else 8) if value else 16)
+        elif key in fields:
+            s = replace(s, **{fields[key]: value})
+        elif key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"):
+            s = replace(s, kernels=bool(value))
+        elif key not in ("adapter", "lora_alpha", "learning_rate", "lora_target_linear"):
+            raise BadInput(
+                f"{key}: changes no memory that is planned; {', '.join([*fields, 'load_in_4bit', 'load_in_8bit'])} do"
+            )
+    return s
+
+
+def split(name: str) -> tuple[Model, Any, str]:
+    """Model, method and, if it is named, tier of a recipe's name. Raises BadInput with the nearest names."""
+    tier, _, title = name.rpartition("/")
+    for method in sorted(catalog.methods(), key=len, reverse=True):
+        key = title.removesuffix(f"-{method}")
+        if key != title and key in catalog.models():
+            return catalog.models()[key], catalog.methods()[method], tier
+    catalog.pick(
+        "recipe",
+        title,
+        {f"{model}-{method}": each for model, each in catalog.models().items() for method in catalog.methods()},
+    )
+    raise AssertionError(title)
+
+
+def new(model: str, method: str, tier: str, out: str) -> None:
+    """Copy the recipe of a model and method to `out`, without the line that says that it is generated.
+
+    Raises BadInput when it does not fit the tier, or `out` is there already.
+    """
+    key = catalog.pick("model", model, catalog.models()).key
+    way = catalog.pick("method", method, catalog.methods()).key
+    path, target = recipe.find(f"{key}-{way}", tier, doctor.tier()), Path(out)
+    if target.exists():
+        raise BadInput(f"{out}: is there already; OUT= another name")
+    if target.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"{out}: a recipe's name ends in .yaml")
+    text = render.HASH.sub(f"# from {path.parent.name}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
+    run.write(target, text.encode())
+    print(f"{out}: edit it, then make train RECIPE={out}")
+
+
+def diff(a: str, b: str) -> None:
+    """Print what differs between two recipes, key by key."""
+    one, two = (recipe.load(recipe.find(each, here=doctor.tier())) for each in (a, b))
+    same = True
+    for key in [*one, *(key for key in two if key not in one)]:
+        if one.get(key) == two.get(key):
+            continue
+        same = False
+        if key not in two:
+            print(f"{key}: {one[key]} in the first alone")
+        elif key not in one:
+            print(f"{key}: {two[key]} in the second alone")
+        else:
+            print(f"{key}: {one[key]} becomes {two[key]}")
+    if same:
+        print("nothing but comments")
+
+
+def add_model(hub: str, key: str) -> None:
+    """Append a model to catalog/models.yaml from its config.json (a folder's, or the hub's), and render its recipes.
+
+    Raises BadInput for a model that is there already, or of an architecture that the catalog does not know.
+    """
+    if known := catalog.model_of(hub):
+        raise BadInput(f"{hub}: in the catalog already, as {known.key}")
+    key = key or re.sub(r"[^a-z0-9.]+", "-", Path(hub).name.lower().removesuffix("-instruct")).strip("-")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", key) or key in catalog.models():
+        raise BadInput(f"{key}: taken, or no name for a recipe; --key gives another")
+    folder = Path(hub)
+    made = catalog.described(orjson.loads(config_of(hub)), key, hub)
+    tokenizer = folder / "tokenizer_config.json"
+    eos = orjson.loads(tokenizer.read_bytes()).get("eos_token", "") if tokenizer.exists() else ""
+    eos = eos.get("content", "") if isinstance(eos, dict) else eos
+    names = ("title", "hub", "licence", "gated", "family", "eos", "context", "architecture")
+    entry = {name: getattr(made, name) for name in names} | {"eos": eos or "see its tokenizer_config.json"}
+    entry |= {"sizes": made.sizes.model_dump(exclude={"key"}), "parameters": made.parameters}
+    text = (catalog.CATALOG / "models.yaml").read_text(encoding="utf-8")
+    added = yaml.safe_dump({key: entry}, sort_keys=False, default_flow_style=None, width=110)
+    run.write(
+        catalog.CATALOG / "models.yaml",
+        f"{text.rstrip()}\n\n# Its sizes were read in its config.json.\n{added}".encode(),
+    )
+    catalog.models.cache_clear()
+    plan.chosen.cache_clear()
+    counts = render.write()
+    print(f"{key}: {made.parameters / 1e9:.2f} billion parameters, {counts['written']} files written in recipes/")
+    print("licence and gated stand in catalog/models.yaml as unknown; mend them there")
+
+
+def config_of(hub: str) -> bytes:
+    """The config.json of a folder or of a model on the hub. Raises BadInput when there is none."""
+    if Path(hub).is_dir():
+        path = Path(hub) / "config.json"
+        if not path.is_file():
+            raise BadInput(f"{hub}: has no config.json")
+        return path.read_bytes()
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(hub, "config.json")).read_bytes()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{hub}: neither a folder nor to be had from the hub: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,66 @@
+"""A training for another place or time: the command to copy, a job for Slurm, one for Ray."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from tools import recipe, render, run, train
+from tools.catalog import Tier
+from tools.train import Launch
+
+
+def dry_run(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> str:
+    """Write the composed recipe and return the command, with its environment, as a shell takes it."""
+    this = recipe.folder(path)
+    file = this.folder / "dry-run.yaml"
+    run.write(file, yaml.safe_dump(train.compose(path, this, base, changes, tier, launch), sort_keys=False).encode())
+    start, environment = train.command(file, tier, launch)
+    assigned = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
+    return f"cd {shlex.quote(str(run.ROOT))} && {assigned} {shlex.join(start)}"
+
+
+def slurm(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> Path:
+    """Write the run's train.sbatch: a job on the tier's machines, queued again when it is preempted."""
+    this = recipe.folder(path)
+    composed = this.folder / "cluster.yaml"
+    run.write(
+        composed, yaml.safe_dump(train.compose(path, this, base, changes, tier, launch), sort_keys=False).encode()
+    )
+    # One task a machine starts its processes; the rank and the meeting point are Slurm's, known when it runs.
+    start, environment = train.command(
+        composed, tier, Launch(train.processes(tier, launch), max(2, launch.nodes), 0, "$MASTER_ADDR")
+    )
+    start = [str(launch.nodes) if start[place - 1] == "--nnodes" else each for place, each in enumerate(start)]
+    start = ["$SLURM_NODEID" if start[place - 1] == "--node_rank" else each for place, each in enumerate(start)]
+    text = render.template("cluster/slurm.sbatch.j2").render(
+        name=path.stem,
+        nodes=launch.nodes,
+        gpus=train.processes(tier, launch),
+        log=this.folder / "slurm-%j.log",
+        root=run.ROOT,
+        environment={key: shlex.quote(value) for key, value in environment.items()},
+        command=" ".join(each if each.startswith("$") else shlex.quote(each) for each in start),
+    )
+    file = this.folder / "train.sbatch"
+    run.write(file, text.encode())
+    return file
+
+
+def ray(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> str:
+    """Write the recipe with Axolotl's Ray Train keys and return the command that gives it to a Ray cluster."""
+    this = recipe.folder(path)
+    composed = train.compose(path, this, base, changes, tier, launch) | {
+        "use_ray": True,
+        "ray_run_name": path.stem,
+        "ray_num_workers": train.world(tier, launch),
+        "resources_per_worker": {"GPU": 1} if tier.gpu else {"CPU": 1},
+    }
+    file = this.folder / "ray.yaml"
+    run.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
+    environment = orjson.dumps({"env_vars": train.ENVIRONMENT}).decode()
+    start = ["axolotl", "train", str(file)]
+    return shlex.join(["ray", "job", "submit", "--runtime-env-json", environment, "--", *start])

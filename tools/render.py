@@ -1,0 +1,208 @@
+"""catalog x templates -> recipes/: what is planned to fit, written so that a person's own edits are never lost."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from tools import BadInput, catalog, index, memory, plan, run
+from tools.catalog import Method, Model, Tier
+from tools.memory import Settings
+from tools.plan import Plan
+
+RECIPES = run.ROOT / "recipes"
+TEMPLATES = run.ROOT / "templates"
+# The line that says that a file is ours, and whether it is still as we wrote it.
+HASH = re.compile(r"^(?:# |<!-- |  \"hash\": \")hash ([0-9a-f]{16})(?: -->|\",)?$", re.MULTILINE)
+# What a tier may set in place of the template's own (Tier.changes).
+OWN = {"val_set_size": 0.1, "warmup_ratio": 0.1, "save_steps": 0}
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """A template by its path in templates/; an unknown name in it is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
+
+
+def planned() -> Iterator[tuple[Tier, Model, Method, Plan]]:
+    """All that fits: a recipe exists for exactly these."""
+    for tier in catalog.tiers().values():
+        for model in catalog.models().values():
+            for method in catalog.methods().values():
+                if found := plan.choose(model, method, tier):
+                    yield tier, model, method, found
+
+
+def name(model: Model, method: Method) -> str:
+    """The name of a recipe: model and method."""
+    return f"{model.key}-{method.key}"
+
+
+def zero(s: Settings) -> str:
+    """The name of the DeepSpeed file of these settings; empty where DeepSpeed is not used."""
+    if not s.sharding.startswith("zero"):
+        return ""
+    return s.sharding + {"none": "", "optimizer": "_offload_optimizer", "parameters": "_offload_all"}[s.offload]
+
+
+def tier_words(tier: Tier) -> str:
+    """A tier in a person's words."""
+    if not tier.gpu:
+        return f"on a CPU with {tier.memory_gb} GB"
+    gpu = catalog.gpus()[tier.gpu].title
+    nodes = f"{tier.nodes} machines with " if tier.nodes > 1 else ""
+    devices = f"{tier.devices} GPUs" if tier.devices > 1 else "one GPU"
+    each = f"{tier.devices} GPUs each" if tier.nodes > 1 else devices
+    return f"on {nodes}{each} of {tier.memory_gb} GB ({gpu} and the like)"
+
+
+def by_hand(tier: Tier, path: str) -> str:
+    """The command that trains a recipe without this project."""
+    if not tier.gpu:
+        return f"OMP_NUM_THREADS=$(nproc) axolotl train {path} --launcher python"
+    if tier.world == 1:
+        return f"axolotl train {path}"
+    return f"accelerate launch --config_file recipes/accelerate/{tier.key}.yaml -m axolotl.cli.train {path}"
+
+
+def sizes(parts: dict[str, float], least: float = 0.05) -> str:
+    """GiB by part, largest first, in words; what is less than `least` is left out."""
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{what} {value:.1f}" for what, value in ordered if value >= least)
+
+
+def recipe(tier: Tier, model: Model, method: Method, found: Plan) -> str:
+    """The text of one recipe, with its hash."""
+    s, title = found.settings, name(model, method)
+    values = OWN | {
+        "num_epochs": method.epochs,
+        "learning_rate": number(method.rate(model)),
+        "lora_dropout": method.dropout,
+    }
+    values |= {key: number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
+    changes = plan.advice(found)[:2]
+    text = template("axolotl/recipe.yaml.j2").render(
+        values,
+        model=model,
+        method=method,
+        plan=found,
+        s=s,
+        name=title,
+        world=tier.world,
+        batch=s.micro_batch * s.accumulation * tier.world,
+        precision=tier.precision,
+        tier_words=tier_words(tier),
+        parts=sizes(dict(found.parts)),
+        host=sizes(dict(found.host), 1.0) if s.offload != "none" else "",
+        by_hand=by_hand(tier, f"recipes/{tier.key}/{title}.yaml"),
+        short="; ".join(f"{each.words} wins {each.won:.1f} GiB" for each in changes) or "a smaller model",
+        evaluates=bool(values["val_set_size"]),
+        deepspeed=zero(s),
+    )
+    return sealed(text)
+
+
+def number(value: float) -> str:
+    """A figure as a person writes it: 0.1, 7e-4."""
+    return (
+        re.sub(r"e-0*", "e-", f"{value:.0e}")
+        if 0 < value < 1e-2 and f"{value:.0e}" == f"{value:.1e}".replace(".0", "")
+        else f"{value:g}"
+    )
+
+
+def files() -> dict[str, str]:
+    """All generated files of recipes/: name -> text."""
+    plans = list(planned())
+    made = {where: sealed(text) for where, text in index.pages(plans, template).items()}
+    for tier, model, method, found in plans:
+        made[f"{tier.key}/{name(model, method)}.yaml"] = recipe(tier, model, method, found)
+    for stage, offload in (
+        (1, ""),
+        (2, ""),
+        (2, "_offload_optimizer"),
+        (3, ""),
+        (3, "_offload_optimizer"),
+        (3, "_offload_all"),
+    ):
+        text = template("deepspeed/zero.json.j2").render(
+            stage=stage,
+            optimizer_offload=bool(offload),
+            parameter_offload=offload == "_offload_all",
+            bucket=memory.BUCKET,
+        )
+        made[f"deepspeed/zero{stage}{offload}.json"] = text
+    for tier in catalog.tiers().values():
+        if tier.world > 1:
+            made[f"accelerate/{tier.key}.yaml"] = sealed(template("accelerate/tier.yaml.j2").render(tier=tier))
+    return made
+
+
+def sealed(text: str) -> str:
+    """A generated text with the line that says that it is ours: after the comment at its head."""
+    mark = digest(text)
+    if text.startswith("<"):
+        first, _, rest = text.partition("\n")
+        return f"{first}\n<!-- hash {mark} -->\n{rest}"
+    lines = text.splitlines(keepends=True)
+    head = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "".join([*lines[:head], f"# hash {mark}\n", *lines[head:]])
+
+
+def digest(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ours(text: str) -> bool:
+    """Whether a text is as we wrote it: its hash is there, and is that of the rest."""
+    found = HASH.search(text)
+    if not found:
+        return False
+    rest = text[: found.start()] + text[found.end() + 1 :]
+    return digest(rest) == found[1]
+
+
+def edited(path: Path) -> bool:
+    """Whether a generated file was edited in place: it bears our hash, and the hash is not that of its text."""
+    text = path.read_text(encoding="utf-8")
+    return HASH.search(text) is not None and not ours(text)
+
+
+def write() -> dict[str, int]:
+    """Write recipes/ anew; how many files were written, left as they were, and removed.
+
+    Touched are only files that we wrote and nobody edited. Raises BadInput, before anything is written, with the files
+    that were edited in place: copied elsewhere, they are a person's own.
+    """
+    made = files()
+    there = {str(path.relative_to(RECIPES)): path for path in RECIPES.rglob("*") if path.is_file()}
+    changed = [path for where, path in there.items() if path.suffix in (".yaml", ".html", ".md") and edited(path)]
+    if changed:
+        names = ", ".join(str(path.relative_to(run.ROOT)) for path in sorted(changed)[:5])
+        raise BadInput(
+            f"{names}: generated, and edited in place; copy it elsewhere (make train RECIPE=path/to/my.yaml takes it), "
+            "then `git checkout` the original"
+        )
+    counts = {"written": 0, "unchanged": 0, "removed": 0}
+    for where, text in made.items():
+        if where in there and there[where].read_text(encoding="utf-8") == text:
+            counts["unchanged"] += 1
+            continue
+        run.write(RECIPES / where, text.encode())
+        counts["written"] += 1
+    for where, path in there.items():
+        if where not in made and HASH.search(path.read_text(encoding="utf-8")):
+            run.remove(path)
+            counts["removed"] += 1
+    return counts

@@ -161,7 +161,8 @@ def compose(path: Path, this: Run, base: str, changes: Mapping[str, Any], tier: 
     plugins = [*(composed.get("plugins") or []), "tools.axolotl_watch.WatchPlugin"]
     if not tier.gpu:
         plugins.append("tools.axolotl_cpu.CpuPlugin")
-        composed["bf16"] = bool(composed.get("bf16")) or (not composed.get("deepspeed") and bf16_pays())
+        if "bf16" not in changes:
+            composed["bf16"] = not composed.get("deepspeed") and bf16_pays()
     return composed | {"plugins": plugins}
 
 

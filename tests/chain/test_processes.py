@@ -40,7 +40,8 @@ WAYS: dict[str, dict[str, Any]] = {
 def start(outputs: Path, *arguments: str) -> "subprocess.Popen[str]":
     """`python -m tools train` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tools", "train", *arguments],
+        # In float32: what differs is the sharing alone, not where FSDP2 rounds to bf16.
+        [sys.executable, "-m", "tools", "train", *arguments, "--set", "bf16=false"],
         cwd=run.ROOT,
         env=os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs)},
         stdout=subprocess.PIPE,

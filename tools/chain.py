@@ -356,7 +356,7 @@ def demo(name: str, quant: str, model: str) -> None:
     print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{tuned['classic']['answer']}\n")
     console.print(report.table(played))
     name_there = spec(path, quant.upper(), "tuned", "", model).name
-    print(report.closing(this, path, name_there, own=server.users_own() is None))
+    print(report.closing(this, name_there, own=server.users_own() is None))
 
 
 def talk(name: str, model: str) -> None:

@@ -1,7 +1,6 @@
 """What came out of a run: the table of games, one game in full, demo.json, and what to do next."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -97,7 +96,7 @@ def player(evaluations: Sequence[dict[str, Any]], who: str, quant: str) -> dict[
     return {key: chosen[key] for key in ("won", "rooms", "wilson95", "by_task")} | {"by_quantisation": by_quantisation}
 
 
-def closing(this: Run, recipe: Path, model: str, own: bool) -> str:
+def closing(this: Run, model: str, own: bool) -> str:
     """The last lines on the screen: where everything lies, how to talk to the model, what to try on a GPU.
 
     `own`: the model lies in the Ollama that this project starts, not in one of the user's.
@@ -106,6 +105,5 @@ def closing(this: Run, recipe: Path, model: str, own: bool) -> str:
     return (
         f"Where it lies:     {this.folder}: adapter/ model-*.gguf Modelfile parity.json eval-*.json demo.json\n"
         f"Talk to it:        ollama run {model}{start}\n"
-        f"Next, on a GPU:    copy {recipe.name}, name a larger base_model (README.md, Going to a GPU), "
-        "make demo RECIPE=path/to/yours.yaml"
+        "Next, on a GPU:    make recommend (what fits there), make ollama RECIPE=one of these (README.md, On a GPU)"
     )

@@ -16,13 +16,16 @@ import psutil
 
 from tools import BadInput, Failed, base, doctor, run
 
-PROGRAMS = ("llama-quantize", "llama-server")
-# What is kept of the source: the converter, the vocabularies that tests build tokenizers from, the chat templates.
-KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "models", "LICENSE")
-# Static, so that two files are the whole of it; no download of a model or a web page, neither in the build nor later.
+PROGRAMS = ("llama-quantize", "llama-server", "llama-imatrix", "llama-perplexity")
+# The quantiser alone, as a library that Python can call.
+LIBRARY = "libggml-base.so"
+# What is kept of the source: the converters, the vocabularies that tests build tokenizers from, the chat templates.
+KEPT = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py", "models", "LICENSE")
+# Static, so that one file is the whole of a program; no download of a model or a web page, in the build or later.
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
+    "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
@@ -32,8 +35,12 @@ FLAGS = (
 
 
 def home() -> Path:
-    """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is whole."""
-    return run.cache() / f"llama.cpp-{base.pinned_version('llama-cpp-python')}"
+    """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is whole.
+
+    Its name tells the version and, by a hash, what was built of it and how.
+    """
+    how = run.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, FLAGS)).encode())[:8]
+    return run.cache() / f"llama.cpp-{base.pinned_version('llama-cpp-python')}-{how}"
 
 
 def source() -> Path:
@@ -59,7 +66,7 @@ def program(name: str) -> Path:
 
 
 def build() -> None:
-    """Build llama-quantize and llama-server from the pinned source into `home()`; nothing to do when they are there.
+    """Build PROGRAMS and LIBRARY from the pinned source into `home()`; nothing to do when they are there.
 
     An interrupted build goes on where it stopped. Raises Failed when a compiler or CMake is missing, or it fails.
     """
@@ -76,10 +83,11 @@ def build() -> None:
         if not (work / "source").exists():
             unpack(work)
         compile_programs(work)
+        link_library(work)
         with run.whole(home()) as partial:
             (partial / "bin").mkdir(parents=True)
             (partial / "source").mkdir()
-            for name in PROGRAMS:
+            for name in (*PROGRAMS, LIBRARY):
                 shutil.copy2(work / "build" / "bin" / name, partial / "bin" / name)
             for name in KEPT:
                 kept = work / "source" / name
@@ -121,6 +129,14 @@ def compile_programs(work: Path) -> None:
             file.flush()
     if not all((tree / "bin" / name).exists() for name in PROGRAMS):
         raise Failed(f"llama.cpp's build ended without its programs; {log} has all of its output")
+
+
+def link_library(work: Path) -> None:
+    """Make LIBRARY, beside the programs, of the static archive that went into them. Raises Failed."""
+    archive = work / "build" / "ggml" / "src" / "libggml-base.a"
+    everything = ["-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive", "-fopenmp", "-pthread"]
+    with (work / "link.log").open("w", encoding="utf-8") as log:
+        follow([str(doctor.compiler()), "-shared", "-o", str(work / "build" / "bin" / LIBRARY), *everything], log)
 
 
 def follow(command: list[str], log: Any) -> None:

@@ -1,0 +1,212 @@
+"""Small random models of every architecture, with true vocabularies and chat templates: a hub's folder, in seconds.
+
+llama.cpp's source holds vocabularies (as GGUF, without the rest of a tokenizer) and chat templates; mistral_common holds
+Mistral's; what else makes text of tokens (the pre-tokenizer's pattern, a normaliser) is written here as the model's own
+tokenizer.json has it.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools import base, llamacpp, run
+
+# As the models' tokenizer.json have them: how text is split before byte-level BPE. The digits are what differs.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# What Qwen3's vocabulary has beyond Qwen2's; they are no control tokens (its tokenizer_config.json).
+QWEN3_WORDS = {151657: "<tool_call>", 151658: "</tool_call>", 151665: "<tool_response>", 151666: "</tool_response>"}
+QWEN3_WORDS |= {151667: "<think>", 151668: "</think>"}
+# Gemma 4 has Gemma 2's and 3's vocabulary but for the names of its turns.
+GEMMA_TURNS = {105: "<start_of_turn>", 106: "<end_of_turn>"}
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One architecture: transformers' name of it, its vocabulary's and template's names, its special tokens.
+
+    `template`: a file of llama.cpp's models/templates, or of Axolotl's chat templates. `own`: changes of SIZES.
+    """
+
+    model_type: str
+    vocabulary: str
+    template: str
+    eos: str
+    bos: str | None = None
+    pad: str | None = None
+    words: dict[int, str] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+KINDS = {
+    "qwen2": Kind("qwen2", "qwen2", "Qwen-Qwen2.5-7B-Instruct", "<|im_end|>", pad="<|endoftext|>"),
+    "qwen3": Kind(
+        "qwen3", "qwen2", "Qwen-Qwen3-0.6B", "<|im_end|>", None, "<|endoftext|>", QWEN3_WORDS, {"head_dim": 32}
+    ),
+    "llama": Kind(
+        "llama", "llama-bpe", "meta-llama-Llama-3.2-3B-Instruct", "<|eot_id|>", "<|begin_of_text|>", "<|eot_id|>"
+    ),
+    "mistral": Kind("mistral", "mistral", "mistral_v2v3", "</s>", "<s>"),
+    "gemma2": Kind(
+        "gemma2", "gemma-4", "google-gemma-2-2b-it", "<end_of_turn>", "<bos>", "<pad>", GEMMA_TURNS, {"head_dim": 32}
+    ),
+    "gemma3": Kind(
+        "gemma3_text", "gemma-4", "gemma3", "<end_of_turn>", "<bos>", "<pad>", GEMMA_TURNS, {"head_dim": 32}
+    ),
+    "phi3": Kind("phi3", "phi-3", "microsoft-Phi-3.5-mini-instruct", "<|end|>", "<s>", "<|endoftext|>"),
+}
+
+
+def make(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A random model of KINDS in bfloat16, with its tokenizer and chat template, as `folder`.
+
+    `changes` go into its configuration (tie_word_embeddings=True, num_hidden_layers=4 ...).
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = KINDS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(name, folder)
+    torch.manual_seed(seed)
+    ids = {f"{each}_token_id": getattr(tokenizer, f"{each}_token_id") for each in ("bos", "eos", "pad")}
+    rows = -(-len(tokenizer) // 64) * 64  # as the models have it: rows beyond the last token
+    config = AutoConfig.for_model(kind.model_type, **{**SIZES, "vocab_size": rows, **ids, **kind.own, **changes})
+    model: Any = AutoModelForCausalLM.from_config(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(name: str, folder: Path) -> Any:
+    """Write the tokenizer and chat template of KINDS into `folder`; transformers' own reading of it.
+
+    It is made once into the cache: llama.cpp's vocabularies are slow to read.
+    """
+    from transformers import AutoTokenizer
+
+    made = run.cache() / f"test-tokenizers-{run.sha256(Path(__file__))[:8]}" / name
+    with run.locked(made):
+        if not made.exists():
+            with run.whole(made) as partial:
+                partial.mkdir()
+                kind = KINDS[name]
+                (byte_level if kind.vocabulary in {"qwen2", "llama-bpe"} else sentence_piece)(kind, partial)
+                tokenizer: Any = AutoTokenizer.from_pretrained(partial)
+                tokenizer.chat_template = template(kind.template)
+                tokenizer.save_pretrained(partial)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def template(name: str) -> str:
+    """The text of a chat template by its name at llama.cpp or at Axolotl."""
+    import axolotl
+
+    places = (llamacpp.source() / "models" / "templates", Path(axolotl.__path__[0]) / "utils/chat_templates/templates")
+    return next(file for place in places if (file := place / f"{name}.jinja").exists()).read_text()
+
+
+def vocabulary(kind: Kind) -> tuple[list[str], list[int], Any]:
+    """Tokens, their types (gguf.TokenType) and the rest of a vocabulary in llama.cpp's source."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(llamacpp.source() / "models" / f"ggml-vocab-{kind.vocabulary}.gguf")
+    tokens = list(base.value(reader, "tokenizer.ggml.tokens"))
+    for number, word in kind.words.items():
+        tokens[number] = word
+    return tokens, list(base.value(reader, "tokenizer.ggml.token_type")), reader
+
+
+def byte_level(kind: Kind, folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json of a byte-level BPE vocabulary (Qwen's, Llama 3's)."""
+    tokens, types, reader = vocabulary(kind)
+    qwen = kind.vocabulary == "qwen2"
+    split = {"type": "Split", "pattern": {"Regex": SPLIT.replace("DIGITS", "" if qwen else "{1,3}")}}
+    split |= {"behavior": "Isolated", "invert": False}
+    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    added = [
+        {"id": number, "content": token, "special": types[number] == base.CONTROL}
+        | {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        for number, token in enumerate(tokens)
+        if types[number] == base.CONTROL or number in kind.words
+    ]
+    # Rows that no token has are filled up in the GGUF alone.
+    used = {token: i for i, token in enumerate(tokens) if not token.startswith("[PAD")}
+    merges = [merge.split(" ") for merge in base.value(reader, "tokenizer.ggml.merges")]
+    parts = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if qwen else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_of]},
+        "decoder": bytes_of,
+        "model": {"type": "BPE", "vocab": used, "merges": merges, "ignore_merges": not qwen},
+    }
+    if kind.bos:
+        begin = {"SpecialToken": {"id": kind.bos, "type_id": 0}}
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        ids = {kind.bos: {"id": kind.bos, "ids": [used[kind.bos]], "tokens": [kind.bos]}}
+        pair = [begin, text, {"Sequence": {"id": "B", "type_id": 1}}]
+        parts["post_processor"] = {"type": "TemplateProcessing", "single": [begin, text], "pair": pair}
+        parts["post_processor"]["special_tokens"] = ids
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    settings = {"tokenizer_class": "Qwen2Tokenizer" if qwen else "PreTrainedTokenizerFast"}
+    write_settings(kind, folder, settings | {"clean_up_tokenization_spaces": False})
+
+
+def sentence_piece(kind: Kind, folder: Path) -> None:
+    """tokenizer.model and tokenizer_config.json of a SentencePiece vocabulary (Mistral's, Gemma's, Phi 3's)."""
+    import mistral_common
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    settings: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True}
+    if kind.vocabulary == "mistral":
+        data = Path(mistral_common.__path__[0]) / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+        shutil.copy2(data, folder / "tokenizer.model")
+        write_settings(kind, folder, settings | {"add_prefix_space": True})
+        return
+    tokens, types, reader = vocabulary(kind)
+    model = import_protobuf().ModelProto()
+    for number, (token, number_of_type) in enumerate(zip(tokens, types, strict=True)):
+        # llama.cpp counts as SentencePiece does: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
+        as_type = 2 if token == "<unk>" else number_of_type
+        model.pieces.add(piece=token, score=0.0 if as_type != 1 else -float(number), type=as_type)
+    spec = model.trainer_spec
+    spec.model_type, spec.byte_fallback, spec.vocab_size = spec.BPE, True, len(tokens)
+    spec.unk_piece, spec.bos_piece, spec.eos_piece = "<unk>", kind.bos or "", "<eos>" if "<eos>" in tokens else "</s>"
+    spec.pad_piece = "<pad>" if "<pad>" in tokens else ""
+    for each in ("unk", "bos", "eos", "pad"):
+        piece = getattr(spec, f"{each}_piece")
+        setattr(spec, f"{each}_id", tokens.index(piece) if piece else -1)
+    gemma = kind.vocabulary.startswith("gemma")
+    spaces = model.normalizer_spec
+    spaces.name, spaces.add_dummy_prefix, spaces.remove_extra_whitespaces = "identity", not gemma, False
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    if gemma:
+        settings = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True}
+    else:
+        settings["add_bos_token"] = False  # Phi-3.5's own: its template begins without one
+    settings["added_tokens_decoder"] = {
+        str(number): {"content": token, "special": True, "normalized": False, "single_word": False, "lstrip": False}
+        | {"rstrip": not gemma and number > 32000}  # Phi's take the line feed that follows them
+        for number, token in enumerate(tokens)
+        if types[number] == base.CONTROL and token != "<unk>" and not token.startswith("<|image")
+    }
+    write_settings(kind, folder, settings)
+
+
+def write_settings(kind: Kind, folder: Path, settings: dict[str, Any]) -> None:
+    """tokenizer_config.json, with the kind's special tokens."""
+    special = {f"{name}_token": getattr(kind, name) for name in ("bos", "eos", "pad") if getattr(kind, name)}
+    run.write_json(folder / "tokenizer_config.json", settings | special | {"model_max_length": 32768})

@@ -1,8 +1,8 @@
 """Small random models of every architecture, with true vocabularies and chat templates: a hub's folder, in seconds.
 
-llama.cpp's source holds vocabularies (as GGUF, without the rest of a tokenizer) and chat templates; mistral_common holds
-Mistral's; what else makes text of tokens (the pre-tokenizer's pattern, a normaliser) is written here as the model's own
-tokenizer.json has it.
+llama.cpp's source holds vocabularies (as GGUF, without the rest of a tokenizer) and chat templates; mistral_common
+holds Mistral's; what else makes text of tokens (the pre-tokenizer's pattern, a normaliser) is written here as in the
+model's own tokenizer.json.
 """
 
 import json
@@ -133,7 +133,7 @@ def byte_level(kind: Kind, folder: Path) -> None:
     """tokenizer.json and tokenizer_config.json of a byte-level BPE vocabulary (Qwen's, Llama 3's)."""
     tokens, types, reader = vocabulary(kind)
     qwen = kind.vocabulary == "qwen2"
-    split = {"type": "Split", "pattern": {"Regex": SPLIT.replace("DIGITS", "" if qwen else "{1,3}")}}
+    split: dict[str, Any] = {"type": "Split", "pattern": {"Regex": SPLIT.replace("DIGITS", "" if qwen else "{1,3}")}}
     split |= {"behavior": "Isolated", "invert": False}
     bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     added = [
@@ -145,7 +145,7 @@ def byte_level(kind: Kind, folder: Path) -> None:
     # Rows that no token has are filled up in the GGUF alone.
     used = {token: i for i, token in enumerate(tokens) if not token.startswith("[PAD")}
     merges = [merge.split(" ") for merge in base.value(reader, "tokenizer.ggml.merges")]
-    parts = {
+    parts: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if qwen else None,
@@ -176,7 +176,7 @@ def sentence_piece(kind: Kind, folder: Path) -> None:
         shutil.copy2(data, folder / "tokenizer.model")
         write_settings(kind, folder, settings | {"add_prefix_space": True})
         return
-    tokens, types, reader = vocabulary(kind)
+    tokens, types, _ = vocabulary(kind)
     model = import_protobuf().ModelProto()
     for number, (token, number_of_type) in enumerate(zip(tokens, types, strict=True)):
         # llama.cpp counts as SentencePiece does: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.

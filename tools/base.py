@@ -1,5 +1,6 @@
 """A base model's folder: from the hub, a path, or a package that holds its GGUF; its tokenizer proven."""
 
+import contextlib
 import json
 import re
 import zipfile
@@ -112,6 +113,35 @@ def check_safetensors(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def tokenizer(name: str, convert: Callable[[Path, Path], None]) -> Any:
+    """The tokenizer that a folder, a catalog model or a hub id names, or that of the catalog's packaged model for "".
+
+    A folder needs no weights here. `convert`: see `packaged`. Raises BadInput for a folder that holds no tokenizer,
+    Failed when the hub cannot give it.
+    """
+    from transformers import AutoTokenizer
+
+    models = [model for model in catalog.models().values() if model.package and name in {"", model.hub, model.key}]
+    where = str(packaged(models[0], convert)) if models and not (name and Path(name).is_dir()) else name
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        if Path(where).is_dir():
+            raise BadInput(f"{where}: holds no tokenizer that can be read: {why}") from error
+        raise Failed(f"{where}: its tokenizer cannot be had from the model hub: {why}; give a folder") from error
+
+
+def tokens(tokenizer: Any, messages: list[dict[str, Any]]) -> int:
+    """How many tokens a conversation is, in the tokenizer's chat template; without a template, its texts alone."""
+    import jinja2
+
+    if tokenizer.chat_template:
+        with contextlib.suppress(jinja2.TemplateError):  # It refuses turns out of order.
+            return len(tokenizer.apply_chat_template(messages, return_dict=False))
+    return sum(len(tokenizer.encode(str(turn.get("content")), add_special_tokens=False)) for turn in messages)
 
 
 def packaged(model: catalog.Model, convert: Callable[[Path, Path], None]) -> Path:

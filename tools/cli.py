@@ -19,6 +19,7 @@ Name = Annotated[str, typer.Option("--name", help="the model's name in Ollama (r
 TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by default this machine's")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's own; as often as needed")]
 Data = Annotated[str, typer.Option("--data", help="other training data: messages, one episode a line")]
+Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode a line")]
 Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as the tier has")]
 Nodes = Annotated[int, typer.Option(min=1, help="machines")]
 Force = Annotated[bool, typer.Option("--force", help="go on in spite of what a check finds")]
@@ -61,6 +62,24 @@ def data() -> None:
         lines = [orjson.dumps(each) + b"\n" for each in made]
         run.write(run.ROOT / "data" / f"{name}.jsonl", b"".join(lines))
         print(f"data/{name}.jsonl: {len(lines)} episodes")
+
+
+@app.command()
+def lint(
+    data: Files,
+    base: Base = "",
+    sequence_len: Annotated[int, typer.Option(min=1, help="tokens that an episode may have, with --base")] = 2048,
+    world: Annotated[
+        str, typer.Option(help="household, none, or auto: household where the text is ALFWorld's")
+    ] = "auto",
+    fail_on: Annotated[str, typer.Option(help="exit 1 at error, warning, advice or never")] = "error",
+    fix: Annotated[str, typer.Option(help="write the episodes to this file, with what is safe to mend mended")] = "",
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with episodes, each with its file:line."""
+    from tools import lint
+
+    lint.check(data, world, base, sequence_len, fail_on, fix, as_json)
 
 
 @app.command()

@@ -3,13 +3,15 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from tools import BadInput
+
+T = TypeVar("T")
 
 # A recipe's keys outside `datasets:` that decide which tokens come out.
 TOKEN_KEYS = (
@@ -44,15 +46,57 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises BadInput, with file:line, for what cannot be read, holds nothing, or is not a ReAct episode.
     """
+    for where, line in lines(path):
+        yield parse(line, where)
+
+
+def lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(file:line, its bytes) of every line. Raises BadInput for a file that cannot be read, or that is empty."""
     line = b""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                yield parse(line, f"{path}:{number}")
+                yield f"{path}:{number}", line
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a JSONL file, one episode a line") from error
     if not line:
         raise BadInput(f"{path}:1: the file is empty; it must hold one episode a line")
+
+
+def rows(paths: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """(file:line, episode) of every line of messages JSONL files, or (file:line, why it is none) and on to the next.
+
+    An episode here is an object whose "messages" are a list of objects, in whatever order and state: see `fault`.
+    Raises BadInput for a file that cannot be read, and for one that holds nothing.
+    """
+    for path in paths:
+        for where, line in lines(path):
+            yield where, row(line)
+
+
+def followed(rows: Iterable[T], what: str) -> Iterator[T]:
+    """The same rows, while a terminal's stderr shows how many went by."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(f"{what}: {{task.completed:,.0f}} episodes"), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
+    ) as bar:
+        yield from bar.track(rows, total=None)
+
+
+def row(line: bytes) -> dict[str, Any] | str:
+    """The object of one line that has messages, or why it is none."""
+    try:
+        episode = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return f"not JSON ({error})"
+    messages = episode.get("messages") if isinstance(episode, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        return 'no "messages" that are a list of objects'
+    return dict(episode)
 
 
 def parse(line: bytes, where: str) -> dict[str, Any]:
@@ -81,15 +125,23 @@ def fault(episode: Any) -> str | None:
             return f"message {number} has no known role; it must be system, user or assistant"
         if not isinstance(turn.get("content"), str) or not turn["content"].strip():
             return f'message {number} ({turn["role"]}) has no text; give it as "content"'
-    first = 1 if messages[0]["role"] == "system" else 0
-    for number, turn in enumerate(messages[first:], first + 1):
-        wanted = "assistant" if (number - first) % 2 == 0 else "user"
-        if turn["role"] != wanted:
-            return f"message {number} is the {turn['role']}'s and must be the {wanted}'s; the two take turns"
-        if wanted == "assistant" and action(turn["content"]) is None:
+    if why := order(messages):
+        return why
+    for number, turn in enumerate(messages, 1):
+        if turn["role"] == "assistant" and action(turn["content"]) is None:
             return f"an episode with no Action: message {number} needs a line `Action: ...`"
     if messages[-1]["role"] != "assistant":
         return "the last message must be the assistant's; drop what follows it"
+    return None
+
+
+def order(messages: list[dict[str, Any]]) -> str | None:
+    """Which message is out of order, the first one; None when user and assistant take turns after a system turn."""
+    first = 1 if messages and messages[0].get("role") == "system" else 0
+    for number, turn in enumerate(messages[first:], first + 1):
+        wanted = "assistant" if (number - first) % 2 == 0 else "user"
+        if turn.get("role") != wanted:
+            return f"message {number} is the {turn.get('role')}'s and must be the {wanted}'s; the two take turns"
     return None
 
 

@@ -83,6 +83,22 @@ def lint(
 
 
 @app.command()
+def split(
+    data: Files,
+    out: Annotated[str, typer.Option(help="the folder to write train.jsonl, validation.jsonl and test.jsonl into")],
+    validation: Annotated[float, typer.Option(help="its share")] = 0.1,
+    test: Annotated[float, typer.Option(help="its share")] = 0.1,
+    seed: Annotated[int, typer.Option(help="another seed, another split")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Part episodes in train, validation and test, the same room never in two of them."""
+    from tools import split
+
+    ratios = {"train": 1 - validation - test, "validation": validation, "test": test}
+    split.split(data, out, ratios, seed, as_json)
+
+
+@app.command()
 def recipes() -> None:
     """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
     from tools import render

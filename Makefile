@@ -21,7 +21,7 @@ MEETING = $(if $(NODE_RANK),--node-rank $(NODE_RANK)) $(if $(MASTER_ADDR),--mast
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor recipes list recommend plan new diff add-model data check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
+.PHONY: help setup doctor lint split stats recipes list recommend plan new diff add-model data check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,18 @@ doctor: .venv/.ready ## what this machine has and lacks, and the command that me
 
 data: .venv/.ready ## write data/train.jsonl and data/test.jsonl again: the same bytes
 	@$(TOOLS) data
+
+lint: .venv/.ready ## what is wrong with episodes, by file:line (DATA="a.jsonl ..." BASE= WORLD= FAIL_ON=warning FIX=out.jsonl)
+	@$(TOOLS) lint $(or $(DATA),data/train.jsonl data/test.jsonl) $(if $(BASE),--base $(BASE)) $(if $(SEQ),--sequence-len $(SEQ)) \
+	  $(if $(WORLD),--world $(WORLD)) $(if $(FAIL_ON),--fail-on $(FAIL_ON)) $(if $(FIX),--fix $(FIX))
+
+split: .venv/.ready ## train, validation and test with no room in two (DATA="a.jsonl ..." OUT=folder VALIDATION=0.1 TEST=0.1 SEED=0)
+	@$(TOOLS) split $(or $(DATA),data/train.jsonl data/test.jsonl) --out $(or $(OUT),outputs/split) \
+	  $(if $(VALIDATION),--validation $(VALIDATION)) $(if $(TEST),--test $(TEST)) $(if $(SEED),--seed $(SEED))
+
+stats: setup ## lengths in tokens, turns, tasks, actions, as a table and a page (DATA="a.jsonl ..." BASE= HTML=)
+	@$(TOOLS) stats $(or $(DATA),data/train.jsonl data/test.jsonl) $(if $(BASE),--base $(BASE)) \
+	  --html $(or $(HTML),outputs/stats.html)
 
 recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/
 	@$(TOOLS) recipes

@@ -99,6 +99,21 @@ def split(
 
 
 @app.command()
+def stats(
+    data: Files,
+    base: Annotated[
+        str, typer.Option(help="whose tokenizer counts: a folder or a hub name; by default the demo's model")
+    ] = "",
+    html: Annotated[str, typer.Option(help="write a page with plots to this file")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say what episodes are made of: tokens, turns, tasks, actions."""
+    from tools import stats
+
+    stats.show(data, base, html, as_json)
+
+
+@app.command()
 def recipes() -> None:
     """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
     from tools import render

@@ -301,12 +301,14 @@ def check(
     no episode is over-long. Raises Failed when a finding reaches the level `fail_on`, BadInput for a file that cannot
     be read or an option that is none.
     """
-    from tools import gguf
-
     for option, value, known in (("fail-on", fail_on, (*LEVELS, "never")), ("world", world, WORLDS)):
         if value not in known:
             raise BadInput(f"--{option} {value}: one of {', '.join(known)}")
-    count = partial(base.tokens, base.tokenizer(base_name, gguf.convert)) if base_name else None
+    count = None
+    if base_name:
+        from tools import gguf
+
+        count = partial(base.tokens, base.tokenizer(base_name, gguf.convert))
     counts: Counter[str] = Counter()
     did: Counter[str] = Counter()
     rows = trajectory.followed(trajectory.rows(map(Path, paths)), "lint")

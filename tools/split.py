@@ -1,8 +1,8 @@
 """Train, validation and test sets of episodes with no leak between them: the same room is never on two sides.
 
 Kept together are episodes of the same room, near-duplicates (tools/similar.py, of all that is said but the system
-turn), and all that these two join. A room is an episode's own field "room" where it has one; else, in ALFWorld's text, the
-receptacles of its first turn, in whatever order; else its first user turn, near-duplicates of which are the same room.
+turn), and all that these two join. A room is an episode's own field "room" where it has one; else, in ALFWorld's text,
+the receptacles of its first turn, in whatever order; else its first user turn: near-duplicates of it are one room.
 """
 
 import contextlib

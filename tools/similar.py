@@ -49,7 +49,7 @@ def pairs(signatures: "array[int]") -> Iterator[tuple[int, int, float]]:
     """
     import numpy as np
 
-    values = np.array(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+    values = np.asarray(signatures).reshape(-1, PERMUTATIONS)
     enough = math.ceil(THRESHOLD * PERMUTATIONS)
     bands = PERMUTATIONS - enough + 1
     width = PERMUTATIONS // bands

@@ -196,11 +196,12 @@ def look_at_end(episode: dict[str, Any], household: bool) -> Iterator[tuple[str,
 
 def look_for_private(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Keys and mail addresses, by the shape of the first of each kind; their text is not repeated."""
+    said = [text(turn) for turn in messages]
+    everything = "\n".join(said)
     for kind, name, shape in private():
-        for number, turn in enumerate(messages, 1):
-            if found := shape.search(text(turn)):
-                yield kind, f"message {number} holds what looks like a {name}: {found[0][:4]}..."
-                break
+        if shape.search(everything):
+            number, found = next((n, found) for n, each in enumerate(said, 1) if (found := shape.search(each)))
+            yield kind, f"message {number} holds what looks like a {name}: {found[0][:4]}..."
 
 
 def quoted(words: str) -> str:

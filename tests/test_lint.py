@@ -297,7 +297,7 @@ def test_a_file_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path, comman
 TURNS = some.fixed_dictionaries(
     {},
     optional={
-        "role": some.sampled_from(["system", "user", "assistant", "tool", None]) | some.integers(),
+        "role": some.sampled_from(["system", "user", "assistant", "tool", None]) | some.integers(0, 9),
         "content": some.sampled_from(["Thought: a\nAction: b", "Action: b\nObservation: c", "x", ""])
         | some.text("aT: \n", max_size=20)
         | some.none()

@@ -94,6 +94,14 @@ def test_bad_data_is_one_line_with_its_place(tmp_path: Path, command: str, data:
         (("check", "smollm2-135m-lora", "--set", "lora_r=eight"), "lora_r: "),
         (("train", "smollm2-135m-lora", "--gpus", "2"), "cannot be shared by 2 processes"),
         (("train", "smollm2-135m-lora", "--resume"), "no checkpoint to go on from"),
+        (
+            ("plan", "qwen7b-qlora", "--set", "lora_rr=8"),
+            "lora_rr: changes no memory that is planned; did you mean lora_r?",
+        ),
+        (("plan", "qwen7b-qlora", "--set", "sequence_len=long"), "sequence_len: 'long' is not a whole number"),
+        (("plan", "qwen77b-qlora"), "qwen77b-qlora: no such recipe; nearest: qwen7b-qlora"),
+        (("new", "qwen7b", "qlorra", "my.yaml"), "qlorra: no such method; nearest: qlora"),
+        (("new", "qwen77b", "qlora", "my.yaml"), "qwen77b: no such model; nearest: qwen7b"),
         (("plan", "qwen7b-qlora", "--gpu", "rtx4091"), "no such GPU; nearest: rtx4090"),
         (("new", "qwen7b", "qlora", "my.txt", "--tier", "24gb"), "ends in .yaml"),
         (("submit", "cron", "smollm2-135m-lora"), "slurm or to ray"),
@@ -104,6 +112,16 @@ def test_bad_use_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "train"])
+def test_a_misspelt_key_of_a_persons_own_recipe_is_one_line_with_its_place(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(recipe.find("smollm2-135m-lora", "cpu").read_text().replace("lora_r: 16", "lora_rr: 16"))
+    line = path.read_text().splitlines().index("lora_rr: 16") + 1
+    done = tools(command, str(path), "--tier", "cpu", REACT_RECIPES_OUTPUTS=str(tmp_path / "outputs"))
+    assert done.returncode == 2
+    assert done.stderr == f"react-recipes: {path}:{line}: lora_rr: no such key; did you mean lora_r?\n"
 
 
 def test_a_stage_without_the_one_before_says_which_command_makes_it(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ EPISODES = [orjson.loads(line) for line in (run.ROOT / "data" / "test.jsonl").re
 
 
 CPU = catalog.tiers()["cpu"]
+NAME = "smollm2-135m-lora"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,11 @@ NONE = Machine("cpu", [], 20, 500, token=False)
 SMALL = Machine("24gb", [doctor.Device("NVIDIA GeForce RTX 4090", 23.5, True)], 60, 10, token=False)
 
 
+PAIR = Machine("4x24gb", [doctor.Device("NVIDIA GeForce RTX 3090", 23.5, True)] * 4, 190, 500, token=False)
+BIG = Machine("8x80gb", [doctor.Device("NVIDIA A100-SXM4-80GB", 79.1, True)] * 8, 400, 5000, token=False)
+FULL = {"state_dict_type": "FULL_STATE_DICT"}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "machine", "level", "says"),
     [
@@ -91,6 +97,9 @@ SMALL = Machine("24gb", [doctor.Device("NVIDIA GeForce RTX 4090", 23.5, True)], 
         ("24gb/qwen7b-qlora", {"gradient_accumulation_steps": 3}, GPU, "advice", "the method has 16"),
         ("24gb/qwen7b-qlora", {}, SMALL, "error", "GiB of disk to the GGUF; 10 are free"),
         ("24gb/qwen7b-qlora", {"base_model": "some/model"}, GPU, "advice", "its memory is not predicted"),
+        ("4x24gb/qwen32b-qlora", {}, PAIR, "", ""),
+        ("4x24gb/qwen32b-qlora", {"fsdp_config": FULL}, PAIR, "error", "hold the first process's part of the adapter"),
+        ("8x80gb/qwen72b-full", {"deepspeed": "zero3_offload_all.json"}, BIG, "error", "of the machine's own memory"),
     ],
 )
 def test_what_can_go_wrong_is_found_with_its_line(
@@ -104,7 +113,18 @@ def test_what_can_go_wrong_is_found_with_its_line(
         assert found == []
         return
     (hit,) = [each for each in found if says in each.what]
-    assert hit.level == level and hit.mend and str(path) in hit.where
+    assert hit.level == level and hit.mend
+    file, _, line = hit.where.rpartition(":")
+    assert file == str(path) and 1 <= int(line) <= len(path.read_text().splitlines())
+
+
+def test_a_generated_recipe_edited_in_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe.find(NAME).read_text().replace("lora_r: 16", "lora_r: 64"))
+    assert list(preflight.edited(path)) == []
+    monkeypatch.setattr(preflight.render, "RECIPES", tmp_path)
+    (found,) = preflight.edited(path)
+    assert found.level == "advice" and "edited in place" in found.what and found.where == f"{path}:1"
 
 
 def test_checkpoints_of_another_recipe_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +134,7 @@ def test_checkpoints_of_another_recipe_are_announced(tmp_path: Path, monkeypatch
     (this.checkpoints / "checkpoint-4").mkdir(parents=True)
     now = {"recipe": run.sha256(path), "data": run.sha256(run.ROOT / "data" / "train.jsonl")}
     run.write_json(this.checkpoints / "inputs.json", now)
-    assert list(preflight.leftovers(path, recipe.load(path))) == []
+    assert list(preflight.leftovers(path, recipe.load(path), str)) == []
     run.write_json(this.checkpoints / "inputs.json", now | {"recipe": "another"})
-    (found,) = preflight.leftovers(path, recipe.load(path))
+    (found,) = preflight.leftovers(path, recipe.load(path), str)
     assert "of another recipe" in found.what

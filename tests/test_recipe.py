@@ -49,11 +49,58 @@ def test_what_is_not_a_recipe_is_named_with_its_line(tmp_path: Path, text: str, 
     assert f"{path}{says}" in str(caught.value)
 
 
-def test_a_recipe_without_data_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("lora_r: sixteen", "lora_r: 'sixteen' is not a whole number of at least 1"),
+        ("lora_r: 1.5", "lora_r: 1.5 is not a whole number of at least 1"),
+        ("micro_batch_size: 0", "micro_batch_size: 0 is not a whole number of at least 1"),
+        ("sequence_len: [1]", "sequence_len: [1] is not a whole number of at least 1"),
+        ("gradient_accumulation_steps: true", "gradient_accumulation_steps: True is not a whole number of at least 1"),
+        ("learning_rate: fast", "learning_rate: 'fast' is not a number of at least 0"),
+        ("learning_rate: .nan", "learning_rate: nan is not a number of at least 0"),
+        ("load_in_4bit: maybe", "load_in_4bit: 'maybe' is neither true nor false"),
+        ("optimizer: 7", "optimizer: 7 is no text"),
+        (
+            "flash_attention: true",
+            "flash_attention is of an older Axolotl; now: attn_implementation: flash_attention_2",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_before_axolotl_is_asked(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "my.yaml"
-    path.write_text("base_model: a\n")
+    path.write_text(f"base_model: a\n{line}\n")
+    with pytest.raises(BadInput) as caught:
+        recipe.load(path)
+    assert str(caught.value) == f"{path}:2: {says}"
+
+
+def test_numbers_in_any_writing_and_keys_without_a_value_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("base_model: a\nlearning_rate: 1e-4\nlora_r: '16'\nlora_alpha:\nflash_attention: false\n")
+    assert recipe.load(path)["lora_r"] == "16"
+
+
+def test_no_key_of_axolotls_counts_as_another_misspelt() -> None:
+    plugins = ("axolotl.integrations.liger.LigerPlugin",)
+    recipe.misspelt(run.ROOT / "pyproject.toml", recipe.known_keys(recipe.schema(plugins, run.ROOT)))
+    with pytest.raises(BadInput, match="sequence_length: no such key; did you mean sequence_len?"):
+        recipe.misspelt(recipe.find(NAME), {"sequence_length": 512})
+
+
+@pytest.mark.parametrize("text", ["", "datasets:\n  - {type: chat_template}\n", "datasets:\n  - {path: 5}\n"])
+def test_a_recipe_without_data_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(f"base_model: a\n{text}")
     with pytest.raises(BadInput, match="needs `datasets:`"):
         recipe.dataset(path)
+
+
+def test_a_keys_line_is_found_at_any_depth(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("base_model: a\ndatasets:\n  - path: x\n  - path: y\n    type: z\n")
+    assert [recipe.line_of(path, *keys) for keys in ((), ("datasets",), ("datasets", 1, "type"))] == [1, 2, 5]
+    assert recipe.line_of(path, "datasets", 1, "nothing") == 4 and recipe.line_of(path, "nothing") == 1
 
 
 def test_a_runs_folder_is_named_for_tier_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +127,12 @@ def test_axolotl_accepts_the_committed_recipe_and_names_the_line_of_a_wrong_key(
         ),
         ("evaluation_strategy: steps", "evaluation_strategy is of an older Axolotl; now: eval_strategy"),
         ("num_epochs: many", "num_epochs: "),
-        ("learning_rate: []", "learning_rate."),
+        ("learning_rate: []", "learning_rate: [] is not a number of at least 0"),
+        ("logging_steps: [1]", "logging_steps: "),
+        (
+            "fsdp_config: {state_dict_tipe: a}",
+            "fsdp_config.state_dict_tipe: no such key; did you mean state_dict_type?",
+        ),
     ],
 )
 def test_what_axolotl_does_not_take_is_named_with_its_line(tmp_path: Path, line: str, says: str) -> None:
@@ -92,6 +144,15 @@ def test_what_axolotl_does_not_take_is_named_with_its_line(tmp_path: Path, line:
     with pytest.raises(BadInput) as caught:
         recipe.validate(path, tier=catalog.tiers()["24gb"])
     assert f"{path}:{len(kept) + 1}: " in str(caught.value) and says in str(caught.value)
+
+
+def test_a_key_that_nobody_knows_is_found_at_any_depth(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(recipe.find(NAME).read_text().replace("    type: chat_template", "    tipe: chat_template"))
+    line = path.read_text().splitlines().index("    tipe: chat_template") + 1
+    with pytest.raises(BadInput) as caught:
+        recipe.validate(path)
+    assert str(caught.value) == f"{path}:{line}: datasets.0.tipe: no such key; did you mean type?"
 
 
 def test_a_key_that_will_go_is_reported(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def test_a_recipe_edited_in_place_stops_it_before_anything_is_written(copy: Path
     mine, other = copy / "24gb" / "qwen7b-qlora.yaml", copy / "24gb" / "qwen3b-qlora.yaml"
     mine.write_text(mine.read_text().replace("lora_r: 16", "lora_r: 64"))
     other.unlink()
-    with pytest.raises(BadInput, match=r"recipes/24gb/qwen7b-qlora.yaml: generated, and edited in place; copy it"):
+    line = mine.read_text().splitlines().index("lora_r: 64") + 1
+    with pytest.raises(BadInput, match=rf"recipes/24gb/qwen7b-qlora.yaml:{line}: generated, and edited in place; copy"):
         render.write()
     assert "lora_r: 64" in mine.read_text() and not other.exists()
 

@@ -1,5 +1,6 @@
 """The catalog and its recipes for a person at the keyboard: list, recommend, plan, copy, compare, add."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -151,6 +152,7 @@ def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any
         or catalog.tiers()[doctor.tier()]
     )
     values = recipe.load(path, changes)
+    recipe.misspelt(path, values)
     known = catalog.model_of(str(values["base_model"]))
     if known is None:
         where = f"{path}:{recipe.line_of(path, 'base_model')}"
@@ -172,6 +174,8 @@ def changed(s: Any, changes: Mapping[str, Any], tier: Tier) -> Any:
         "lora_dropout": "dropout",
     }
     for key, value in changes.items():
+        if wrong := recipe.mistyped(key, value):
+            raise BadInput(wrong)
         if key in ("load_in_4bit", "load_in_8bit"):
             s = replace(s, bits=(4 if "4" in key else 8) if value else 16)
         elif key in fields:
@@ -179,9 +183,10 @@ def changed(s: Any, changes: Mapping[str, Any], tier: Tier) -> Any:
         elif key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"):
             s = replace(s, kernels=bool(value))
         elif key not in ("adapter", "lora_alpha", "learning_rate", "lora_target_linear"):
-            raise BadInput(
-                f"{key}: changes no memory that is planned; {', '.join([*fields, 'load_in_4bit', 'load_in_8bit'])} do"
-            )
+            known = [*fields, "load_in_4bit", "load_in_8bit"]
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"{', '.join(known)} do"
+            raise BadInput(f"{key}: changes no memory that is planned; {hint}")
     return s
 
 

@@ -75,7 +75,10 @@ def check(job: Job, force: bool = False, as_json: bool = False) -> None:
     except Failed as error:
         folder = str(job.other or recipe.load(job.path)["base_model"])
         unread = preflight.Finding(
-            "warning", f"the tokens were not looked at: {error}", str(job.path), "once it is here"
+            "warning",
+            f"the tokens were not looked at: {error}",
+            f"{job.path}:{recipe.line_of(job.path, 'base_model')}",
+            "training looks at them, once the base is here",
         )
     inputs = train.fingerprint(job.path, folder, job.changes) if isinstance(folder, Path) else None
     if inputs and not as_json and this.done("check", inputs):

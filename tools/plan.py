@@ -6,11 +6,14 @@ The rules, in one place:
    16 bits as long as any of these sequences fits, and in 8 bits only then.
 3. Among what fits, the fastest wins: micro batch, checkpointing, optimizer and sharding are tried together.
 4. The product micro batch x accumulation x devices is the method's effective batch, on every tier.
-5. Kernels follow the device: FlashAttention 2, Liger with its fused loss and the LoRA kernels from Ampere on (Cut
-   Cross-Entropy where Liger does not know the model: it is not on PyPI); on Turing, PyTorch's own attention and loss,
-   and adapters only: torch's gradient scaler refuses gradients of weights in fp16 (torch/amp/grad_scaler.py).
-6. A sharded base is ZeRO-3 for LoRA, FSDP2 for QLoRA (DeepSpeed cannot shard 4-bit weights); full training takes
-   the fastest ZeRO stage. Only when nothing fits, the optimizer is offloaded to the machine's memory, then parameters.
+5. Kernels follow the device: FlashAttention 2, Liger with its fused loss and the LoRA kernels from Ampere on; on
+   Turing, PyTorch's own attention and loss, and adapters only: torch's gradient scaler refuses gradients of weights in
+   fp16 (torch/amp/grad_scaler.py). Cut Cross-Entropy saves what Liger's fused loss saves, the logits, and is taken only
+   where Liger does not know the model: Axolotl 0.19 refuses the package of that name and asks for its own fork by an
+   address on GitHub (axolotl/integrations/cut_cross_entropy/__init__.py), which no package index has and no lock pins.
+6. A sharded base is ZeRO-3 for LoRA, FSDP2 for QLoRA (DeepSpeed cannot shard 4-bit weights), whose checkpoints are
+   sharded too, since a full one would hold the first process's part of the adapter; full training takes the fastest
+   ZeRO stage. Only when nothing fits, the optimizer is offloaded to the machine's memory, then parameters.
 """
 
 import itertools

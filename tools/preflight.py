@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 import psutil
 
-from tools import BadInput, catalog, doctor, plan, recipe, run, trajectory
+from tools import BadInput, catalog, doctor, plan, recipe, render, run, trajectory
 from tools.catalog import Model, Tier
 from tools.plan import Plan
 
@@ -94,7 +94,12 @@ def check(
     tier = tier or recipe.tier_of(path) or catalog.tiers()[(machine or this_machine()).tier]
     episodes = read(path, changes)
     going = recipe.validate(path, changes, tier)
-    findings = [Finding("warning", text, str(path), "use the key that it names") for text in going]
+    findings = [
+        Finding(
+            "warning", text, f"{path}:{recipe.line_of(path, recipe.named(path, text))}", "use the key that it names"
+        )
+        for text in going
+    ]
     findings += quick(path, settings, tier, machine or this_machine())
     findings += repeated(path, settings, episodes)
     if not isinstance(base, Path):
@@ -110,8 +115,8 @@ def read(path: Path, changes: Mapping[str, Any] | None = None) -> list[dict[str,
 def quick(path: Path, settings: Mapping[str, Any], tier: Tier, machine: Machine) -> list[Finding]:
     """What can be found without Axolotl and the base model: memory, disk, rates, devices, gates, checkpoints."""
 
-    def at(key: str) -> str:
-        return f"{path}:{recipe.line_of(path, key)}"
+    def at(*keys: str) -> str:
+        return f"{path}:{recipe.line_of(path, *keys)}"
 
     model = catalog.model_of(str(settings["base_model"]))
     findings = [
@@ -119,10 +124,12 @@ def quick(path: Path, settings: Mapping[str, Any], tier: Tier, machine: Machine)
         *batch(settings, tier, at),
         *precision(settings, machine, at),
         *gate(model, settings, machine, at),
-        *leftovers(path, settings),
+        *sharding(settings, at),
+        *leftovers(path, settings, at),
+        *edited(path),
     ]
     if model:
-        findings += room(plan.of(model, tier, plan.from_recipe(settings, tier)), machine, at, str(path))
+        findings += room(plan.of(model, tier, plan.from_recipe(settings, tier)), machine, at)
     else:
         say = "its memory is not predicted: the catalog does not know this base model"
         findings.append(Finding("advice", say, at("base_model"), "make add-model HUB=... adds it"))
@@ -197,7 +204,34 @@ def gate(model: Model | None, settings: Mapping[str, Any], machine: Machine, at:
         yield Finding("error", f"{model.title} is gated and no hub token is here", at("base_model"), mend)
 
 
-def leftovers(path: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
+def sharding(settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+    """FSDP2 whose checkpoints hold a part of the adapter: accelerate 1.13 asks peft for it, which gathers nothing.
+
+    The first process saves its shard (accelerate/utils/fsdp_utils.py, `_get_model_state_dict` with adapter_only), the
+    others load nothing, and no one says so: two processes that resume go on with half an adapter.
+    """
+    way = settings.get("fsdp_config") or {}
+    if (
+        settings.get("adapter")
+        and settings.get("fsdp_version") == 2
+        and way.get("state_dict_type") == "FULL_STATE_DICT"
+    ):
+        yield Finding(
+            "error",
+            "checkpoints would hold the first process's part of the adapter alone; resumed, the rest begins anew",
+            at("fsdp_config", "state_dict_type"),
+            "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
+        )
+
+
+def edited(path: Path) -> Iterator[Finding]:
+    """A recipe of recipes/ that a person edited there, where `make recipes` wants its own."""
+    if path.resolve().is_relative_to(render.RECIPES) and render.edited(path):
+        mend = "copy it elsewhere and `git checkout` the original; RECIPE=path/to/my.yaml takes the copy"
+        yield Finding("advice", "generated, and edited in place: make recipes will stop at it", f"{path}:1", mend)
+
+
+def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
     """Checkpoints in the run's folder that another recipe, other data or another base wrote."""
     begun = recipe.folder(path).checkpoints / "inputs.json"
     if not begun.exists():
@@ -208,12 +242,11 @@ def leftovers(path: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
         mend = "training starts anew and removes them; copy the folder to keep them"
-        yield Finding(
-            "warning", f"the checkpoints there are of another {' and '.join(differ)}", str(begun.parent), mend
-        )
+        what = f"the checkpoints in {begun.parent} are of another {' and '.join(differ)}"
+        yield Finding("warning", what, at("output_dir"), mend)
 
 
-def room(found: Plan, machine: Machine, at: Any, where: str) -> Iterator[Finding]:
+def room(found: Plan, machine: Machine, at: Any) -> Iterator[Finding]:
     """Too little memory on the devices or in the machine (on a CPU they are one), too little disk."""
     free = min((each.gib for each in machine.devices), default=machine.memory_gib)
     take = f"takes {found.total:.1f} GiB on each device by prediction"
@@ -228,7 +261,7 @@ def room(found: Plan, machine: Machine, at: Any, where: str) -> Iterator[Finding
         yield Finding(
             "error",
             f"takes {host:.0f} GiB of the machine's own memory; {machine.memory_gib:.0f} are free",
-            where,
+            at("deepspeed"),
             "close other programs; a tier without offload",
         )
     disk = sum(plan.disk(found).values())
@@ -392,7 +425,7 @@ def all_recipes() -> Iterator[dict[str, Any]]:
     """
     import multiprocessing
 
-    recipe.known_keys((), run.ROOT)
+    recipe.schema((), run.ROOT)
     files = [recipe.RECIPES / tier / f"{name}.yaml" for tier in catalog.tiers() for name in recipe.names(tier)]
     with multiprocessing.get_context("fork").Pool(doctor.cores()) as pool:
         yield from pool.imap(one, files, chunksize=16)

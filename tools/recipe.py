@@ -2,7 +2,9 @@
 
 import difflib
 import logging
+import math
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,15 @@ from tools import BadInput, catalog, run
 from tools.catalog import Tier
 
 RECIPES = run.ROOT / "recipes"
+Keys = tuple[Any, ...]
+# What our own code computes with, and the least it can be; Axolotl takes some of it (a micro batch of 0) in silence.
+WHOLE = {"sequence_len": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "eval_batch_size": 1}
+WHOLE |= {"lora_r": 1, "lora_alpha": 1, "save_total_limit": 1}
+REAL = {"lora_dropout": 0, "learning_rate": 0, "num_epochs": 0, "warmup_ratio": 0, "weight_decay": 0, "val_set_size": 0}
+SWITCHES = ("load_in_4bit", "load_in_8bit", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
+# How alike two keys must be for one to be the other misspelt: below it lie Axolotl's own pairs.
+NEAR = 0.85
+WORDS = ("base_model", "optimizer", "adapter", "deepspeed", "attn_implementation")
 
 
 def find(name: str, tier: str = "", here: str = "cpu") -> Path:
@@ -58,7 +69,8 @@ def tier_of(path: Path) -> Tier | None:
 def load(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A recipe's keys and values, with `changes` in place of its own.
 
-    Raises BadInput with file:line for what is no YAML mapping, a key that stands twice, a value that contains itself.
+    Raises BadInput with file:line for what is no YAML mapping, a key that stands twice, a value that contains itself, a
+    key of an older Axolotl, a value of the wrong type among those that our own code reads.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -75,7 +87,46 @@ def load(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]
         raise BadInput(f"{path}:{line}: not YAML: {why}") from error
     if not isinstance(value, dict) or "base_model" not in value:
         raise BadInput(f"{path}:1: not a recipe: it names no base_model")
-    return value | dict(changes or {})
+    settings = value | dict(changes or {})
+    for key, said in settings.items():
+        if wrong := outdated(key, said) or mistyped(key, said):
+            raise BadInput(f"{path}:{line_of(path, key)}: {wrong}")
+    return settings
+
+
+def outdated(key: str, value: object) -> str:
+    """What to say of a key of an older Axolotl, and what it is called now; empty for any other."""
+    return f"{key} is of an older Axolotl; now: {renamed()[key]}" if value and key in renamed() else ""
+
+
+def mistyped(key: str, value: object) -> str:
+    """What to say of a value that our own code cannot compute with; empty for any other."""
+    if value is None:
+        return ""
+    if key in SWITCHES:
+        return "" if isinstance(value, bool) else f"{key}: {value!r} is neither true nor false"
+    if key in WORDS:
+        return "" if isinstance(value, str) else f"{key}: {value!r} is no text"
+    least = WHOLE.get(key, REAL.get(key))
+    if least is None:
+        return ""
+    kind = "a whole number" if key in WHOLE else "a number"
+    try:
+        # Axolotl takes a number in quotes, and YAML 1.1 has 1e-4 for a text.
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    good = number >= least and (key in REAL or number.is_integer())
+    return "" if good else f"{key}: {value!r} is not {kind} of at least {least}"
+
+
+def misspelt(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise BadInput for a key that is nearly one of those above: told at once, before Axolotl is imported."""
+    read = [*WHOLE, *REAL, *SWITCHES, *WORDS]
+    for key in settings:
+        near = difflib.get_close_matches(key, read, n=1, cutoff=NEAR)
+        if near and key not in read:
+            raise BadInput(f"{path}:{line_of(path, key)}: {key}: no such key; did you mean {near[0]}?")
 
 
 def check_nodes(path: Path, node: yaml.Node | None, above: tuple[int, ...]) -> None:
@@ -135,9 +186,10 @@ def overrides(pairs: list[str], data: str = "", path: Path | None = None) -> dic
 def dataset(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The recipe's first `datasets:` entry. Raises BadInput when it has none."""
     entries = load(path, changes).get("datasets")
-    if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict) or "path" not in entries[0]:
-        raise BadInput(f"{path}:1: a recipe needs `datasets:` with a path")
-    return dict(entries[0])
+    first = entries[0] if isinstance(entries, list) and entries else None
+    if not isinstance(first, dict) or not isinstance(first.get("path"), str):
+        raise BadInput(f"{path}:{line_of(path, 'datasets', 0, 'path')}: a recipe needs `datasets:` with a path")
+    return dict(first)
 
 
 def folder(path: Path) -> run.Run:
@@ -159,23 +211,18 @@ def validate(path: Path, changes: Mapping[str, Any] | None = None, tier: Tier | 
     file:line: a key that nobody knows, one that has another name now, a value that Axolotl refuses.
     """
     settings = load(path, changes)
+    misspelt(path, settings)
     tier = tier or tier_of(path)
-    for key in settings:
-        if key in renamed() and settings[key]:
-            raise BadInput(f"{path}:{line_of(path, key)}: {key} is of an older Axolotl; now: {renamed()[key]}")
-    known = known_keys(tuple(settings.get("plugins") or ()), path)
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "Axolotl has nothing like it"
-            raise BadInput(f"{path}:{line_of(path, key)}: {key}: no such key; {hint}")
+    for keys, near in strangers(settings, (schema(tuple(settings.get("plugins") or ()), path),)):
+        hint = f"did you mean {near}?" if near else "Axolotl has nothing like it"
+        raise BadInput(f"{path}:{line_of(path, *keys)}: {'.'.join(map(str, keys))}: no such key; {hint}")
     with axolotl_says() as said:
         refused = refusal(settings, tier)
     if refused:
         key, why = refused
-        top = key.split(".")[0]
-        there = re.search(rf"^{re.escape(top)}:", path.read_text(encoding="utf-8"), re.MULTILINE)
-        place = line_of(path, top if there else named(path, why))
+        inside = [int(each) if each.isdigit() else each for each in key.split(".")]
+        there = re.search(rf"^{re.escape(str(inside[0]))}:", path.read_text(encoding="utf-8"), re.MULTILINE)
+        place = line_of(path, *inside) if there else line_of(path, named(path, why))
         raise BadInput(f"{path}:{place}: {f'{key}: ' if key else ''}{why}")
     return [text for text in said if re.search("deprecated|will be removed", text, re.IGNORECASE)]
 
@@ -233,18 +280,54 @@ def merged(plugins: tuple[str, ...]) -> Any:
 
 
 @cache
-def known_keys(plugins: tuple[str, ...], path: Path) -> frozenset[str]:
-    """All keys that Axolotl knows with these plugins. Raises BadInput for a plugin that cannot be loaded."""
+def schema(plugins: tuple[str, ...], path: Path) -> Any:
+    """Axolotl's class of a recipe with these plugins. Raises BadInput for a plugin that cannot be loaded."""
     try:
-        model = merged(plugins)()[1]
+        return merged(plugins)()[1]
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"{path}:{line_of(path, 'plugins')}: plugins: {' '.join(str(error).split())}") from error
-    keys = set(model.model_fields)
-    for field in model.model_fields.values():
+
+
+@cache
+def known_keys(model: Any) -> Mapping[str, tuple[Any, ...]]:
+    """All keys that a Pydantic class knows, by each of their names, with the Pydantic classes of what stands below."""
+    keys: dict[str, tuple[Any, ...]] = {}
+    for name, field in model.model_fields.items():
         aliases = field.validation_alias
-        keys |= {alias for alias in (field.alias, aliases) if isinstance(alias, str)}
-        keys |= {alias for alias in getattr(aliases, "choices", ()) if isinstance(alias, str)}
-    return frozenset(keys)
+        names = (name, field.alias, aliases, *getattr(aliases, "choices", ()))
+        keys |= {each: tuple(classes(field.annotation)) for each in names if isinstance(each, str)}
+    return keys
+
+
+def classes(annotation: Any) -> Iterator[Any]:
+    """The Pydantic classes that a type names, at any depth."""
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        yield annotation
+    for each in typing.get_args(annotation):
+        yield from classes(each)
+
+
+def strangers(
+    value: Any, models: tuple[Any, ...], above: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """The keys below `value` that none of its possible classes knows: where each stands, and the nearest known one."""
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from strangers(each, models, (*above, number))
+    if (
+        not isinstance(value, Mapping)
+        or not models
+        or any(each.model_config.get("extra") == "allow" for each in models)
+    ):
+        return
+    known = [known_keys(each) for each in models]
+    for key, below in value.items():
+        inside = tuple(each for keys in known for each in keys.get(key, ()))
+        if any(key in keys for keys in known):
+            yield from strangers(below, inside, (*above, key))
+        else:
+            near = difflib.get_close_matches(str(key), {each for keys in known for each in keys}, n=1, cutoff=0.5)
+            yield (*above, key), near[0] if near else ""
 
 
 class Said(logging.Handler):
@@ -288,7 +371,17 @@ def named(path: Path, why: str) -> str:
     return next((key for key in keys if re.search(rf"\b{re.escape(key)}\b", why)), "")
 
 
-def line_of(path: Path, key: str) -> int:
-    """The line (from 1) on which a top-level key stands, 1 where it does not."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((number for number, line in enumerate(lines, 1) if key and line.startswith(f"{key}:")), 1)
+def line_of(path: Path, *keys: str | int) -> int:
+    """The line (from 1) of a key, by the keys and list places above it; of the last that is there, else 1."""
+    node, line = yaml.compose(path.read_text(encoding="utf-8"), Loader=catalog.LOADER), 1
+    for key in keys:
+        if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+            continue
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next((pair for pair in pairs if pair[0].value == key), None)
+        if not found:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

@@ -1,6 +1,7 @@
 """catalog x templates -> recipes/: what is planned to fit, written so that a person's own edits are never lost."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -179,6 +180,12 @@ def edited(path: Path) -> bool:
     return HASH.search(text) is not None and not ours(text)
 
 
+def edit(path: Path, made: str) -> int:
+    """The line (from 1) at which an edited file first differs from what is generated."""
+    lines = itertools.zip_longest(path.read_text(encoding="utf-8").splitlines(), made.splitlines())
+    return next((number for number, (there, ours) in enumerate(lines, 1) if there != ours), 1)
+
+
 def write() -> dict[str, int]:
     """Write recipes/ anew; how many files were written, left as they were, and removed.
 
@@ -189,10 +196,12 @@ def write() -> dict[str, int]:
     there = {str(path.relative_to(RECIPES)): path for path in RECIPES.rglob("*") if path.is_file()}
     changed = [path for where, path in there.items() if path.suffix in (".yaml", ".html", ".md") and edited(path)]
     if changed:
-        names = ", ".join(str(path.relative_to(run.ROOT)) for path in sorted(changed)[:5])
+        first = min(changed)
+        where = f"{first.relative_to(run.ROOT)}:{edit(first, made.get(str(first.relative_to(RECIPES)), ''))}"
+        others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise BadInput(
-            f"{names}: generated, and edited in place; copy it elsewhere (make train RECIPE=path/to/my.yaml takes it), "
-            "then `git checkout` the original"
+            f"{where}: generated, and edited in place{others}; copy it elsewhere (make train RECIPE=path/to/my.yaml "
+            "takes it), then `git checkout` the original"
         )
     counts = {"written": 0, "unchanged": 0, "removed": 0}
     for where, text in made.items():

@@ -24,8 +24,7 @@ FSDP2: dict[str, Any] = {
     "fsdp_config": {
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "transformer_layer_cls_to_wrap": "Qwen2DecoderLayer",
-        "state_dict_type": "SHARDED_STATE_DICT",
-        "final_state_dict_type": "FULL_STATE_DICT",
+        "state_dict_type": "FULL_STATE_DICT",
         "reshard_after_forward": True,
         "offload_params": False,
         "cpu_ram_efficient_loading": False,
@@ -115,7 +114,9 @@ def test_an_adapter_that_fsdp2_spreads_is_whole_after_a_stop(tmp_path: Path, tin
     """
     kernels = {f"lora_{part}_kernel": False for part in ("mlp", "qkv", "o")}
     adapter = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "learning_rate": 1e-2}
-    path = tiny_recipe(tmp_path, tiny, **FSDP2, **adapter, **kernels)
+    saved = {"state_dict_type": "SHARDED_STATE_DICT", "final_state_dict_type": "FULL_STATE_DICT"}
+    spread = {"fsdp_version": 2, "fsdp_config": FSDP2["fsdp_config"] | saved}
+    path = tiny_recipe(tmp_path, tiny, **spread, **adapter, **kernels)
     folder = train(tmp_path, path, "--gpus", "2")
     unbroken = losses(folder)
     assert len(unbroken) == 10 and unbroken[-1] < unbroken[0] - 0.1

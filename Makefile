@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CACHE)/bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor lint split stats recipes list recommend plan new diff add-model data check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
+.PHONY: help setup doctor lint split stats recipes list recommend plan new diff add-model data convert check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ split: .venv/.ready ## train, validation and test with no room in two (DATA="a.j
 stats: setup ## lengths in tokens, turns, tasks, actions, as a table and a page (DATA="a.jsonl ..." BASE= HTML=)
 	@$(TOOLS) stats $(or $(DATA),data/train.jsonl data/test.jsonl) $(if $(BASE),--base $(BASE)) \
 	  --html $(or $(HTML),outputs/stats.html)
+
+convert: .venv/.ready ## episodes to another format (IN=... OUT=... TO=alpaca|sharegpt|messages|llamafactory FROM= PER=step)
+	@$(TOOLS) convert $(or $(IN),'') $(or $(OUT),'') --to $(or $(TO),'') $(if $(FROM),--from $(FROM)) $(if $(PER),--per $(PER))
 
 recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/
 	@$(TOOLS) recipes

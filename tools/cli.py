@@ -114,6 +114,34 @@ def stats(
 
 
 @app.command()
+def convert(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="IN... OUT", help="files, folders, globs or -; then one file, or -")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="messages, sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory")
+    ],
+    wanted: Annotated[str, typer.Option("--from", help="the input's format, where it is not recognised")] = "",
+    per: Annotated[str, typer.Option(help="Alpaca: a row an episode (history filled), or a row a step")] = "episode",
+    calls: Annotated[
+        bool, typer.Option("--calls", help="actions as calls of tools: tool_calls, function_call")
+    ] = False,
+    drop: Annotated[bool, typer.Option("--drop-extra", help="leave out all but the turns' roles and texts")] = False,
+    apart: Annotated[str, typer.Option(help="a file for episodes that the target cannot hold; else they stop it")] = "",
+    as_json: Json = False,
+) -> None:
+    """Convert episodes from any format to any other; llamafactory writes the classic set of files into a folder."""
+    from tools import convert
+    from tools.formats.worker import Task
+
+    if len(paths) < 2:
+        raise BadInput("name the files to convert, and then the one to write: convert IN OUT --to sharegpt")
+    if per not in ("episode", "step"):
+        raise BadInput(f"--per {per}: it must be episode or step")
+    convert.command(paths[:-1], paths[-1], Task(to, calls, per == "step", drop), wanted, apart, as_json)
+
+
+@app.command()
 def recipes() -> None:
     """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
     from tools import render

@@ -58,7 +58,7 @@ def whole(path: Path) -> Iterator[Path]:
             remove(path)
         partial.rename(path)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise Failed(f"{path}: no space left on the disk; free some and run the same command again") from error
         raise
     finally:

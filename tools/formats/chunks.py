@@ -1,0 +1,222 @@
+"""A file's bytes in chunks of whole episodes, never more in memory than a few of them.
+
+A chunk is (kind, data): "lines" of JSON, or a part of an "array" that may begin with the comma before its first
+element. What is wrong is a chunk too, ("fault", why), so that it is met in its place.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from tools import BadInput
+
+SIZE = 2**20  # bytes of a chunk
+LIMIT = 16 * 2**20  # bytes of one episode: ten times the longest that a model of a million tokens could read
+ZSTD, GZIP, BOM = b"\x28\xb5\x2f\xfd", b"\x1f\x8b", b"\xef\xbb\xbf"
+TOO_LONG = f"an episode of more than {LIMIT >> 20} MiB; it must be one JSON object a line, or an array of them"
+GAP = re.compile(rb"[ \t\r\n]*+(,?)[ \t\r\n]*+")
+STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+TOKEN = re.compile(STRING + rb'|[{}\[\]"]', re.DOTALL)
+Chunk = tuple[str, bytes | str]
+
+
+def nested(depth: int) -> bytes:
+    """The pattern of an object or array with at most so many levels within it."""
+    within = rb'(?:[^"{}\[\]]++|' + STRING + (b"|" + nested(depth - 1) if depth else b"") + rb")*+"
+    return rb"(?:\{" + within + rb"\}|\[" + within + rb"\])"
+
+
+ELEMENT = re.compile(nested(4), re.DOTALL)
+
+
+def end_of(data: bytes, start: int) -> int:
+    """Where the object that begins at `start` ends; 0 when the data end before it does."""
+    if found := ELEMENT.match(data, start):
+        return found.end()
+    depth = 0
+    for token in TOKEN.finditer(data, start):
+        sign = token[0]
+        if sign in (b"{", b"["):
+            depth += 1
+        elif sign in (b"}", b"]"):
+            depth -= 1
+            if not depth:
+                return token.end()
+        elif sign == b'"':
+            return 0
+    return 0
+
+
+def plain(file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a file, decompressed where it is gzip or zstd by its first bytes, a piece at a time.
+
+    Raises BadInput where compressed data are cut short or damaged.
+    """
+    head = file.read(SIZE)
+    if head.startswith(GZIP):
+        yield from gunzipped(head, file)
+    elif head.startswith(ZSTD):
+        yield from unpacked(head, file)
+    else:
+        while head:
+            yield head
+            head = file.read(SIZE)
+
+
+def gunzipped(head: bytes, file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a gzip file of one or more members."""
+    engine = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    data = head
+    while data:
+        try:
+            piece = engine.decompress(data, SIZE)
+        except zlib.error as error:
+            raise BadInput(f"the gzip data are damaged ({error}); make the file again") from error
+        if piece:
+            yield piece
+        data = engine.unconsumed_tail
+        if engine.eof:
+            data = engine.unused_data.lstrip(b"\0") or file.read(SIZE).lstrip(b"\0")
+            if data:
+                engine = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        elif not data:
+            data = file.read(SIZE)
+    if not engine.eof:
+        raise BadInput("the gzip data are cut short; copy or make the file again")
+
+
+def unpacked(head: bytes, file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a zstd file of one or more frames."""
+    import zstandard
+
+    engine, data = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj(), head
+    while data:
+        try:
+            # A little at a time: what comes out may be thousands of times as much.
+            piece, data = engine.decompress(data[: SIZE // 64]), data[SIZE // 64 :]
+        except zstandard.ZstdError as error:
+            raise BadInput(f"the zstd data are damaged ({error}); make the file again") from error
+        for start in range(0, len(piece), SIZE):
+            yield piece[start : start + SIZE]
+        if engine.eof:
+            data = engine.unused_data + data or file.read(SIZE)
+            if data:
+                engine = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
+        elif not data:
+            data = file.read(SIZE)
+    if not engine.eof:
+        raise BadInput("the zstd data are cut short; copy or make the file again")
+
+
+def lines(pieces: Iterator[bytes]) -> Iterator[Chunk]:
+    """Chunks of whole lines."""
+    rest = b""
+    try:
+        for piece in pieces:
+            cut = piece.rfind(b"\n") + 1
+            if cut:
+                yield "lines", rest + piece[:cut]
+                rest = piece[cut:]
+            else:
+                rest += piece
+            if len(rest) > LIMIT:
+                yield "fault", TOO_LONG
+                return
+    except BadInput as error:
+        yield "fault", str(error)
+        return
+    if rest:
+        yield "lines", rest
+
+
+def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
+    """Chunks of whole elements of the one array that the pieces are, the comma before them included."""
+    data, first = b"", True
+    try:
+        for piece in pieces:
+            data += piece
+            if first and not data.startswith(b"["):
+                before = data.index(b"[")
+                yield "lines", data[:before]
+                data = data[before:]
+            cut, fault, ended = elements(data, first)
+            if cut:
+                yield "array", data[:cut]
+                data, first = data[cut:], False
+            if fault:
+                yield "fault", fault
+                return
+            if ended:
+                yield from nothing_after(data[data.index(b"]") + 1 :], pieces)
+                return
+            if len(data) > LIMIT:
+                yield "fault", TOO_LONG
+                return
+    except BadInput as error:
+        yield "fault", str(error)
+        return
+    yield "fault", "the array does not end: the file is cut short; copy or make it again"
+
+
+def elements(data: bytes, first: bool) -> tuple[int, str, bool]:
+    """How far whole elements reach in an array's data, what is wrong after them, and whether the array ends there.
+
+    `first`: the data begin with the opening bracket; else, at most, with the comma before the next element.
+    """
+    at = cut = 1 if first else 0
+    while (gap := GAP.match(data, at)) and gap.end() < len(data):
+        begin, comma = gap.end(), bool(gap[1])
+        sign = data[begin : begin + 1]
+        if sign == b"]":
+            return cut, "a comma before the array's end; remove it" if comma else "", not comma
+        if comma == first:
+            return cut, "a comma too many" if comma else "no comma between two elements of the array", False
+        if sign != b"{":
+            return cut, "an element is no object; an array must hold episodes, {...}", False
+        at = end_of(data, begin)
+        if not at:
+            break
+        cut, first = at, False
+    return (0 if first else cut), "", False
+
+
+def nothing_after(rest: bytes, pieces: Iterator[bytes]) -> Iterator[Chunk]:
+    """A fault where something stands after an array's end."""
+    while not rest.strip():
+        try:
+            rest = next(pieces)
+        except StopIteration:
+            return
+    yield "fault", "something stands after the array's end; a file is one array, or one object a line"
+
+
+def stretch(file: BinaryIO, start: int, end: int) -> Chunk:
+    """The lines of a file that begin in its bytes from `start` to before `end`."""
+    file.seek(max(start - 1, 0))
+    if start and not file.readline(LIMIT).endswith(b"\n"):
+        return "lines", b""  # Where the line that is too long, or the last one, begins, it is dealt with.
+    data = file.read(max(end - file.tell(), 0))
+    if data and not data.endswith(b"\n"):
+        data += file.readline(LIMIT)
+        if len(data) - data.rfind(b"\n", 0, -1) > LIMIT:
+            return "fault", TOO_LONG
+    return "lines", data if start else data.removeprefix(BOM)
+
+
+def line_spans(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each line of a "lines" chunk begins and ends that is not empty."""
+    at = 0
+    for line in data.split(b"\n"):
+        if line and not line.isspace():
+            yield at, at + len(line)
+        at += len(line) + 1
+
+
+def spans(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each element of an "array" chunk begins and ends."""
+    at = data.find(b"{")
+    while at >= 0:
+        end = end_of(data, at)
+        yield at, end
+        at = data.find(b"{", end)

@@ -318,7 +318,7 @@ def answer(source: Source, process: subprocess.Popen[bytes], output: Output) -> 
 
 @contextlib.contextmanager
 def progress(size: int) -> Iterator[Callable[[int], None]]:
-    """Shows, on a terminal, how much of `size` bytes (0: unknown) is read, at what speed, and how long the rest takes."""
+    """Shows, on a terminal, how much of `size` bytes (0: unknown) is read, how fast, and how long the rest takes."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

@@ -4,6 +4,7 @@ An episode is {"messages": [{"role", "content"}, ...], ...}: system, developer, 
 Thought / Action / Observation, and any other keys, which travel with it.
 """
 
+from operator import itemgetter
 from typing import Any
 
 from tools import BadInput
@@ -11,10 +12,16 @@ from tools import BadInput
 JSON = ("messages", "sharegpt", "agentinstruct", "alpaca")  # one object an episode
 TEXT = ("react", "alfworld")  # what was played, as text
 KEYS = ("role", "content")  # all that an ordinary message has, in its usual order
+ROLE, CONTENT = itemgetter("role"), itemgetter("content")
 
 
 class CannotHold(BadInput):
     """The target has no place for something in this episode."""
+
+
+def ordinary(messages: list[dict[str, Any]]) -> bool:
+    """Whether all that these messages have is a role and a text, in this order."""
+    return set(map(tuple, messages)) == {KEYS} and set(map(type, map(CONTENT, messages))) == {str}
 
 
 def text_of(message: dict[str, Any], number: int) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 from tools.formats import CannotHold, sharegpt
 
 
-def write(episode: dict[str, Any], with_calls: bool) -> dict[str, Any]:
+def write(episode: dict[str, Any], with_calls: bool, ordinary: bool) -> dict[str, Any]:
     """The object of an episode: ShareGPT with a flag in each turn. Raises CannotHold as ShareGPT does."""
-    row = sharegpt.write(episode, with_calls)
+    row = sharegpt.write(episode, with_calls, ordinary)
     row["conversations"] = [flagged(turn, number) for number, turn in enumerate(row["conversations"], 1)]
     return row
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tools import BadInput
-from tools.formats import KEYS, CannotHold, text_of
+from tools.formats import CONTENT, KEYS, ROLE, CannotHold, text_of
 
 OWN = ("instruction", "input", "output", "system", "history", "extra")
 STEP = "step_of"  # in `extra` of a row a step: [which, of how many]
@@ -57,13 +57,13 @@ def restored(messages: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str,
     return episode if "messages" in episode else episode | {"messages": messages}
 
 
-def kept_of(episode: dict[str, Any]) -> dict[str, Any]:
+def kept_of(episode: dict[str, Any], ordinary: bool) -> dict[str, Any]:
     """What an Alpaca row cannot hold: the episode without its turns' roles and texts; empty when there is no more.
 
     `messages` stands in it where it must: to keep other keys of messages, or its place when that is not the last.
     """
     kept: list[dict[str, Any] | None] = []
-    for turn in episode["messages"]:
+    for turn in [] if ordinary else episode["messages"]:
         keys = tuple(turn)
         if keys == KEYS:
             kept.append(None)
@@ -78,42 +78,37 @@ def kept_of(episode: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in episode.items() if key != "messages"}
 
 
-def exchanges(episode: dict[str, Any]) -> tuple[str, list[list[str]]]:
-    """The system turn's text and the exchanges [question, answer]. Raises CannotHold when turns are out of order."""
+def exchanges(episode: dict[str, Any], ordinary: bool) -> tuple[str, list[tuple[str, str]]]:
+    """The system turn's text and the exchanges (question, answer). Raises CannotHold when turns are out of order."""
     turns = episode["messages"]
-    system = turns[0]["role"] == "system"
-    roles = [turn["role"] for turn in turns[1 if system else 0 :]]
+    roles = list(map(ROLE, turns))
+    system = roles[0] == "system"
     pairs = len(roles) // 2
-    if not pairs or roles != ["user", "assistant"] * pairs:
+    if not pairs or roles != ["system"] * system + ["user", "assistant"] * pairs:
         raise CannotHold("turns out of order: a row holds a system turn, then user and assistant by turns")
-    texts = [
-        turn["content"] if type(turn["content"]) is str else text_of(turn, number)
-        for number, turn in enumerate(turns, 1)
-        if "content" in turn or text_of(turn, number)
-    ]
+    texts = list(map(CONTENT, turns)) if ordinary else [text_of(turn, number) for number, turn in enumerate(turns, 1)]
     if system and not texts[0]:
         raise CannotHold("an empty system turn, which a row cannot tell from none")
-    said = texts[1 if system else 0 :]
-    return texts[0] if system else "", [list(pair) for pair in zip(said[::2], said[1::2], strict=True)]
+    return texts[0] if system else "", list(zip(texts[system::2], texts[system + 1 :: 2], strict=True))
 
 
-def write(episode: dict[str, Any], extra: bool) -> dict[str, Any]:
+def write(episode: dict[str, Any], extra: bool, ordinary: bool) -> dict[str, Any]:
     """The row of an episode; `extra`: with what other columns cannot hold. Raises CannotHold for turns out of order."""
-    system, pairs = exchanges(episode)
+    system, pairs = exchanges(episode, ordinary)
     (question, answer), history = pairs[-1], pairs[:-1]
     row: dict[str, Any] = {"instruction": question, "input": "", "output": answer, "system": system, "history": history}
-    if extra and (kept := kept_of(episode)):
+    if extra and (kept := kept_of(episode, ordinary)):
         row["extra"] = kept
     return row
 
 
-def write_steps(episode: dict[str, Any], extra: bool) -> list[dict[str, Any]]:
+def write_steps(episode: dict[str, Any], extra: bool, ordinary: bool) -> list[dict[str, Any]]:
     """The rows of an episode, one a step; raises CannotHold as `write` does, and for a key of ours."""
     if STEP in episode:
         raise CannotHold(f'a key "{STEP}" of its own, which tells where a step stands')
-    system, pairs = exchanges(episode)
+    system, pairs = exchanges(episode, ordinary)
     task, since, rows = pairs[0][0], "", []
-    kept = kept_of(episode) if extra else {}
+    kept = kept_of(episode, ordinary) if extra else {}
     for number, (question, answer) in enumerate(pairs, 1):
         if number > 1:
             since = f"{since}\n{question}" if since else question

@@ -3,9 +3,10 @@
 Calls of tools (`tool_calls`, role `tool`) are read as Thought / Action / Observation, see calls.py.
 """
 
+import contextlib
 from typing import Any
 
-from tools import BadInput
+from tools import BadInput, formats
 from tools.formats import calls
 
 ROLES = frozenset({"system", "developer", "user", "assistant"})
@@ -17,6 +18,10 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
     messages = row.get("messages")
     if type(messages) is not list or not messages:
         raise BadInput('no "messages"; an episode is {"messages": [{"role": "user", "content": "..."}, ...]}')
+    # Nearly every episode is such, and to look at each message takes five times as long.
+    with contextlib.suppress(LookupError, TypeError):
+        if set(map(formats.ROLE, messages)) <= ROLES and set(map(len, messages)) == {2}:
+            return row
     called = False
     for number, turn in enumerate(messages, 1):
         if type(turn) is not dict:
@@ -31,6 +36,6 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"messages": calls.to_text(messages)} if called else row
 
 
-def write(episode: dict[str, Any], with_calls: bool) -> dict[str, Any]:
+def write(episode: dict[str, Any], with_calls: bool, ordinary: bool) -> dict[str, Any]:
     """The object of an episode; `with_calls`: its actions as calls of tools."""
     return episode | {"messages": calls.from_text(episode["messages"])} if with_calls else episode

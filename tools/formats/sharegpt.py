@@ -4,6 +4,7 @@ All other keys, an episode's and a message's, stay where they are: readers leave
 read as well: observation and function_call, which are written when actions are asked for as calls of tools.
 """
 
+import contextlib
 from typing import Any
 
 from tools import BadInput
@@ -22,6 +23,12 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
     turns = row.get("conversations")
     if type(turns) is not list or not turns:
         raise BadInput('no "conversations"; an episode is {"conversations": [{"from": "human", "value": "..."}, ...]}')
+    with contextlib.suppress(LookupError, TypeError):
+        if set(map(tuple, turns)) == {("from", "value")} and "system" not in row:
+            messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
+            return {("messages" if key == "conversations" else key): value for key, value in row.items()} | {
+                "messages": messages
+            }
     messages, called = [], False
     for number, turn in enumerate(turns, 1):
         tag = turn.get("from") if type(turn) is dict else None
@@ -31,8 +38,6 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
                 raise BadInput(f"turn {number} has no known tag; `from` must be human, gpt, system or observation")
             called = True
             messages.append(called_turn(turn, number))
-        elif tuple(turn) == ("from", "value"):
-            messages.append({"role": role, "content": turn["value"]})
         else:
             messages.append(renamed(turn, role, number))
     if called:
@@ -77,21 +82,23 @@ def called_turn(turn: dict[str, Any], number: int) -> dict[str, Any]:
     return calls.from_value(value) | rest
 
 
-def write(episode: dict[str, Any], with_calls: bool) -> dict[str, Any]:
-    """The object of an episode. Raises CannotHold for parts in place of a text, and for keys that readers take."""
+def write(episode: dict[str, Any], with_calls: bool, ordinary: bool) -> dict[str, Any]:
+    """The object of an episode; `ordinary`: its messages are. `with_calls`: its actions as calls.
+
+    Raises CannotHold for parts in place of a text, and for keys that readers take.
+    """
     for key in TAKEN:
         if key in episode:
             raise CannotHold(f'a key "{key}" of its own, which readers of ShareGPT take for theirs')
-    messages = calls.from_text(episode["messages"]) if with_calls else episode["messages"]
-    turns = [
-        {"from": TAGS[turn["role"]], "value": turn["content"]}
-        if tuple(turn) == KEYS and type(turn["content"]) is str and turn["role"] in TAGS
-        else tagged(turn, number)
-        for number, turn in enumerate(messages, 1)
-    ]
-    return {
-        ("conversations" if key == "messages" else key): (turns if key == "messages" else value)
-        for key, value in episode.items()
+    messages = episode["messages"]
+    if ordinary and not with_calls:
+        turns = [{"from": TAGS[turn["role"]], "value": turn["content"]} for turn in messages]
+    else:
+        turns = [
+            tagged(turn, number) for number, turn in enumerate(calls.from_text(messages) if with_calls else messages, 1)
+        ]
+    return {("conversations" if key == "messages" else key): value for key, value in episode.items()} | {
+        "conversations": turns
     }
 
 

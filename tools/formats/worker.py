@@ -67,22 +67,23 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     rows: list[bytes] = []
     aside: list[bytes] = []
     parsed: list[Any] = []
-    counts = Counter[str]()
+    counts: dict[str, int] = {}
     at = 0
     try:
         for at, row in data if kind == "episodes" else parse(kind, data, parsed):  # noqa: B007
             episode = row if kind == "episodes" else READERS[source](row)
             made.read += 1
-            count_extra(episode, counts, task)
+            ordinary = formats.ordinary(episode["messages"])
+            count_extra(episode, counts, task, ordinary)
             try:
-                rows += written(episode, task, number + made.read - 1)
+                rows += written(episode, task, ordinary, number + made.read - 1)
                 made.written += 1
             except CannotHold as error:
                 if not task.apart:
                     raise BadInput(f"{task.to} cannot hold this: {error}; --apart FILE sets such aside") from error
                 aside.append(orjson.dumps(episode) + b"\n")
-        if kind != "episodes" and strings(data) != strings(orjson.dumps(parsed)):
-            at, made.fault = twice(kind, data)
+        if kind != "episodes" and (doubled := twice(kind, data, parsed)):
+            at, made.fault = doubled
     except BadInput as error:
         made.fault = str(error)
     except orjson.JSONEncodeError:
@@ -152,21 +153,31 @@ def strings(data: bytes) -> int:
     return data.count(b'"')
 
 
-def twice(kind: str, data: bytes) -> tuple[int, str]:
-    """The number of the first row in which a key stands twice in one object, and the words for it."""
-    for number, row in parse(kind, data, []):
-        text = data.split(b"\n")[number] if kind == "lines" else data[slice(*list(chunks.spans(data))[number])]
-        if strings(text) != strings(orjson.dumps(row)):
-            doubled: list[str] = []
+def twice(kind: str, data: bytes, parsed: list[Any]) -> tuple[int, str] | None:
+    """The number of the first row with a key that stands twice in one object, and the words for it; else None.
 
-            def keys(pairs: list[tuple[str, Any]], found: list[str] = doubled) -> None:
-                found += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    `parsed`: the rows, of which a reader keeps one value for each key.
+    """
+    # Most files are written as we would write them: then nothing can be missing.
+    again = b"".join([orjson.dumps(row) + b"\n" for row in parsed]) if kind == "lines" else orjson.dumps(parsed)
+    if again == data or strings(again) == strings(data):
+        return None
+    spans = chunks.line_spans(data) if kind == "lines" else chunks.spans(data)
+    for at, ((begin, end), row) in enumerate(zip(spans, parsed, strict=True)):
+        text = data[begin:end]
+        if strings(text) == strings(orjson.dumps(row)):
+            continue
+        doubled: list[str] = []
 
-            with contextlib.suppress(RecursionError):
-                json.loads(text, object_pairs_hook=keys)
-            name = f'the key "{doubled[0][:40]}"' if doubled else "a key"
-            return number, f"{name} stands twice in one object; keep one of them"
-    return 0, "a key stands twice in one object; keep one of them"
+        def keys(pairs: list[tuple[str, Any]], found: list[str] = doubled) -> None:
+            found += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+
+        with contextlib.suppress(RecursionError):
+            json.loads(text, object_pairs_hook=keys)
+        name = f'the key "{doubled[0][:40]}"' if doubled else "a key"
+        number = data.count(b"\n", 0, begin) if kind == "lines" else at
+        return number, f"{name} stands twice in one object; keep one of them"
+    return None
 
 
 def line_of(kind: str, data: Any, at: int) -> int:
@@ -179,18 +190,19 @@ def line_of(kind: str, data: Any, at: int) -> int:
     return 0
 
 
-def count_extra(episode: dict[str, Any], counts: Counter[str], task: Task) -> None:
+def count_extra(episode: dict[str, Any], counts: dict[str, int], task: Task, ordinary: bool) -> None:
     """Count what an episode carries that the target may have no place for."""
     if task.to in formats.TEXT and episode["messages"][0]["role"] == "system":
-        counts["the system turn"] += 1
+        counts["the system turn"] = counts.get("the system turn", 0) + 1
     for key in episode:
         if key != "messages":
-            counts[key] += 1
-    others = {key for turn in episode["messages"] if len(turn) > 2 for key in turn}
-    counts.update(f"messages.{key}" for key in others - {"role", "content"})
+            counts[key] = counts.get(key, 0) + 1
+    if not ordinary:
+        for key in {key for turn in episode["messages"] for key in turn} - set(formats.KEYS):
+            counts[f"messages.{key}"] = counts.get(f"messages.{key}", 0) + 1
 
 
-def written(episode: dict[str, Any], task: Task, number: int) -> list[bytes]:
+def written(episode: dict[str, Any], task: Task, ordinary: bool, number: int) -> list[bytes]:
     """The rows of an episode in the target's format. Raises CannotHold."""
     if task.to in formats.TEXT:
         log = task.to == "alfworld"
@@ -200,10 +212,14 @@ def written(episode: dict[str, Any], task: Task, number: int) -> list[bytes]:
         turns = [{key: turn[key] for key in ("role", "content") if key in turn} for turn in episode["messages"]]
         episode = {"messages": turns}
     if task.to == "alpaca":
-        rows = alpaca.write_steps(episode, not task.drop) if task.steps else [alpaca.write(episode, not task.drop)]
+        rows = (
+            alpaca.write_steps(episode, not task.drop, ordinary)
+            if task.steps
+            else [alpaca.write(episode, not task.drop, ordinary)]
+        )
         return [orjson.dumps(row) for row in rows]
     writer = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}[task.to]
-    return [orjson.dumps(writer(episode, task.calls))]
+    return [orjson.dumps(writer(episode, task.calls, ordinary))]
 
 
 def put(handle: int, data: bytes) -> None:

@@ -1,13 +1,13 @@
 """A file's bytes in chunks of whole episodes, never more in memory than a few of them.
 
-A chunk is (kind, data): "lines" of JSON, or a part of an "array" that may begin with the comma before its first
-element. What is wrong is a chunk too, ("fault", why), so that it is met in its place.
+A chunk is (kind, data): "lines" of JSON; a part of an "array" with where each of its elements begins and ends; or, so
+that it is met in its place, what is wrong: ("fault", why).
 """
 
 import re
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tools import BadInput
 
@@ -18,7 +18,7 @@ TOO_LONG = f"an episode of more than {LIMIT >> 20} MiB; it must be one JSON obje
 GAP = re.compile(rb"[ \t\r\n]*+(,?)[ \t\r\n]*+")
 STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 TOKEN = re.compile(STRING + rb'|[{}\[\]"]', re.DOTALL)
-Chunk = tuple[str, bytes | str]
+Chunk = tuple[str, Any]
 
 
 def nested(depth: int) -> bytes:
@@ -140,10 +140,10 @@ def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
                 before = data.index(b"[")
                 yield "lines", data[:before]
                 data = data[before:]
-            cut, fault, ended = elements(data, first)
-            if cut:
-                yield "array", data[:cut]
-                data, first = data[cut:], False
+            spans, fault, ended = elements(data, first)
+            if spans:
+                yield "array", (data[: spans[-1][1]], spans)
+                data, first = data[spans[-1][1] :], False
             if fault:
                 yield "fault", fault
                 return
@@ -159,26 +159,28 @@ def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
     yield "fault", "the array does not end: the file is cut short; copy or make it again"
 
 
-def elements(data: bytes, first: bool) -> tuple[int, str, bool]:
-    """How far whole elements reach in an array's data, what is wrong after them, and whether the array ends there.
+def elements(data: bytes, first: bool) -> tuple[list[tuple[int, int]], str, bool]:
+    """Where whole elements stand in an array's data, what is wrong after them, and whether the array ends there.
 
     `first`: the data begin with the opening bracket; else, at most, with the comma before the next element.
     """
-    at = cut = 1 if first else 0
+    found: list[tuple[int, int]] = []
+    at = 1 if first else 0
     while (gap := GAP.match(data, at)) and gap.end() < len(data):
         begin, comma = gap.end(), bool(gap[1])
         sign = data[begin : begin + 1]
         if sign == b"]":
-            return cut, "a comma before the array's end; remove it" if comma else "", not comma
+            return found, "a comma before the array's end; remove it" if comma else "", not comma
         if comma == first:
-            return cut, "a comma too many" if comma else "no comma between two elements of the array", False
+            return found, "a comma too many" if comma else "no comma between two elements of the array", False
         if sign != b"{":
-            return cut, "an element is no object; an array must hold episodes, {...}", False
+            return found, "an element is no object; an array must hold episodes, {...}", False
         at = end_of(data, begin)
         if not at:
             break
-        cut, first = at, False
-    return (0 if first else cut), "", False
+        found.append((begin, at))
+        first = False
+    return found, "", False
 
 
 def nothing_after(rest: bytes, pieces: Iterator[bytes]) -> Iterator[Chunk]:
@@ -211,12 +213,3 @@ def line_spans(data: bytes) -> Iterator[tuple[int, int]]:
         if line and not line.isspace():
             yield at, at + len(line)
         at += len(line) + 1
-
-
-def spans(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each element of an "array" chunk begins and ends."""
-    at = data.find(b"{")
-    while at >= 0:
-        end = end_of(data, at)
-        yield at, end
-        at = data.find(b"{", end)

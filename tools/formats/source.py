@@ -106,13 +106,11 @@ class Source:
             for kind, data in cut:
                 if kind == "fault":
                     raise BadInput(str(data))
-                assert isinstance(data, bytes)
-                base = at
-                spans = chunks.spans(data) if kind == "array" else chunks.line_spans(data)
+                base, (text, spans) = at, data if kind == "array" else (data, chunks.line_spans(data))
                 for begin, end in spans:
-                    at = base + data.count(b"\n", 0, begin)
-                    yield loaded(data[begin:end], [])
-                at = base + data.count(b"\n")
+                    at = base + text.count(b"\n", 0, begin)
+                    yield loaded(text[begin:end])
+                at = base + text.count(b"\n")
 
         episodes = ((at + 1, alpaca.read(row)) for row in alpaca.joined(rows()))
         try:

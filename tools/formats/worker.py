@@ -5,6 +5,7 @@ an open file when told that it is its turn, so that the order is kept and the da
 """
 
 import contextlib
+import gc
 import json
 import marshal
 import os
@@ -66,11 +67,10 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     made = Made()
     rows: list[bytes] = []
     aside: list[bytes] = []
-    parsed: list[Any] = []
     counts: dict[str, int] = {}
     at = 0
     try:
-        for at, row in data if kind == "episodes" else parse(kind, data, parsed):  # noqa: B007
+        for at, row in data if kind == "episodes" else parse(kind, data):  # noqa: B007
             episode = row if kind == "episodes" else READERS[source](row)
             made.read += 1
             ordinary = formats.ordinary(episode["messages"])
@@ -82,14 +82,12 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
                 if not task.apart:
                     raise BadInput(f"{task.to} cannot hold this: {error}; --apart FILE sets such aside") from error
                 aside.append(orjson.dumps(episode) + b"\n")
-        if kind != "episodes" and (doubled := twice(kind, data, parsed)):
-            at, made.fault = doubled
     except BadInput as error:
         made.fault = str(error)
     except orjson.JSONEncodeError:
         made.fault = TOO_DEEP
     if kind != "episodes":
-        made.newlines = data.count(b"\n")
+        made.newlines = (data[0] if kind == "array" else data).count(b"\n")
     made.line = line_of(kind, data, at) if made.fault else 0
     made.rows, made.set_apart, made.extra = len(rows), len(aside), dict(counts)
     made.apart = b"".join(aside)
@@ -100,22 +98,18 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     return made
 
 
-def parse(kind: str, data: bytes, parsed: list[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a chunk, numbered by line or by element from 0, and put into `parsed`. Raises BadInput."""
+def parse(kind: str, data: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a chunk, numbered by line or by element from 0. Raises BadInput."""
     if kind == "lines":
         for number, line in enumerate(data.split(b"\n")):
             if line and not line.isspace():
-                yield number, loaded(line, parsed)
-        return
-    with contextlib.suppress(orjson.JSONDecodeError):
-        parsed += orjson.loads(b"[%b]" % data.lstrip(b"[, \t\r\n"))
-        yield from enumerate(parsed)
-        return
-    for number, (start, end) in enumerate(chunks.spans(data)):
-        yield number, loaded(data[start:end], parsed)
+                yield number, loaded(line)
+    else:
+        for number, (begin, end) in enumerate(data[1]):
+            yield number, loaded(data[0][begin:end])
 
 
-def loaded(text: bytes, parsed: list[Any]) -> dict[str, Any]:
+def loaded(text: bytes) -> dict[str, Any]:
     """The object of one row. Raises BadInput when it is none, in words that say why."""
     try:
         row = orjson.loads(text)
@@ -131,7 +125,10 @@ def loaded(text: bytes, parsed: list[Any]) -> dict[str, Any]:
         raise BadInput(why) from error
     if type(row) is not dict:
         raise BadInput("no object; an episode is {...}, with its turns in it")
-    parsed.append(row)
+    again = orjson.dumps(row)
+    # Most files are written as we would write them: then nothing can be missing.
+    if again != text and strings(again) != strings(text):
+        raise BadInput(f"{twice(text)} stands twice in one object; keep one of them")
     return row
 
 
@@ -153,41 +150,21 @@ def strings(data: bytes) -> int:
     return data.count(b'"')
 
 
-def twice(kind: str, data: bytes, parsed: list[Any]) -> tuple[int, str] | None:
-    """The number of the first row with a key that stands twice in one object, and the words for it; else None.
+def twice(text: bytes) -> str:
+    """The key that stands twice in one object of a row, in words."""
+    doubled: list[str] = []
 
-    `parsed`: the rows, of which a reader keeps one value for each key.
-    """
-    # Most files are written as we would write them: then nothing can be missing.
-    again = b"".join([orjson.dumps(row) + b"\n" for row in parsed]) if kind == "lines" else orjson.dumps(parsed)
-    if again == data or strings(again) == strings(data):
-        return None
-    spans = chunks.line_spans(data) if kind == "lines" else chunks.spans(data)
-    for at, ((begin, end), row) in enumerate(zip(spans, parsed, strict=True)):
-        text = data[begin:end]
-        if strings(text) == strings(orjson.dumps(row)):
-            continue
-        doubled: list[str] = []
+    def keys(pairs: list[tuple[str, Any]]) -> None:
+        doubled.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
 
-        def keys(pairs: list[tuple[str, Any]], found: list[str] = doubled) -> None:
-            found += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-
-        with contextlib.suppress(RecursionError):
-            json.loads(text, object_pairs_hook=keys)
-        name = f'the key "{doubled[0][:40]}"' if doubled else "a key"
-        number = data.count(b"\n", 0, begin) if kind == "lines" else at
-        return number, f"{name} stands twice in one object; keep one of them"
-    return None
+    with contextlib.suppress(RecursionError):
+        json.loads(text, object_pairs_hook=keys)
+    return f'the key "{doubled[0][:40]}"' if doubled else "a key"
 
 
 def line_of(kind: str, data: Any, at: int) -> int:
     """The line, from 0, in which row number `at` of a chunk begins."""
-    if kind != "array":
-        return at
-    for number, (start, _) in enumerate(chunks.spans(data)):
-        if number == at:
-            return int(data.count(b"\n", 0, start))
-    return 0
+    return int(data[0].count(b"\n", 0, data[1][at][0])) if kind == "array" else at
 
 
 def count_extra(episode: dict[str, Any], counts: dict[str, int], task: Task, ordinary: bool) -> None:
@@ -237,6 +214,7 @@ def packed(data: bytes, how: str) -> bytes:
 def main() -> None:
     """Serve one converter until it closes our stdin. Its Ctrl-C is not for us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # Rows hold no cycles, and to look for some takes a tenth of the time.
     asks, answers = sys.stdin.buffer, sys.stdout.buffer
     handle, settings = marshal.load(asks)
     task = Task(*settings)

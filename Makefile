@@ -125,6 +125,8 @@ test: setup ## lint, types, and all tests with coverage
 lock: $(UV) ## pin again what pyproject.toml asks for
 	$(UV) pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
 	  pyproject.toml --output-file requirements.lock
+	$(UV) pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
+	  tests/locks/llamafactory.in --output-file tests/locks/llamafactory.lock
 
 clean: ## remove outputs/ and .venv; the cache stays
 	rm -rf outputs .venv

@@ -76,8 +76,10 @@ def called_turn(turn: dict[str, Any], number: int) -> dict[str, Any]:
     value = turn.get("value")
     if type(value) is not str:
         raise BadInput(f'turn {number} has no text; give it as "value"')
-    rest = {key: each for key, each in turn.items() if key not in TAKEN_IN_TURNS}
-    if turn["from"] != "function_call":
+    answers = turn["from"] == "function_call"
+    told = renamed(turn, "assistant" if answers else "user", number)
+    rest = {key: each for key, each in told.items() if key not in KEYS}
+    if not answers:
         return {"role": "tool", "content": value} | rest
     return calls.from_value(value) | rest
 

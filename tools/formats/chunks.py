@@ -1,7 +1,7 @@
 """A file's bytes in chunks of whole episodes, never more in memory than a few of them.
 
 A chunk is (kind, data): "lines" of JSON; a part of an "array" with where each of its elements begins and ends; or, so
-that it is met in its place, what is wrong: ("fault", why).
+that it is met in its place, what is wrong: ("fault", why), or ("fault", (how many lines on, why)).
 """
 
 import re
@@ -93,8 +93,8 @@ def unpacked(head: bytes, file: BinaryIO) -> Iterator[bytes]:
     engine, data = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj(), head
     while data:
         try:
-            # A little at a time: what comes out may be thousands of times as much.
-            piece, data = engine.decompress(data[: SIZE // 64]), data[SIZE // 64 :]
+            # A little at a time: it may become ten thousand times as much.
+            piece, data = engine.decompress(data[:1024]), data[1024:]
         except zstandard.ZstdError as error:
             raise BadInput(f"the zstd data are damaged ({error}); make the file again") from error
         for start in range(0, len(piece), SIZE):
@@ -132,7 +132,7 @@ def lines(pieces: Iterator[bytes]) -> Iterator[Chunk]:
 
 def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
     """Chunks of whole elements of the one array that the pieces are, the comma before them included."""
-    data, first = b"", True
+    data, first, at = b"", True, 0
     try:
         for piece in pieces:
             data += piece
@@ -140,57 +140,64 @@ def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
                 before = data.index(b"[")
                 yield "lines", data[:before]
                 data = data[before:]
-            spans, fault, ended = elements(data, first)
+            spans, at, fault = elements(data, first)
             if spans:
-                yield "array", (data[: spans[-1][1]], spans)
-                data, first = data[spans[-1][1] :], False
+                cut = spans[-1][1]
+                yield "array", (data[:cut], spans)
+                data, first, at = data[cut:], False, at - cut
             if fault:
-                yield "fault", fault
+                yield "fault", (data.count(b"\n", 0, at), fault)
                 return
-            if ended:
-                yield from nothing_after(data[data.index(b"]") + 1 :], pieces)
+            if data[at : at + 1] == b"]":
+                yield from nothing_after(data, at + 1, pieces)
                 return
             if len(data) > LIMIT:
-                yield "fault", TOO_LONG
+                yield "fault", (data.count(b"\n", 0, at), TOO_LONG)
                 return
     except BadInput as error:
         yield "fault", str(error)
         return
-    yield "fault", "the array does not end: the file is cut short; copy or make it again"
+    yield "fault", (data.count(b"\n", 0, at), "the array does not end: the file is cut short; copy or make it again")
 
 
-def elements(data: bytes, first: bool) -> tuple[list[tuple[int, int]], str, bool]:
-    """Where whole elements stand in an array's data, what is wrong after them, and whether the array ends there.
+def elements(data: bytes, first: bool) -> tuple[list[tuple[int, int]], int, str]:
+    """Where whole elements stand in an array's data, where the next thing begins, and what is wrong with it.
 
     `first`: the data begin with the opening bracket; else, at most, with the comma before the next element.
     """
     found: list[tuple[int, int]] = []
     at = 1 if first else 0
-    while (gap := GAP.match(data, at)) and gap.end() < len(data):
+    while gap := GAP.match(data, at):
         begin, comma = gap.end(), bool(gap[1])
         sign = data[begin : begin + 1]
         if sign == b"]":
-            return found, "a comma before the array's end; remove it" if comma else "", not comma
-        if comma == first:
-            return found, "a comma too many" if comma else "no comma between two elements of the array", False
+            return found, begin, "a comma before the array's end; remove it" if comma else ""
+        if not sign:
+            return found, begin, ""
+        if sign == b"," or (comma and first):
+            return found, begin, "a comma too many; remove it"
+        if not comma and not first:
+            return found, begin, "no comma between two elements of the array"
         if sign != b"{":
-            return found, "an element is no object; an array must hold episodes, {...}", False
+            return found, begin, "an element is no object; an array must hold episodes, {...}"
         at = end_of(data, begin)
         if not at:
-            break
+            return found, begin, ""
         found.append((begin, at))
         first = False
-    return found, "", False
+    return found, at, ""
 
 
-def nothing_after(rest: bytes, pieces: Iterator[bytes]) -> Iterator[Chunk]:
+def nothing_after(data: bytes, end: int, pieces: Iterator[bytes]) -> Iterator[Chunk]:
     """A fault where something stands after an array's end."""
+    lines, rest = data.count(b"\n", 0, end), data[end:]
     while not rest.strip():
-        try:
-            rest = next(pieces)
-        except StopIteration:
+        lines += rest.count(b"\n")
+        rest = next(pieces, b"")
+        if not rest:
             return
-    yield "fault", "something stands after the array's end; a file is one array, or one object a line"
+    lines += rest.count(b"\n", 0, len(rest) - len(rest.lstrip()))
+    yield "fault", (lines, "something stands after the array's end; a file is one array, or one object a line")
 
 
 def stretch(file: BinaryIO, start: int, end: int) -> Chunk:

@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -44,7 +43,10 @@ class Source:
         """
         try:
             with contextlib.ExitStack() as stack:
-                file: Any = stack.enter_context(self.path.open("rb")) if self.path else sys.stdin.buffer
+                # Unbuffered: a pipe is read as it comes, and Ctrl-C is met between two reads.
+                file: Any = (
+                    stack.enter_context(self.path.open("rb", 0)) if self.path else open(0, "rb", 0, closefd=False)
+                )
                 facts = os.fstat(file.fileno())
                 self.size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
                 try:
@@ -67,7 +69,7 @@ class Source:
         head = b""
         # A pipe gives a little at a time, and the format is told by the first line.
         for piece in pieces:
-            head += piece
+            head = head.lstrip() + piece if head.isspace() else head + piece
             if len(head) >= chunks.SIZE or (b"\n" in head and not head.isspace()):
                 break
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -105,7 +107,8 @@ class Source:
             nonlocal at
             for kind, data in cut:
                 if kind == "fault":
-                    raise BadInput(str(data))
+                    at, why = (at + data[0], data[1]) if isinstance(data, tuple) else (at, data)
+                    raise BadInput(why)
                 base, (text, spans) = at, data if kind == "array" else (data, chunks.line_spans(data))
                 for begin, end in spans:
                     at = base + text.count(b"\n", 0, begin)

@@ -70,8 +70,8 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     counts: dict[str, int] = {}
     at = 0
     try:
-        for at, row in data if kind == "episodes" else parse(kind, data):  # noqa: B007
-            episode = row if kind == "episodes" else READERS[source](row)
+        for at, row in data if kind == "episodes" else texts(kind, data):  # noqa: B007
+            episode = row if kind == "episodes" else READERS[source](loaded(row))
             made.read += 1
             ordinary = formats.ordinary(episode["messages"])
             count_extra(episode, counts, task, ordinary)
@@ -98,15 +98,15 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     return made
 
 
-def parse(kind: str, data: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a chunk, numbered by line or by element from 0. Raises BadInput."""
+def texts(kind: str, data: Any) -> Iterator[tuple[int, bytes]]:
+    """The texts of a chunk's rows, numbered by line or by element from 0."""
     if kind == "lines":
         for number, line in enumerate(data.split(b"\n")):
             if line and not line.isspace():
-                yield number, loaded(line)
+                yield number, line
     else:
         for number, (begin, end) in enumerate(data[1]):
-            yield number, loaded(data[0][begin:end])
+            yield number, data[0][begin:end]
 
 
 def loaded(text: bytes) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def loaded(text: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         if found := CONSTANT.search(text):
             why = f"{found[1].decode()} is not JSON; write null, or leave it out"
-        elif "ecursion" in str(error):
+        elif "depth limit" in str(error):
             why = TOO_DEEP
         elif not is_utf8(text):
             why = "not UTF-8 text; save the file as UTF-8 (iconv -f latin1 -t utf-8, if it is Latin-1)"

@@ -1,0 +1,220 @@
+"""How fast episodes are converted, and in how much memory, beside `datasets` and a bare orjson loop on the same file.
+
+python bench/convert.py                       500 MB, JSONL and a JSON array, every direction; bench/results/convert.json
+python bench/convert.py --mb 100 --json       less, and one JSON object on stdout
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools import run  # noqa: E402
+
+DIRECTIONS = (
+    ("messages", "sharegpt"),
+    ("messages", "alpaca"),
+    ("sharegpt", "messages"),
+    ("alpaca", "messages"),
+    ("sharegpt", "alpaca"),
+)
+NOTES = """Seconds are wall time from the start of the command to its end, fsync included for ours; MB is the largest sum
+of the resident memory of all its processes, looked at every 20 ms (pages that processes share count once for each).
+datasets: load_dataset, map with num_proc = cores, to_json with num_proc = cores (lines; for an array lines=False, which
+it writes with one process), in an empty cache. orjson: one process, `loads` and `dumps` of each line and the same
+renaming, nothing checked, counted or kept beside it; an array is read whole. All read and write the same episodes."""
+# The conversion as a user of `datasets` writes it: (from, to) -> the body of a function of one row.
+MAPS = {
+    ("messages", "sharegpt"): """
+    tags = {"system": "system", "user": "human", "assistant": "gpt"}
+    return {"conversations": [{"from": tags[t["role"]], "value": t["content"]} for t in row["messages"]]}""",
+    ("sharegpt", "messages"): """
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    return {"messages": [{"role": roles[t["from"]], "content": t["value"]} for t in row["conversations"]]}""",
+    ("messages", "alpaca"): """
+    texts = [t["content"] for t in row["messages"]]
+    system = texts.pop(0) if row["messages"][0]["role"] == "system" else ""
+    return {"instruction": texts[-2], "input": "", "output": texts[-1], "system": system,
+            "history": [[texts[i], texts[i + 1]] for i in range(0, len(texts) - 2, 2)]}""",
+    ("alpaca", "messages"): """
+    turns = [{"role": "system", "content": row["system"]}] if row["system"] else []
+    for asked, answer in row["history"] + [[row["instruction"], row["output"]]]:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return {"messages": turns}""",
+    ("sharegpt", "alpaca"): """
+    texts = [t["value"] for t in row["conversations"]]
+    system = texts.pop(0) if row["conversations"][0]["from"] == "system" else ""
+    return {"instruction": texts[-2], "input": "", "output": texts[-1], "system": system,
+            "history": [[texts[i], texts[i + 1]] for i in range(0, len(texts) - 2, 2)]}""",
+}
+DROPPED = {"messages": ["messages"], "sharegpt": ["conversations"]}
+ALPACA = ["instruction", "input", "output", "system", "history", "extra"]
+DATASETS = """
+import os, sys
+import datasets
+datasets.disable_progress_bars()
+def change(row):{body}
+if __name__ == "__main__":
+    cores = len(os.sched_getaffinity(0))
+    rows = datasets.load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[3], num_proc=cores)
+    gone = [name for name in {dropped!r} if name in rows.column_names]
+    rows = rows.map(change, remove_columns=gone, num_proc=cores)
+    rows.to_json(sys.argv[2], **({{"lines": False}} if sys.argv[2].endswith(".json") else {{"num_proc": cores}}))
+"""
+ORJSON = """
+import sys
+import orjson
+def change(row):{body}
+with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as target:
+    if sys.argv[1].endswith(".json"):
+        target.write(orjson.dumps([change(row) for row in orjson.loads(source.read())]))
+    else:
+        for line in source:
+            target.write(orjson.dumps(change(orjson.loads(line))) + b"\\n")
+"""
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Wall seconds of a command, and MB at the peak of all its processes. Raises when it fails."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    began, peak = time.monotonic(), 0
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    watched = psutil.Process(process.pid)
+    while process.poll() is None:
+        total = 0
+        try:
+            for each in [watched, *watched.children(recursive=True)]:
+                total += each.memory_info().rss
+        except psutil.Error:
+            pass
+        peak = max(peak, total)
+        time.sleep(0.02)
+    seconds = time.monotonic() - began
+    if process.returncode:
+        raise SystemExit(process.stderr.read().decode()[-2000:] if process.stderr else "")
+    return round(seconds, 2), round(peak / 1e6, 1)
+
+
+def made(folder: Path, megabytes: float) -> Path:
+    """A file of so many MB: the committed training episodes, over and over, each with an id of its own."""
+    path = folder / "messages.jsonl"
+    episodes = [orjson.loads(line) for line in (ROOT / "data" / "train.jsonl").open("rb")]
+    with path.open("wb") as file:
+        number = 0
+        while file.tell() < megabytes * 1e6:
+            file.write(orjson.dumps(episodes[number % len(episodes)] | {"id": f"household-{number}"}) + b"\n")
+            number += 1
+    return path
+
+
+def ours(source: Path, target: Path, to: str) -> tuple[float, float]:
+    """Seconds and MB of our own command."""
+    return timed([sys.executable, "-m", "tools", "convert", str(source), str(target), "--to", to])
+
+
+def direction(folder: Path, lines: Path, source: str, target: str, array: bool) -> dict[str, Any]:
+    """One direction: ours, each peer's, and the ratios."""
+    end = "json" if array else "jsonl"
+    path, out = folder / f"{source}.{end}", folder / f"out.{end}"
+    if not path.exists():
+        ours(lines, path, source)
+    body = MAPS[source, target]
+    dropped = DROPPED.get(source, ALPACA)
+    row: dict[str, Any] = {"from": source, "to": target, "file": "array" if array else "lines"}
+    row["mb"] = round(path.stat().st_size / 1e6, 1)
+    row["seconds"], row["peak_mb"] = ours(path, out, target)
+    row["orjson"] = dict(
+        zip(
+            ("seconds", "peak_mb"),
+            timed([sys.executable, "-c", ORJSON.format(body=body), str(path), str(out)]),
+            strict=True,
+        )
+    )
+    script = folder / "peer.py"
+    script.write_text(DATASETS.format(body=body, dropped=dropped))
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        found = timed([sys.executable, str(script), str(path), str(out), cache])
+    row["datasets"] = dict(zip(("seconds", "peak_mb"), found, strict=True))
+    for peer in ("orjson", "datasets"):
+        row[peer]["ratio"] = round(row[peer]["seconds"] / row["seconds"], 2)
+    out.unlink()
+    return row
+
+
+def flat(folder: Path, sizes: list[float]) -> list[dict[str, float]]:
+    """Our peak for files of other sizes: it should not grow."""
+    found = []
+    for megabytes in sizes:
+        path = made(folder, megabytes)
+        seconds, peak = ours(path, folder / "out.jsonl", "sharegpt")
+        found.append({"mb": megabytes, "seconds": seconds, "peak_mb": peak})
+        path.unlink()
+    return found
+
+
+def table(rows: list[dict[str, Any]], sizes: list[dict[str, float]]) -> list[str]:
+    """The results in Markdown."""
+    lines = ["| direction | file | ours | datasets | orjson loop | datasets / ours |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = [f"{each['seconds']:.1f} s, {each['peak_mb']:.0f} MB" for each in (row, row["datasets"], row["orjson"])]
+        name = f"{row['from']} to {row['to']}"
+        lines.append(
+            f"| {name} | {row['mb']:.0f} MB, {row['file']} | {' | '.join(cells)} | {row['datasets']['ratio']:.1f} |"
+        )
+    for each in sizes:
+        lines.append(
+            f"| messages to sharegpt | {each['mb']:.0f} MB, lines | {each['seconds']:.1f} s, {each['peak_mb']:.0f} MB | | | |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Measure, and print; the whole measurement (without --mb) is kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=float, default=500, help="size of the file of messages")
+    parser.add_argument("--sizes", default="50,5000", help="MB, comma between: our memory at other sizes; 0 for none")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--folder", help="where the files are made; they are removed")
+    given = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        lines = made(folder, given.mb)
+        for array in (False, True):
+            for source, target in DIRECTIONS:
+                rows.append(direction(folder, lines, source, target, array))
+                if not given.json:
+                    print(json.dumps(rows[-1]), flush=True)
+        for path in folder.iterdir():
+            run.remove(path)
+        sizes = [float(each) for each in given.sizes.split(",") if float(each)] if given.mb == 500 else []
+        memory = flat(folder, sizes)
+    cores = len(os.sched_getaffinity(0))
+    written = {
+        "title": f"Converting {given.mb:g} MB of episodes, {cores} cores",
+        "command": "python bench/convert.py",
+        "versions": {each: version(each) for each in ("orjson", "datasets", "pyarrow")},
+        "table": table(rows, memory),
+        "notes": NOTES,
+        "cases": rows,
+        "memory": memory,
+    }
+    print(orjson.dumps(written).decode() if given.json else "\n".join(written["table"]))
+    if given.mb == 500:
+        run.write_json(ROOT / "bench" / "results" / "convert.json", written)
+
+
+if __name__ == "__main__":
+    main()

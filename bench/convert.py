@@ -1,6 +1,6 @@
 """How fast episodes are converted, and in how much memory, beside `datasets` and a bare orjson loop on the same file.
 
-python bench/convert.py                       500 MB, JSONL and a JSON array, every direction; bench/results/convert.json
+python bench/convert.py                       500 MB, lines and an array, every direction; bench/results/convert.json
 python bench/convert.py --mb 100 --json       less, and one JSON object on stdout
 """
 
@@ -30,11 +30,11 @@ DIRECTIONS = (
     ("alpaca", "messages"),
     ("sharegpt", "alpaca"),
 )
-NOTES = """Seconds are wall time from the start of the command to its end, fsync included for ours; MB is the largest sum
-of the resident memory of all its processes, looked at every 20 ms (pages that processes share count once for each).
-datasets: load_dataset, map with num_proc = cores, to_json with num_proc = cores (lines; for an array lines=False, which
-it writes with one process), in an empty cache. orjson: one process, `loads` and `dumps` of each line and the same
-renaming, nothing checked, counted or kept beside it; an array is read whole. All read and write the same episodes."""
+NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; MB is the largest sum of the
+resident memory of all its processes, looked at every 20 ms (pages that processes share count once for each). datasets:
+load_dataset, map and to_json, each with num_proc = cores, in an empty cache (an array is written with lines=False as
+one batch, the only way that it can). orjson: one process, `loads` and `dumps` of each line and the same renaming,
+nothing checked, counted or kept beside it; an array is read whole. All read and write the same episodes."""
 # The conversion as a user of `datasets` writes it: (from, to) -> the body of a function of one row.
 MAPS = {
     ("messages", "sharegpt"): """
@@ -71,7 +71,10 @@ if __name__ == "__main__":
     rows = datasets.load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[3], num_proc=cores)
     gone = [name for name in {dropped!r} if name in rows.column_names]
     rows = rows.map(change, remove_columns=gone, num_proc=cores)
-    rows.to_json(sys.argv[2], **({{"lines": False}} if sys.argv[2].endswith(".json") else {{"num_proc": cores}}))
+    if sys.argv[2].endswith(".json"):
+        rows.to_json(sys.argv[2], lines=False, batch_size=len(rows))
+    else:
+        rows.to_json(sys.argv[2], num_proc=cores)
 """
 ORJSON = """
 import sys
@@ -174,9 +177,8 @@ def table(rows: list[dict[str, Any]], sizes: list[dict[str, float]]) -> list[str
             f"| {name} | {row['mb']:.0f} MB, {row['file']} | {' | '.join(cells)} | {row['datasets']['ratio']:.1f} |"
         )
     for each in sizes:
-        lines.append(
-            f"| messages to sharegpt | {each['mb']:.0f} MB, lines | {each['seconds']:.1f} s, {each['peak_mb']:.0f} MB | | | |"
-        )
+        cell = f"{each['seconds']:.1f} s, {each['peak_mb']:.0f} MB"
+        lines.append(f"| messages to sharegpt | {each['mb']:.0f} MB, lines | {cell} | | | |")
     return lines
 
 

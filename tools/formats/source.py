@@ -44,9 +44,7 @@ class Source:
         try:
             with contextlib.ExitStack() as stack:
                 # Unbuffered: a pipe is read as it comes, and Ctrl-C is met between two reads.
-                file: Any = (
-                    stack.enter_context(self.path.open("rb", 0)) if self.path else open(0, "rb", 0, closefd=False)
-                )
+                file: Any = stack.enter_context(self.path.open("rb", 0) if self.path else os.fdopen(os.dup(0), "rb", 0))
                 facts = os.fstat(file.fileno())
                 self.size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
                 try:

@@ -1,0 +1,118 @@
+"""The proof by those who read it: Axolotl and LLaMA-Factory load every format and train on the same text in each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+from tools import base, convert, doctor, gguf, recipe, run, trajectory
+from tools.formats.worker import Task
+
+LOCK = run.ROOT / "tests" / "locks" / "llamafactory.lock"
+ODD = [
+    {"role": "user", "content": "Which word ends a turn? Käse 想 \U0001f600"},
+    {"role": "assistant", "content": "Thought: \n```python\nprint('Observation: no')\n```\nAction: say Observation:"},
+    {"role": "user", "content": "Observation: Nothing happens.\n\nObservation: still nothing."},
+    {"role": "assistant", "content": "Action: finish"},
+]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return base.resolve("smollm2-135m", gguf.convert)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The classic file set of a few episodes, an odd one among them, and rows of steps beside it."""
+    where = tmp_path_factory.mktemp("set")
+    for split in ("train", "test"):
+        lines = (run.ROOT / "data" / f"{split}.jsonl").read_bytes().splitlines(keepends=True)[:6]
+        odd = {"id": "odd", "task": "odd", "messages": [orjson.loads(lines[0])["messages"][0], *ODD]}
+        (where / f"{split}.jsonl").write_bytes(b"".join(lines) + orjson.dumps(odd) + b"\n")
+    inputs = [str(where / f"{split}.jsonl") for split in ("train", "test")]
+    convert.file_set(inputs, str(where), Task("llamafactory"))
+    convert.convert(inputs[:1], str(where / "steps.json"), Task("alpaca", steps=True))
+    info = orjson.loads((where / "dataset_info.json").read_bytes())
+    steps = info["react_training"] | {"file_name": "steps.json"}
+    run.write_json(where / "dataset_info.json", info | {"steps": steps})
+    return where
+
+
+def answers(path: Path) -> list[list[str]]:
+    """What each episode of a file of messages says in its assistant's turns, with the token that ends a turn."""
+    said = lambda turn: f"{turn['content']}<|im_end|>"  # noqa: E731
+    return [[said(turn) for turn in each["messages"] if turn["role"] == "assistant"] for each in trajectory.read(path)]
+
+
+def trained(folder: Path, entry: dict[str, Any], path: Path) -> list[list[str]]:
+    """The text of each span that Axolotl trains on, of each row of a file."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data = path.read_bytes()
+    rows = orjson.loads(data) if data.startswith(b"[") else [orjson.loads(line) for line in data.splitlines()]
+    settings = recipe.load(recipe.find("smollm2-135m-lora"))
+    found = []
+    for _, labels in trajectory.tokenise(folder, entry, rows, 4096, settings):
+        spans: list[list[int]] = [[]]
+        for label in labels:
+            if label == -100:
+                spans += [[]] if spans[-1] else []
+            else:
+                spans[-1].append(label)
+        found.append([tokenizer.decode(span) for span in spans if span])
+    return found
+
+
+@pytest.mark.slow
+def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(folder: Path, files: Path) -> None:
+    expected = answers(files / "train.jsonl")
+    ours = recipe.dataset(recipe.find("smollm2-135m-lora"))
+    assert trained(folder, ours, files / "train.jsonl") == expected
+    (stanza,) = yaml.safe_load((files / "axolotl.yaml").read_text())["datasets"]
+    assert trained(folder, stanza, Path(stanza["path"])) == expected
+    every = [[answer] for episode in expected for answer in episode]
+    assert trained(folder, {"type": "alpaca", "ds_type": "json"}, files / "steps.json") == every
+
+
+@pytest.fixture(scope="module")
+def llamafactory() -> Path:
+    """LLaMA-Factory's Python, in an environment of its own, made once from its lock."""
+    where = run.cache() / "llamafactory-0.9.5"
+    ready = where / run.sha256(LOCK)
+    with run.locked(where):
+        if not ready.exists():
+            uv = doctor.uv()
+            assert uv
+            python = f"{sys.version_info.major}.{sys.version_info.minor}"
+            subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", python, str(where)], check=True)
+            sync = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(where), str(LOCK)]
+            subprocess.run(sync, check=True)
+            ready.touch()
+    return where / "bin" / "python"
+
+
+@pytest.mark.slow
+def test_llamafactory_trains_on_the_assistant_s_turns_alone_in_every_format(
+    folder: Path, files: Path, llamafactory: Path, tmp_path: Path
+) -> None:
+    entries = ["react_training", "react_training_sharegpt", "react_testing", "react_testing_sharegpt", "steps"]
+    script = run.ROOT / "tests" / "llamafactory_spans.py"
+    command = [str(llamafactory), str(script), str(files), str(folder), "smollm2", *entries]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "DISABLE_VERSION_CHECK": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = orjson.loads(done.stdout.splitlines()[-1])
+    # Its templates end an answer with the newline after the token that ends the turn, and train on it.
+    train, test = (
+        [[f"{text}\n" for text in spans] for spans in answers(files / f"{split}.jsonl")] for split in ("train", "test")
+    )
+    assert found["react_training"] == found["react_training_sharegpt"] == train
+    assert found["react_testing"] == found["react_testing_sharegpt"] == test
+    assert found["steps"] == [[text] for spans in train for text in spans]

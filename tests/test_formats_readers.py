@@ -66,7 +66,7 @@ def trained(folder: Path, entry: dict[str, Any], path: Path) -> list[list[str]]:
                 spans += [[]] if spans[-1] else []
             else:
                 spans[-1].append(label)
-        found.append([tokenizer.decode(span) for span in spans if span])
+        found.append([str(tokenizer.decode(span)) for span in spans if span])
     return found
 
 

@@ -70,8 +70,9 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     counts: dict[str, int] = {}
     at = 0
     try:
-        for at, row in data if kind == "episodes" else texts(kind, data):  # noqa: B007
-            episode = row if kind == "episodes" else READERS[source](loaded(row))
+        given: Iterator[tuple[int, Any]] = data if kind == "episodes" else texts(kind, data)
+        for at, row in given:  # noqa: B007
+            episode: dict[str, Any] = row if kind == "episodes" else READERS[source](loaded(row))
             made.read += 1
             ordinary = formats.ordinary(episode["messages"])
             count_extra(episode, counts, task, ordinary)

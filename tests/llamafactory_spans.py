@@ -11,7 +11,7 @@ from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
 
 folder, model, template, *entries = sys.argv[1:]
-found = {}
+found: dict[str, list[list[str]]] = {}
 for entry in entries:
     given = {"stage": "sft", "do_train": True, "finetuning_type": "lora", "model_name_or_path": model, "use_cpu": True}
     given |= {"dataset": entry, "dataset_dir": folder, "template": template, "cutoff_len": 8192, "report_to": "none"}

@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CACHE)/bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor lint split stats recipes list recommend plan new diff add-model data check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
+.PHONY: help setup doctor lint split stats recipes list recommend plan new diff add-model data episodes check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ split: .venv/.ready ## train, validation and test with no room in two (DATA="a.j
 stats: setup ## lengths in tokens, turns, tasks, actions, as a table and a page (DATA="a.jsonl ..." BASE= HTML=)
 	@$(TOOLS) stats $(or $(DATA),data/train.jsonl data/test.jsonl) $(if $(BASE),--base $(BASE)) \
 	  --html $(or $(HTML),outputs/stats.html)
+
+episodes: .venv/.ready ## more household episodes (OUT=my.jsonl COUNT=1000 SEED=0 TASKS=put,look PLACES=kitchen STYLE=terse SLIP=0.2 ALFWORLD=train)
+	@$(TOOLS) episodes $(or $(OUT),'') $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
+	  $(if $(PLACES),--rooms $(PLACES)) $(if $(STYLE),--style $(STYLE)) $(if $(SLIP),--slip $(SLIP)) $(if $(ALFWORLD),--alfworld $(ALFWORLD))
 
 recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/
 	@$(TOOLS) recipes
@@ -122,6 +126,9 @@ test: setup ## lint, types, and all tests with coverage
 lock: $(UV) ## pin again what pyproject.toml asks for
 	$(UV) pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
 	  pyproject.toml --output-file requirements.lock
+	$(UV) run --no-project --python 3.11 python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['household'], sep='\n')" | \
+	  $(UV) pip compile --quiet --no-deps --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
+	  - --output-file tests/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays
 	rm -rf outputs .venv

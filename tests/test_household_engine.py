@@ -136,10 +136,11 @@ def test_rooms_of_the_committed_kind_play_as_in_alfworlds_engine(
 
 
 def test_games_of_alfworlds_own_layout_are_played_as_in_its_engine(engine: Engine, tmp_path: Path) -> None:
-    """Folders made by ALFWorld's own alfworld-generate, several receptacles at one place as in its data."""
+    """Folders made by ALFWorld's own alfworld-generate, several receptacles at one place, and more of its oddities."""
     data = tmp_path / "json_2.1.1"
-    for number, room in enumerate(islice(rooms(), 18)):
-        problem.write(data / "train" / f"{room.task}-{number:02d}" / "trial_T1", room, together=1 + number % 3)
+    for number, room in enumerate(islice(rooms(), 24)):
+        folder = data / "train" / f"{room.task}-{number:02d}" / "trial_T1"
+        problem.write(folder, room, together=1 + number % 3, odd=number % 2 == 0)
     solved = engine.ask(make=str(data))["made"]
     played = []
     for game in sorted((tmp_path / "made").rglob("game.tw-pddl")):

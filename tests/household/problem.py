@@ -82,6 +82,25 @@ def problem(room: Room, keys: Mapping[str, str], together: int = 1) -> str:
     return "\n".join([*lines, f"(:goal (and {goal.format(object=room.object, target=room.target)})))", ""])
 
 
+def oddities(room: Room, keys: Mapping[str, str]) -> list[str]:
+    """What ALFWorld's data has beside: open doors, things in vessels, in two receptacles or elsewhere, cool, clean."""
+    lying = {each: name for name, things in room.receptacles.items() for each in things}
+    others = [each for each in lying if kind(each) not in (room.object, room.target)]
+    first, last = next(iter(room.receptacles)), list(room.receptacles)[-1]
+    odd = [f"(opened {keys[name]})" for name in room.receptacles if facts()["receptacles"][kind(name)].get("openable")][
+        :2
+    ]
+    for each in others[:2]:
+        odd += [f"(inReceptacle {keys[each]} {keys[name]})" for name in (first, last) if name != lying[each]]
+        odd += [
+            f"(isCool {keys[each]})",
+            f"(isClean {keys[each]})",
+            f"(objectAtLocation {keys[each]} loc_bar_99_bar_30)",
+        ]
+    vessels = [each for each in lying if "hold" in facts()["objects"][kind(each)]["can"]]
+    return odd + [f"(inReceptacleObject {keys[each]} {keys[vessel]})" for vessel in vessels[:1] for each in others[-2:]]
+
+
 def trial(room: Room) -> dict[str, object]:
     """What a traj_data.json says of the task."""
     target = {"toggle_target": room.target} if room.task == "look" else {"parent_target": room.target}
@@ -94,8 +113,11 @@ def trial(room: Room) -> dict[str, object]:
     }
 
 
-def write(folder: Path, room: Room, together: int = 1) -> None:
+def write(folder: Path, room: Room, together: int = 1, odd: bool = False) -> None:
     """Make the folder of a trial, as ALFWorld's data has it before its games are made."""
     folder.mkdir(parents=True)
-    (folder / "initial_state.pddl").write_text(problem(room, ids(room), together))
+    text = problem(room, ids(room), together)
+    if odd:
+        text = text.replace("(:init", "\n".join(["(:init", *oddities(room, ids(room))]))
+    (folder / "initial_state.pddl").write_text(text)
     (folder / "traj_data.json").write_bytes(orjson.dumps(trial(room)))

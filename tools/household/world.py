@@ -246,7 +246,8 @@ class World:
     def _move(self, _: str, thing: str, name: str) -> str | None:
         if name not in self.near or thing != self.held or self._closed(name) or thing not in self.rules.takes[name]:
             return None
-        self.inside[name].append(thing)
+        if thing not in self.inside[name]:  # ALFWorld's data has things in two receptacles
+            self.inside[name].append(thing)
         self.inside[name].sort(key=self._order().index)
         self.held = None
         self.parted.discard((thing, name))

@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CACHE)/bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor lint split stats recipes list recommend plan new diff add-model data convert check train resume slurm ray gguf ollama eval demo ollama-run clean-ollama test lock clean
+.PHONY: $(shell awk -F: '/^[a-z-]+:.*\#\# / {print $$1}' Makefile)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ stats: setup ## lengths in tokens, turns, tasks, actions, as a table and a page 
 
 convert: .venv/.ready ## episodes to another format (IN=... OUT=... TO=alpaca|sharegpt|messages|llamafactory FROM= PER=step)
 	@$(TOOLS) convert $(or $(IN),'') $(or $(OUT),'') --to $(or $(TO),'') $(if $(FROM),--from $(FROM)) $(if $(PER),--per $(PER))
+
+episodes: .venv/.ready ## more household episodes (OUT=my.jsonl COUNT=1000 SEED=0 TASKS=put,look PLACES=kitchen STYLE=terse SLIP=0.2 ALFWORLD=train)
+	@$(TOOLS) episodes $(or $(OUT),'') $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
+	  $(if $(PLACES),--rooms $(PLACES)) $(if $(STYLE),--style $(STYLE)) $(if $(SLIP),--slip $(SLIP)) $(if $(ALFWORLD),--alfworld $(ALFWORLD))
 
 recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/
 	@$(TOOLS) recipes
@@ -127,6 +131,9 @@ lock: $(UV) ## pin again what pyproject.toml asks for
 	  pyproject.toml --output-file requirements.lock
 	$(UV) pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
 	  tests/locks/llamafactory.in --output-file tests/locks/llamafactory.lock
+	$(UV) run --no-project --python 3.11 python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['household'], sep='\n')" | \
+	  $(UV) pip compile --quiet --no-deps --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
+	  - --output-file tests/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays
 	rm -rf outputs .venv

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from tools import BadInput, Failed, base, gguf, lint, run, trajectory
-from tools.household import episodes, grammar, world
+from tools.household import episodes, grammar, rooms, world
 
 Episode = dict[str, Any]
 Command = Callable[..., tuple[int, str, str]]
@@ -165,7 +165,7 @@ def test_the_household_is_judged_by_its_text_or_as_told() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_no_action_that_the_household_answers_is_called_never_admitted(seed: int) -> None:
     """The expert's actions with its slips, and all that a random player got an answer to."""
-    room = world.make_room(seed)
+    room = rooms.make_room(seed)
     played, rng = world.World(room), random.Random(seed)
     game = episodes.episode(room, slip=1)
     names = [*room.receptacles, *(thing for things in room.receptacles.values() for thing in things)]

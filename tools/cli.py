@@ -141,6 +141,28 @@ def convert(
     convert.command(paths[:-1], paths[-1], Task(to, calls, per == "step", drop), wanted, apart, as_json)
 
 
+def episodes(
+    out: Annotated[str, typer.Argument(help="the JSONL file to write: messages, one episode a line")],
+    count: Annotated[int, typer.Option(min=1, help="episodes")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="another seed, other rooms; the same seed, the same bytes")] = 0,
+    tasks: Annotated[str, typer.Option(help="by turns; all: put, look, clean, heat, cool, two")] = "all",
+    rooms: Annotated[str, typer.Option(help="all: kitchen, livingroom, bedroom, bathroom")] = "all",
+    style: Annotated[
+        str, typer.Option(help="thoughts: full restates what was seen, terse is the next step alone")
+    ] = "full",
+    slip: Annotated[float, typer.Option(min=0, max=1, help="share of games with an error that is mended")] = 0.0,
+    steps: Annotated[int, typer.Option(min=1, help="most actions in an episode")] = 30,
+    alfworld: Annotated[
+        str, typer.Option(help="ALFWorld's own games: train, valid_seen ... of ALFWORLD_DATA, or a folder")
+    ] = "",
+) -> None:
+    """Let the expert play household rooms, or ALFWorld's own games, and write its episodes."""
+    from tools.household import episodes
+
+    counts = episodes.make(out, count, seed, tasks, rooms, style, slip, steps, alfworld)
+    print(f"{out}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
+
+
 @app.command()
 def recipes() -> None:
     """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""

@@ -33,7 +33,12 @@ KINDS: dict[str, dict[str, Any]] = {
 def make_base(folder: Path, tied: bool = False, rows: int = WORDS, **options: Any) -> Path:
     """A random llama of two layers, in bfloat16, in two shards; without a tokenizer."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = LlamaConfig(vocab_size=rows, num_key_value_heads=2, tie_word_embeddings=tied, **sizes, attention_bias=True)
     model: Any = LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")

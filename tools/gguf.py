@@ -103,20 +103,27 @@ def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | 
     paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run.ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     with run.whole(out) as partial:
-        asked = {
-            "converter": str(source / "convert_hf_to_gguf.py"),
-            "base": str(folder.resolve()),
-            "work": str(work),
-            "adapter": str(adapter.resolve()) if adapter else None,
-            "out": str(partial),
-            "quant": quant,
-            "metadata": metadata,
-            "threads": doctor.cores(),
-            "program": str(llamacpp.program("llama-quantize")),
-            "library": str(llamacpp.home() / "bin" / llamacpp.LIBRARY),
-        }
+        asked = request(folder, partial, metadata, adapter, quant, work)
         command = [sys.executable, "-m", "tools.onepass", json.dumps(asked)]
         follow(command, f"{out.name}: converting", environment)
+
+
+def request(
+    folder: Path, out: Path, metadata: dict[str, str], adapter: Path | None, quant: str, work: Path
+) -> dict[str, Any]:
+    """What onepass.py is asked: to write `out`; `work` is a folder for what it needs on the way."""
+    return {
+        "converter": str(llamacpp.source() / "convert_hf_to_gguf.py"),
+        "base": str(folder.resolve()),
+        "work": str(work),
+        "adapter": str(adapter.resolve()) if adapter else None,
+        "out": str(out),
+        "quant": quant,
+        "metadata": metadata,
+        "threads": doctor.cores(),
+        "program": str(llamacpp.program("llama-quantize")),
+        "library": str(llamacpp.home() / "bin" / llamacpp.LIBRARY),
+    }
 
 
 def quantize(f16: Path, out: Path, quant: str) -> None:

@@ -214,9 +214,24 @@ def test_an_adapter_that_only_peft_can_merge_is_merged_by_it(
     gguf.convert(tiny, tmp_path / "model.gguf", METADATA, tmp_path / "adapter", "F32")
     assert "its kind is IA3: peft merges it first" in capsys.readouterr().err
     weight = next(t for t in GGUFReader(tmp_path / "model.gguf").tensors if t.name == "blk.0.ffn_down.weight").data
-    before = model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight.detach()
+    before = model.model.layers[0].mlp.down_proj.base_layer.weight.detach()
     assert torch.equal(torch.tensor(weight), (before * 1.5).to(torch.bfloat16).float())
     assert sorted(item.name for item in tmp_path.iterdir()) == ["adapter", "model.gguf"]
+
+
+def test_how_a_base_is_stored_is_told_or_refused(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny / "config.json").read_bytes())
+    for how, line in (
+        ({"quant_method": "gptq", "bits": 4}, "stored as gptq; an adapter is added to the 16-bit base"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "stored as bitsandbytes"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": how}))
+        with pytest.raises(BadInput, match=line):
+            gguf.four_bits(tmp_path, adapter)
+        assert not gguf.four_bits(tmp_path, None)
+    stored = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (tmp_path / "config.json").write_text(json.dumps(config | stored))
+    assert gguf.four_bits(tmp_path, adapter) and not gguf.four_bits(tiny, adapter)
 
 
 # What each fault does to a copy of the base or the adapter, or to the process that works; and the line that tells it.

@@ -72,7 +72,14 @@ def convert(
     work = out.with_name(f".{out.name}.parts")
     run.remove(work)
     try:
+        stored = four_bits(folder, adapter)
+        if stored:
+            print(f"{folder}: stored in 4 bits, made 16 bits again on the way", file=sys.stderr)
         if adapter and (why := unsupported(folder, adapter)):
+            if stored:
+                raise BadInput(
+                    f"{adapter}: {why}, and {folder} is stored in 4 bits; --base (BASE=) wants the 16-bit one"
+                )
             print(f"{adapter}: {why}: peft merges it first", file=sys.stderr)
             run.need_space(out.parent, sum(item.stat().st_size for item in folder.glob("*.safetensors")) / 2**30)
             merged = work / folder.resolve().name  # llama.cpp takes a model's name from its folder
@@ -81,6 +88,16 @@ def convert(
         one_pass(folder, out, metadata or {}, adapter, quant, work)
     finally:
         run.remove(work)
+
+
+def four_bits(folder: Path, adapter: Path | None) -> bool:
+    """Whether bitsandbytes stored a base in 4 bits. Raises BadInput for other ways, where an adapter is to be added."""
+    how = json.loads((folder / "config.json").read_bytes()).get("quantization_config") or {}
+    found = how.get("quant_method") == "bitsandbytes" and bool(how.get("load_in_4bit") or how.get("_load_in_4bit"))
+    if adapter and how and not found:
+        method = how.get("quant_method", "something else than 16 bits")
+        raise BadInput(f"{folder}: stored as {method}; an adapter is added to the 16-bit base: --base (BASE=)")
+    return found
 
 
 def unsupported(base_model: Path, adapter: Path) -> str | None:

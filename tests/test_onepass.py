@@ -196,7 +196,7 @@ def wide_rows(converters: Converters, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.mark.parametrize("quant", ["Q8_0", "Q4_K_M", "Q5_K_S", "Q6_K", "Q2_K", "IQ4_XS", "Q4_0", "TQ2_0"])
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS", "Q5_1"])
 def test_what_is_quantised_straight_is_llama_quantizes_file(
     quant: str, converters: Converters, wide_rows: Path
 ) -> None:

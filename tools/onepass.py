@@ -147,7 +147,10 @@ def hook_writer(asked: dict[str, Any]) -> None:
             self.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING)
         if asked["quant"] not in OWN:
             writer.write_header_to_file = write_header
-            quantize.straight(self, asked["quant"], Path(asked["program"]), Path(asked["library"]), path)
+            work = Path(asked["work"])
+            work.mkdir(parents=True, exist_ok=True)
+            program, library = Path(asked["program"]), Path(asked["library"])
+            quantize.straight(self, asked["quant"], program, library, work / "hollow.gguf")
         write_header(self, path)
 
     quants.quantize = converted

@@ -97,16 +97,16 @@ def load(library: Path) -> ctypes.CDLL:
     return loaded
 
 
-def straight(writer: Any, quant: str, program: Path, library: Path, out: Path) -> None:
+def straight(writer: Any, quant: str, program: Path, library: Path, hollow: Path) -> None:
     """Turn what a GGUFWriter is about to write, an f16 model, into what llama-quantize would make of that file.
 
-    Types and order of the tensors are llama-quantize's own, from a dry run on a file of the same header and shapes
-    that holds nothing else. Raises BadInput for a type that needs an importance matrix.
+    Types and order of the tensors are llama-quantize's own, from a dry run on `hollow`, a file of the same header and
+    shapes that holds nothing else and is removed. Raises BadInput for a type that needs an importance matrix.
     """
     import gguf
 
     tensors, loaded = writer.tensors[0], load(library)
-    chosen = types(writer, quant, program, out)
+    chosen = types(writer, quant, program, hollow)
     ordered = {}
     for name, kind_name in chosen.items():
         info, kind = tensors[name], gguf.GGMLQuantizationType[kind_name.upper()]
@@ -126,11 +126,10 @@ def straight(writer: Any, quant: str, program: Path, library: Path, out: Path) -
         keys[key] = type(next(iter(keys.values())))(int(value), gguf.GGUFValueType.UINT32)
 
 
-def types(writer: Any, quant: str, program: Path, out: Path) -> dict[str, str]:
+def types(writer: Any, quant: str, program: Path, hollow: Path) -> dict[str, str]:
     """By name, in the order of its file, the type that llama-quantize gives each tensor."""
     import gguf
 
-    hollow = out.with_name(f"{out.name}.hollow")
     try:
         probe = copy.copy(writer)
         probe.write_header_to_file(hollow)

@@ -102,8 +102,9 @@ slurm: .venv/.ready ## write a training as a Slurm job, and submit it where Slur
 ray: .venv/.ready ## the same for a Ray cluster
 	@$(TOOLS) submit ray $(CHOSEN) $(filter-out --force,$(CHANGES)) $(PROCESSES)
 
-gguf: train ## merge, convert, quantise (QUANT=Q4_K_M)
-	@$(TOOLS) gguf $(CHOSEN) --quant $(QUANT) $(OPTIONS)
+gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUANTS="Q4_K_M Q8_0", or ADAPTER= BASE= of any)
+	@$(TOOLS) gguf $(if $(ADAPTER),--adapter $(ADAPTER),$(CHOSEN)) --quant '$(or $(QUANTS),$(QUANT))' \
+	  $(if $(BASE),--base $(BASE))
 
 ollama: gguf ## give the model to Ollama and prove that it sees the tokens of training
 	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS)

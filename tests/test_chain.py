@@ -51,3 +51,41 @@ def test_a_proof_is_for_one_file_and_one_modelfile(this: run.Run) -> None:
     second = chain.proof_inputs(chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", ""))
     third = chain.proof_inputs(chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", "react-other"))
     assert first != second != third and first["modelfile"] == second["modelfile"] != third["modelfile"]
+
+
+@pytest.fixture
+def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A base folder and an adapter folder that no recipe of ours made."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
+    source, adapter = tmp_path / "their-base", tmp_path / "their-adapter"
+    for folder, name in ((source, "model"), (adapter, "adapter_model")):
+        folder.mkdir()
+        save_file({"model.embed_tokens.weight": np.zeros((2, 2))}, folder / f"{name}.safetensors")
+    (source / "config.json").write_text('{"max_position_embeddings": 1024}')
+    (source / "tokenizer.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return source, adapter
+
+
+def test_anothers_adapter_gets_a_run_of_its_own(others: tuple[Path, Path]) -> None:
+    source, adapter = others
+    model = chain.tuned("", str(source), str(adapter))
+    assert model.run.folder == run.outputs() / "adapters" / "their-adapter"
+    assert (model.name, model.base, model.sequence_len) == ("their-adapter", source, 1024)
+    assert model.metadata["react_recipes.adapter_sha256"] == run.sha256(adapter)
+    assert model.metadata["react_recipes.base_model"] == str(source)
+    assert "react_recipes.data_sha256" not in model.metadata
+
+
+def test_anothers_adapter_names_its_base_or_a_person_does(others: tuple[Path, Path]) -> None:
+    source, adapter = others
+    with pytest.raises(BadInput, match=r"adapter_config\.json names no base; --base"):
+        chain.tuned("", "", str(adapter))
+    named = orjson.dumps({"peft_type": "LORA", "base_model_name_or_path": str(source)})
+    (adapter / "adapter_config.json").write_bytes(named)
+    assert chain.tuned("", "", str(adapter)).base == source
+    with pytest.raises(BadInput, match="not an adapter"):
+        chain.tuned("", "", str(source))

@@ -27,6 +27,8 @@ CLASSIC = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
     "a countertop 1, a diningtable 1. Your task is to: heat some potato and put it in diningtable."
 )
+# Tokens that a model of another's adapter is given to remember, where its base can.
+CONTEXT = 4096
 TEST_DATA = run.ROOT / "data" / "test.jsonl"
 
 
@@ -154,31 +156,87 @@ def submit(job: Job, launch: Any, how: str) -> None:
         raise Failed(f"{shlex.join(start)}: refused, above")
 
 
-def gguf(name: str, other: str, quant: str) -> None:
-    """Make the GGUF of the tuned model and, to compare with, of its base."""
-    from tools import gguf
+@dataclass(frozen=True)
+class Tuned:
+    """An adapter and its base, ours or another's: all that the stages after training need to know of them.
 
-    quant = gguf.check_quant(quant)
+    `name`: the recipe's, or the adapter folder's. `base_name`: as the recipe or a person wrote it. `hashes`: SHA-256 of
+    the adapter and of what it was made from (recipe, data, base: what is known of them). `sequence_len`: tokens.
+    """
+
+    run: Run
+    name: str
+    adapter: Path
+    base: Path
+    base_name: str
+    hashes: dict[str, str]
+    sequence_len: int
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a GGUF says of where it is from."""
+        about = {
+            "general.name": self.name,
+            "react_recipes.recipe": self.name,
+            "react_recipes.base_model": self.base_name,
+        }
+        return about | {f"react_recipes.{key}_sha256": value for key, value in self.hashes.items()}
+
+
+def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
+    """What a recipe trained, or any `adapter` folder (ADAPTER=) with its base, which is `other` where it is given.
+
+    Raises BadInput when there is none, Failed when its base cannot be had.
+    """
+    if adapter:
+        return foreign(Path(adapter), other)
     path = find(name)
     this = recipe.folder(path)
     if not this.adapter.exists():
         raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
+    asrun = recipe.load(path)
     trained = this.provenance()["train"]["inputs"]
-    inputs = {"adapter": run.sha256(this.adapter), "base": trained["base"]}
-    stage = f"gguf-{quant.lower()}"
-    if this.done(stage, inputs) and this.gguf(quant).exists() and this.gguf(quant, "base").exists():
-        print(f"{this.gguf(quant)}: already made of this adapter")
-        return
-    folder = base_folder(path, other)
-    metadata = {
-        "react_recipes.recipe": path.stem,
-        "react_recipes.recipe_sha256": trained["recipe"],
-        "react_recipes.data_sha256": trained["data"],
-        "react_recipes.base_model": other or recipe.load(path)["base_model"],
-    }
-    with this.stage(stage, inputs):
-        for who, adapter in (("tuned", this.adapter), ("base", None)):
-            gguf.build(folder, adapter, this.gguf(quant, who), quant, metadata, this.gguf("F16", who))
+    hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": run.sha256(this.adapter)}
+    called = other or asrun["base_model"]
+    return Tuned(this, path.stem, this.adapter, base_folder(path, other), called, hashes, int(asrun["sequence_len"]))
+
+
+def foreign(folder: Path, other: str) -> Tuned:
+    """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
+    from tools import gguf, lora, train
+
+    config = lora.check(folder)
+    called = other or str(config.get("base_model_name_or_path") or "")
+    if not called:
+        raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
+    source = base.resolve(called, gguf.convert)
+    hashes = {"adapter": run.sha256(folder), "base": train.folder_hash(source)}
+    name = folder.resolve().name
+    longest = orjson.loads((source / "config.json").read_bytes()).get("max_position_embeddings", CONTEXT)
+    return Tuned(Run(run.outputs() / "adapters" / name), name, folder, source, called, hashes, min(longest, CONTEXT))
+
+
+def gguf(name: str, other: str, quants: str, adapter: str = "") -> None:
+    """Make the GGUF of the tuned model and, to compare with, of its base, in each of `quants` ("Q4_K_M Q8_0")."""
+    from tools import gguf
+
+    wanted = list(dict.fromkeys(gguf.check_quant(each) for each in quants.split()))
+    model = tuned(name, other, adapter)
+    inputs = {key: model.hashes[key] for key in ("adapter", "base")}
+    missing = []
+    for quant in wanted:
+        files = [model.run.gguf(quant, who) for who in ("tuned", "base")]
+        if model.run.done(f"gguf-{quant.lower()}", inputs) and all(file.exists() for file in files):
+            print(f"{files[0]}: already made of this adapter")
+        else:
+            missing.append(quant)
+    if len([quant for quant in missing if quant not in gguf.UNQUANTISED]) > 1 and "F16" not in missing:
+        missing.insert(0, "F16")  # one pass over the weights, for all of them
+    for quant in sorted(missing, key=lambda quant: quant != "F16"):
+        with model.run.stage(f"gguf-{quant.lower()}", inputs):
+            for who, folder in (("tuned", model.adapter), ("base", None)):
+                file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
+                gguf.build(model.base, folder, file, quant, model.metadata, f16)
 
 
 def spec(path: Path, quant: str, who: str, other: str, model: str) -> Any:

@@ -24,7 +24,9 @@ Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as
 Nodes = Annotated[int, typer.Option(min=1, help="machines")]
 Force = Annotated[bool, typer.Option("--force", help="go on in spite of what a check finds")]
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
+Adapter = Annotated[str, typer.Option("--adapter", help="in place of a recipe: any PEFT adapter's folder")]
 Quant = Annotated[str, typer.Option("--quant", help="F16, Q8_0, Q4_K_M ...")]
+Quants = Annotated[str, typer.Option("--quant", help="any of llama-quantize's types, or several: 'Q4_K_M Q8_0'")]
 
 
 @app.command()
@@ -313,11 +315,13 @@ def submit(
 
 
 @app.command()
-def gguf(recipe: Recipe, quant: Quant = "Q8_0", base: Base = "") -> None:
-    """Merge, convert and quantise the tuned model and its base."""
+def gguf(recipe: Recipe = "", quant: Quants = "Q8_0", base: Base = "", adapter: Adapter = "") -> None:
+    """Make GGUFs of a tuned model and its base, in one pass: of a recipe's, or of any adapter and base."""
     from tools import chain
 
-    chain.gguf(recipe, base, quant)
+    if not recipe and not adapter:
+        raise BadInput("gguf of what? A recipe, or --adapter FOLDER and --base")
+    chain.gguf(recipe, base, quant, adapter)
 
 
 @app.command()

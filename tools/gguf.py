@@ -1,43 +1,29 @@
-"""Base + adapter -> GGUF -> quantised."""
+"""Base + adapter -> GGUF, quantised or not, in one pass; without an adapter, the base itself."""
 
 import json
+import math
 import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, base, doctor, llamacpp, run
+from tools import BadInput, Failed, base, doctor, llamacpp, lora, run
+from tools.tuned import copy_tokenizer
 
-# The types that llama-quantize makes well without an importance matrix (its --help lists all), best first.
+# All types of llama-quantize; its --help says what each is, and itself when one needs an importance matrix.
 QUANTS = (
-    *("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_1"),
-    *("Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
+    *("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL"),
+    *("IQ4_XS", "Q4_1", "Q4_0", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "Q2_K"),
+    *("Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4_MOE"),
 )
-# What makes text of a conversation and tokens of text, in a Hugging Face folder.
-TOKENIZER_PARTS = (
-    *base.TOKENIZER_FILES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates",
-)
-# Runs llama.cpp's converter with keys of our own in the metadata: its --metadata knows a fixed set of keys only.
-CONVERTER = """import json, runpy, sys
-from gguf import GGUFValueType, GGUFWriter, gguf_writer
-metadata, sys.argv = json.loads(sys.argv[1]), sys.argv[2:]
-write_header = GGUFWriter.write_header_to_file
-def write_ours_too(self, *args, **options):
-    for key, value in metadata.items():
-        self.kv_data[0][key] = gguf_writer.GGUFValue(value, GGUFValueType.STRING)
-    write_header(self, *args, **options)
-GGUFWriter.write_header_to_file = write_ours_too
-runpy.run_path(sys.argv[0], run_name="__main__")"""
+# What the converter writes by itself.
+UNQUANTISED = {"F32": 4, "BF16": 2, "F16": 2}
+# Bytes of a weight that is quantised, at most (Q8_0).
+QUANTISED = 1.07
+EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer)?\.weight$")
 
 
 def check_quant(name: str) -> str:
@@ -48,30 +34,26 @@ def check_quant(name: str) -> str:
 
 
 def build(base_model: Path, adapter: Path | None, out: Path, quant: str, metadata: dict[str, str], f16: Path) -> None:
-    """Merge, convert and quantise into `out`; without an adapter, the base model itself.
+    """Make `out` of a base and its adapter in one pass; without an adapter, of the base itself.
 
-    `f16` keeps the unquantised model, so that another `quant` needs no second merge: it is made when it is absent or
-    older than the weights; it may be `out` itself when `quant` is F16. `metadata` (keys like "react_recipes.recipe",
-    or "general.name") goes into both files. Everything has its name only when it is whole.
-    Raises BadInput for an unknown `quant` or folders that cannot be used, Failed when a step fails.
+    Where `f16`, the model before it is quantised, is there and not older than the weights, `out` is made of it: the
+    same bytes. `metadata` (keys like "react_recipes.recipe", or "general.name") goes into the file, which has its name
+    only when it is whole. Raises BadInput for an unknown `quant` or folders that cannot be used, Failed when a step
+    fails.
     """
     quant = check_quant(quant)
     base.check(base_model)
     if adapter:
-        check_adapter(adapter)
-    weights = sum(item.stat().st_size for item in base_model.glob("*.safetensors")) / 2**30
-    if not fresh(f16, adapter or base_model):
-        run.need_space(f16.parent, 3 * weights)  # merged, f16, quantised
-        merged = f16.with_name(f".{f16.name}.merged")
-        try:
-            if adapter:
-                merge(base_model, adapter, merged)
-            convert(merged if adapter else base_model, f16, metadata)
-        finally:
-            run.remove(merged)
-    if out != f16:
-        run.need_space(out.parent, weights)
+        lora.check(adapter)
+    there = fresh(f16, adapter or base_model)
+    if there and out == f16:
+        return
+    weights = sum(math.prod(shape) for shape in lora.shapes(base_model).values())
+    run.need_space(out.parent, weights * UNQUANTISED.get(quant, QUANTISED) / 2**30)
+    if there and quant not in UNQUANTISED:
         quantize(f16, out, quant)
+    else:
+        convert(base_model, out, metadata, adapter, quant)
 
 
 def fresh(path: Path, source: Path) -> bool:
@@ -79,27 +61,86 @@ def fresh(path: Path, source: Path) -> bool:
     return path.is_file() and path.stat().st_mtime >= max(item.stat().st_mtime for item in source.iterdir())
 
 
-def check_adapter(folder: Path) -> None:
-    """Raise BadInput unless the folder holds a whole LoRA adapter: adapter_config.json and safetensors, no pickle."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise BadInput(f"{folder}: not an adapter: it has no {name}; `make train` makes one")
-    base.check_safetensors(folder / "adapter_model.safetensors")
+def convert(
+    folder: Path, out: Path, metadata: dict[str, str] | None = None, adapter: Path | None = None, quant: str = "F16"
+) -> None:
+    """Convert a Hugging Face folder with llama.cpp's converter, the adapter added on the way, `metadata` as strings.
 
-
-def convert(folder: Path, out: Path, metadata: dict[str, str] | None = None) -> None:
-    """Convert a Hugging Face folder to an f16 GGUF with llama.cpp's converter, `metadata` added as strings.
-
-    Raises Failed with the converter's own words.
+    An adapter of a kind that cannot be added so is merged by peft first, and that is said. Raises Failed when the
+    adapter is another base's, and with the converter's own words.
     """
+    work = out.with_name(f".{out.name}.parts")
+    run.remove(work)
+    try:
+        stored = four_bits(folder, adapter)
+        if stored:
+            print(f"{folder}: stored in 4 bits, made 16 bits again on the way", file=sys.stderr)
+        if adapter and (why := unsupported(folder, adapter)):
+            if stored:
+                raise BadInput(
+                    f"{adapter}: {why}, and {folder} is stored in 4 bits; --base (BASE=) wants the 16-bit one"
+                )
+            print(f"{adapter}: {why}: peft merges it first", file=sys.stderr)
+            run.need_space(out.parent, sum(item.stat().st_size for item in folder.glob("*.safetensors")) / 2**30)
+            merged = work / folder.resolve().name  # llama.cpp takes a model's name from its folder
+            merge(folder, adapter, merged)
+            folder, adapter = merged, None
+        one_pass(folder, out, metadata or {}, adapter, quant, work)
+    finally:
+        run.remove(work)
+
+
+def four_bits(folder: Path, adapter: Path | None) -> bool:
+    """Whether bitsandbytes stored a base in 4 bits. Raises BadInput for other ways, where an adapter is to be added."""
+    how = json.loads((folder / "config.json").read_bytes()).get("quantization_config") or {}
+    found = how.get("quant_method") == "bitsandbytes" and bool(how.get("load_in_4bit") or how.get("_load_in_4bit"))
+    if adapter and how and not found:
+        method = how.get("quant_method", "something else than 16 bits")
+        raise BadInput(f"{folder}: stored as {method}; an adapter is added to the 16-bit base: --base (BASE=)")
+    return found
+
+
+def unsupported(base_model: Path, adapter: Path) -> str | None:
+    """What of an adapter cannot be added in one pass, None when all can. Raises Failed when it is another base's."""
+    shapes = lora.shapes(base_model)
+    try:
+        plan, differences = lora.fit(lora.plan(adapter), shapes, adapter)
+        if differences:
+            raise Failed(misfit(adapter, base_model, differences))
+        lora.rows_after(plan, shapes, adapter)
+    except lora.Unsupported as why:
+        return str(why)
+    return None
+
+
+def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | None, quant: str, work: Path) -> None:
+    """Run llama.cpp's converter on a folder, with the changes that onepass.py makes to it. Raises Failed."""
     source = llamacpp.source()
     # The converter goes with its own version of the gguf package; nothing may be fetched on the way.
-    paths = os.pathsep.join([str(source / "gguf-py"), str(source)])
+    paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run.ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     with run.whole(out) as partial:
-        command = [sys.executable, "-c", CONVERTER, json.dumps(metadata or {}), str(source / "convert_hf_to_gguf.py")]
-        command += [str(folder), "--outfile", str(partial), "--outtype", "f16"]
+        asked = request(folder, partial, metadata, adapter, quant, work)
+        command = [sys.executable, "-m", "tools.onepass", json.dumps(asked)]
         follow(command, f"{out.name}: converting", environment)
+
+
+def request(
+    folder: Path, out: Path, metadata: dict[str, str], adapter: Path | None, quant: str, work: Path
+) -> dict[str, Any]:
+    """What onepass.py is asked: to write `out`; `work` is a folder for what it needs on the way."""
+    return {
+        "converter": str(llamacpp.source() / "convert_hf_to_gguf.py"),
+        "base": str(folder.resolve()),
+        "work": str(work),
+        "adapter": str(adapter.resolve()) if adapter else None,
+        "out": str(out),
+        "quant": quant,
+        "metadata": metadata,
+        "threads": doctor.cores(),
+        "program": str(llamacpp.program("llama-quantize")),
+        "library": str(llamacpp.home() / "bin" / llamacpp.LIBRARY),
+    }
 
 
 def quantize(f16: Path, out: Path, quant: str) -> None:
@@ -139,39 +180,51 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
     if process.returncode:
         # The last words of llama-quantize only repeat its arguments: the reason stands before them.
         errors = [line for line in lines if re.search("error|failed(?! to quantize model from)", line, re.I)]
-        reason = (errors or lines or [f"exit status {process.returncode}"])[-1]
+        reason = (errors or lines or [f"exit status {process.returncode}"])[-1].removeprefix("error: ")
+        # The limit of a file's size ends a program by a signal; its own words for a full disk say nothing.
+        if process.returncode in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ) or "iostream error" in reason:
+            reason = "no space left on the disk; free some and run the same command again"
         raise Failed(f"{title} failed: {reason}")
 
 
 def merge(base_model: Path, adapter: Path, out: Path) -> None:
-    """Merge a LoRA adapter into its base, in float32, rounded once to bfloat16, as a Hugging Face folder `out`.
+    """Merge an adapter into its base with peft, in float32, rounded once to the base's type, as a folder `out`.
 
     Tokenizer, end token and chat template are those of training, which lie beside the adapter; the base's only where
     there are none. Raises BadInput for an adapter that cannot be read, Failed when it does not fit the base.
     """
-    check_adapter(adapter)
+    lora.check(adapter)
     from rich.console import Console
 
     with Console(stderr=True).status("merging the adapter into its base"), run.whole(out) as partial:
         import torch
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
         from safetensors.torch import load_file
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        dtype = AutoConfig.from_pretrained(base_model).dtype or torch.bfloat16
         model: Any = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32, use_safetensors=True)
-        rows = model.get_input_embeddings().weight.shape[0]
         tensors = load_file(adapter / "adapter_model.safetensors")
+        rows = next((len(each) for name, each in tensors.items() if name.endswith("embed_tokens.weight")), 0)
+        if rows and rows != model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        rows = model.get_input_embeddings().weight.shape[0]
         try:
             tuned = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
         except ValueError as error:  # none of the modules that it names is in the base
             raise Failed(f"{adapter} does not fit {base_model}: {str(error).splitlines()[0]}") from error
         if differences := misfits(tuned, tensors):
-            raise Failed(f"{adapter} does not fit {base_model}: {differences[0]} ({len(differences)} such tensors)")
+            raise Failed(misfit(adapter, base_model, differences))
         set_peft_model_state_dict(tuned, tensors)
-        tuned.merge_and_unload().to(torch.bfloat16).save_pretrained(partial)
+        tuned.merge_and_unload().to(dtype).save_pretrained(partial)
         copy_tokenizer(base_model, adapter, partial, rows)
+
+
+def misfit(adapter: Path, base_model: Path, differences: list[str]) -> str:
+    """One line on an adapter of another base, from a line for each tensor."""
+    return f"{adapter} does not fit {base_model}: {differences[0]} ({len(differences)} such tensors)"
 
 
 def misfits(tuned: Any, tensors: dict[str, Any]) -> list[str]:
@@ -180,41 +233,12 @@ def misfits(tuned: Any, tensors: dict[str, Any]) -> list[str]:
 
     # Without False, peft asks the model hub whether the vocabulary was resized.
     wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    lines = [f"{name} is in the adapter alone" for name in sorted(tensors.keys() - wanted.keys())]
+    # Embeddings are saved besides where the vocabulary was resized, or they were trained.
+    alone = [name for name in sorted(tensors.keys() - wanted.keys()) if not EMBEDDINGS.search(name)]
+    lines = [f"{name} is in the adapter alone" for name in alone]
     lines += [f"{name} is not in the adapter" for name in sorted(wanted.keys() - tensors.keys())]
     for name in sorted(tensors.keys() & wanted.keys()):
         mine, theirs = list(tensors[name].shape), list(wanted[name].shape)
         if mine != theirs:
             lines.append(f"{name} is {mine} in the adapter and {theirs} for this base")
     return lines
-
-
-def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> None:
-    """Bring tokenizer, chat template, end token and generation settings of training into a merged folder `out`.
-
-    `rows`: of the model's embedding. Raises Failed when the tokenizer has more tokens than that.
-    """
-    from transformers import AutoTokenizer
-
-    trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
-    source = adapter if trained else base_model
-    for name in TOKENIZER_PARTS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, out / name)
-        elif (source / name).is_file():
-            shutil.copy2(source / name, out / name)
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    if len(tokenizer) > rows:
-        raise Failed(f"{source}: its tokenizer has {len(tokenizer)} tokens and the base an embedding of {rows}")
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    ids = {name: number for name, number in ids.items() if number is not None}
-    generation = adapter / "generation_config.json"
-    if generation.is_file():
-        shutil.copy2(generation, out)
-    for path in [out / "config.json", *([] if generation.is_file() else [out / "generation_config.json"])]:
-        settings = json.loads(path.read_text()) if path.is_file() else {}
-        ends = settings.get("eos_token_id")
-        settings |= ids
-        if isinstance(ends, list):  # some models end a turn and a text with different tokens
-            settings["eos_token_id"] = list(dict.fromkeys([ids["eos_token_id"], *ends]))
-        run.write_json(path, settings)

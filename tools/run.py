@@ -135,9 +135,11 @@ def sha256_of(data: bytes) -> str:
 
 
 def need_space(folder: Path, gib: float) -> None:
-    """Raise Failed unless the disk that holds `folder` has `gib` GiB free."""
+    """Raise Failed unless `folder`, there or to be made, can be written to and its disk has `gib` GiB free."""
     while not folder.exists():
         folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise Failed(f"{folder}: cannot be written to; give its owner the right, or choose another folder")
     free = shutil.disk_usage(folder).free / 2**30
     if free < gib:
         raise Failed(

@@ -72,13 +72,17 @@ def train(path: Path, base: Path, changes: Mapping[str, Any], tier: Tier, launch
 
 
 def fingerprint(path: Path, base: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training depends on: SHA-256 of recipe, data, base (small files, names and sizes of the rest); changes."""
+    """What a training depends on: SHA-256 of recipe, data, base (see `folder_hash`); changes."""
+    data = run.ROOT / recipe.dataset(path, changes)["path"]
+    own = {key: value for key, value in changes.items() if key != "datasets"}
+    return {"recipe": run.sha256(path), "data": run.sha256(data), "base": folder_hash(base)} | own
+
+
+def folder_hash(base: Path) -> str:
+    """SHA-256 of a base model's small files, and of the names and sizes of its large ones."""
     small = {item.name: run.sha256(item) for item in base.iterdir() if item.suffix in {".json", ".jinja"}}
     large = {item.name: item.stat().st_size for item in base.glob("*.safetensors")}
-    data = run.ROOT / recipe.dataset(path, changes)["path"]
-    described = orjson.dumps({**small, **large}, option=orjson.OPT_SORT_KEYS)
-    own = {key: value for key, value in changes.items() if key != "datasets"}
-    return {"recipe": run.sha256(path), "data": run.sha256(data), "base": run.sha256_of(described)} | own
+    return run.sha256_of(orjson.dumps({**small, **large}, option=orjson.OPT_SORT_KEYS))
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,69 @@
+"""A tuned model's folder, as Hugging Face has them: the base's weights, and all else as training had it."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tools import Failed, base, lora, run
+
+# What makes text of a conversation and tokens of text, in a Hugging Face folder.
+TOKENIZER_PARTS = (
+    *base.TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+)
+
+
+def assemble(base_model: Path, adapter: Path, out: Path) -> None:
+    """Make a Hugging Face folder of the base's weights (links) with all else as training had it.
+
+    Raises BadInput or Failed when its parts do not go together.
+    """
+    out.mkdir(parents=True)
+    for item in base_model.glob("model*.safetensors*"):
+        (out / item.name).symlink_to(item.resolve())
+    for name in ("config.json", "generation_config.json"):
+        if (base_model / name).is_file():
+            shutil.copy2(base_model / name, out)
+    config = json.loads((out / "config.json").read_bytes())
+    shapes = lora.shapes(base_model)
+    rows = lora.rows_after(lora.fit(lora.plan(adapter), shapes, adapter)[0], shapes, adapter)
+    config.get("text_config", config)["vocab_size"] = rows
+    run.write_json(out / "config.json", config)
+    copy_tokenizer(base_model, adapter, out, rows)
+
+
+def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> None:
+    """Bring tokenizer, chat template, end token and generation settings of training into a merged folder `out`.
+
+    `rows`: of the model's embedding. Raises Failed when the tokenizer has more tokens than that.
+    """
+    from transformers import AutoTokenizer
+
+    trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
+    source = adapter if trained else base_model
+    for name in TOKENIZER_PARTS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, out / name)
+        elif (source / name).is_file():
+            shutil.copy2(source / name, out / name)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    if len(tokenizer) > rows:
+        raise Failed(f"{source}: its tokenizer has {len(tokenizer)} tokens and the base an embedding of {rows}")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids = {name: number for name, number in ids.items() if number is not None}
+    generation = adapter / "generation_config.json"
+    if generation.is_file():
+        shutil.copy2(generation, out)
+    for path in [out / "config.json", *([] if generation.is_file() else [out / "generation_config.json"])]:
+        settings = json.loads(path.read_text()) if path.is_file() else {}
+        ends = settings.get("eos_token_id")
+        settings |= ids
+        if isinstance(ends, list):  # some models end a turn and a text with different tokens
+            settings["eos_token_id"] = list(dict.fromkeys([ids["eos_token_id"], *ends]))
+        run.write_json(path, settings)

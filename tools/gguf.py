@@ -175,7 +175,7 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
         for line in process.stdout:  # a progress bar's carriage return ends a line as well
             if step := re.match(r"\[ *(\d+)/ *(\d+)\]", line) or re.search(r"(\d+)()%\|", line):
                 progress.update(task, completed=int(step[1]), total=int(step[2] or 100))
-            elif line.strip():
+            if line.strip() and (not step or "error" in line):  # llama-quantize fails in the middle of a line
                 lines.append(line.strip())
     if process.returncode:
         # The last words of llama-quantize only repeat its arguments: the reason stands before them.

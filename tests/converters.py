@@ -1,0 +1,96 @@
+"""llama.cpp's converter, ours and untouched, for many small models: one process pays for its imports."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tools import gguf, llamacpp, run
+
+# Reads jobs, one a line, each in a child: {"ours": what onepass.py is asked} or {"argv": the converter's own}; with
+# "bare", without the vocabulary, which takes most of the time.
+PROGRAM = """import json, os, runpy, sys
+import bitsandbytes, conversion.llama, conversion.qwen, conversion.gemma, conversion.phi, transformers
+from transformers import AutoTokenizer
+from tools import onepass
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        if job["bare"]:
+            for each in (conversion.llama.LlamaModel, conversion.qwen.Qwen2Model, conversion.qwen.Qwen3Model,
+                         conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel):
+                each.set_vocab = lambda self: None
+        sys.argv = ["", json.dumps(job["ours"])] if "ours" in job else job["argv"]
+        onepass.main() if "ours" in job else runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.stdout.flush()
+        os._exit(0)
+    print(json.dumps({"status": os.waitpid(child, 0)[1]}), flush=True)
+"""
+
+
+class Converters:
+    """Runs conversions, ours and the untouched converter's, without paying for their imports each time."""
+
+    def __init__(self, log: Path) -> None:
+        source = llamacpp.source()
+        paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run.ROOT)])
+        environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+        self.log, self.script = log, str(source / "convert_hf_to_gguf.py")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+            env=environment,
+        )
+
+    def do(self, job: dict[str, Any]) -> str:
+        """Do one job; what it said when it failed, else nothing."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{json.dumps(job)}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith('{"status"'):
+                status = json.loads(line)["status"]
+                return self.log.read_text().strip().splitlines()[-1] if status else ""
+        return self.log.read_text()
+
+    def theirs(self, folder: Path, out: Path, kind: str, bare: bool) -> None:
+        """Convert a folder as llama.cpp does."""
+        argv = [self.script, str(folder), "--outfile", str(out), "--outtype", kind]
+        assert self.do({"argv": argv, "bare": bare}) == ""
+
+    def ours(self, folder: Path, out: Path, adapter: Path | None, quant: str, bare: bool = False) -> str:
+        """Convert a folder and its adapter as gguf.py asks for it."""
+        work = out.with_name(f"{out.name}.parts")
+        run.remove(work)
+        return self.do({"ours": gguf.request(folder, out, {}, adapter, quant, work), "bare": bare})
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def make_adapter(folder: Path, base: Path, resized: int = 0, **options: Any) -> Path:
+    """A random adapter as peft saves it; `resized`: the tokens that were added before training."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if resized:
+        model.resize_token_embeddings(model.config.vocab_size + resized, mean_resizing=False)
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    tuned: Any = get_peft_model(model, LoraConfig(**settings | options))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    tuned.save_pretrained(str(folder), save_embedding_layers=bool(resized) or "auto")
+    return folder

@@ -106,8 +106,8 @@ gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUAN
 	@$(TOOLS) gguf $(if $(ADAPTER),--adapter $(ADAPTER),$(CHOSEN)) --quant '$(or $(QUANTS),$(QUANT))' \
 	  $(if $(BASE),--base $(BASE))
 
-ollama: gguf ## give the model to Ollama and prove that it sees the tokens of training
-	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS)
+ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name)
+	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force)
 
 eval: ollama ## base and tuned model play unseen rooms (ROOMS=48)
 	@$(TOOLS) eval $(CHOSEN) --quant $(QUANT) --rooms $(ROOMS) $(OPTIONS)
@@ -117,6 +117,9 @@ demo: eval ## the whole chain on this machine's CPU, from set-up to a model that
 
 ollama-run: setup ## talk to the model
 	@$(TOOLS) ollama-run $(CHOSEN) $(OPTIONS)
+
+ollama-rm: .venv/.ready ## remove one of our models from Ollama (NAME=react-smollm2)
+	@$(TOOLS) ollama-rm $(or $(NAME),'')
 
 clean-ollama: .venv/.ready ## remove our models from Ollama
 	@$(TOOLS) clean-ollama

@@ -217,3 +217,17 @@ def test_a_difference_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Failed, match=r"is not its own: tokenizer\.ggml\.eos_token_id: 2 and 1"):
         base.packaged(model, spoilt)
     assert not [item for item in (tmp_path / "base").iterdir() if item.suffix != ".lock"]
+
+
+def test_the_ends_of_an_answer_are_those_of_tokenizer_and_generation(tmp_path: Path) -> None:
+    tuned, source = tmp_path / "adapter", tmp_path / "base"
+    for folder in (tuned, source):
+        folder.mkdir()
+    (tuned / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|eot|>"}}')
+    tokens = [{"id": 3, "content": "<|eot|>"}, {"id": 4, "content": "<|end|>"}]
+    (source / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    (source / "generation_config.json").write_text('{"eos_token_id": [4, 3, 99]}')
+    assert base.end_texts(tuned, source) == ["<|eot|>", "<|end|>"]
+    (source / "generation_config.json").write_text('{"eos_token_id": 4}')
+    assert base.end_texts(source) == ["<|end|>"]
+    assert base.end_texts(tmp_path / "none") == []

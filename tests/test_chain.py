@@ -1,5 +1,8 @@
 """What joins the stages; tests/chain runs them for real."""
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
@@ -31,6 +34,49 @@ def test_ollama_is_told_what_training_saw(this: run.Run) -> None:
     assert wanted.parameters["num_ctx"] == 2048 and wanted.parameters["temperature"] == 0.7
     assert wanted.parameters["top_p"] == 0.8 and wanted.parameters["top_k"] == 20
     assert "<|im_start|>" in ollama.modelfile(wanted) and "recipe abc" in ollama.modelfile(wanted)
+
+
+def test_every_end_token_stops_an_answer(this: run.Run) -> None:
+    added = [{"id": 7, "content": "<|endoftext|>", "special": True}]
+    (this.adapter / "tokenizer.json").write_text(orjson.dumps({"added_tokens": added}).decode())
+    (this.adapter / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    assert chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", "").stop == ["<|im_end|>", "<|endoftext|>"]
+
+
+def test_without_llama_quantize_ollama_is_asked_to_quantise(this: run.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write(this.gguf("F16"), b"GGUF")
+    with pytest.raises(BadInput, match="make gguf"):
+        chain.spec(recipe.find(NAME), "Q4_K_M", "tuned", "", "")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("REACT_RECIPES_CACHE", str(this.folder / "no-cache"))
+    wanted = chain.spec(recipe.find(NAME), "Q4_K_M", "tuned", "", "")
+    assert (wanted.gguf, wanted.quantize) == (this.gguf("F16"), "Q4_K_M")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_made(this: run.Run) -> None:
+    code = (
+        "from tools import chain, recipe; path = recipe.find(NAME); "
+        "chain.publish(None, path, chain.spec(path, 'Q8_0', 'tuned', '', ''))"
+    )
+    before = set(this.folder.iterdir())
+    this.folder.chmod(0o555)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("NAME", repr(NAME))],
+            cwd=run.ROOT,
+            capture_output=True,
+            text=True,
+            preexec_fn=as_anyone,
+        )
+    finally:
+        this.folder.chmod(0o755)
+    assert done.stderr.splitlines()[-1].startswith(f"tools.Failed: {this.folder}: cannot be written to")
+    assert set(this.folder.iterdir()) == before
+
+
+def as_anyone() -> None:
+    """Give up root's right to write everywhere: prctl(2), PR_CAPBSET_DROP of CAP_DAC_OVERRIDE."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
 def test_another_base_brings_its_own_template(this: run.Run) -> None:

@@ -1,5 +1,6 @@
 """Ollama: found, started, stopped; a model created, rendered, asked, removed."""
 
+import contextlib
 import http.server
 import os
 import re
@@ -9,16 +10,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import psutil
 import pytest
 from gguf import GGUFReader
 
-from tools import BadInput, Failed, llamacpp, ollama, run
+from tools import BadInput, Failed, chain, llamacpp, ollama, run
 
 # What SmolLM2's own template puts first when a conversation brings no system message.
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -41,6 +44,13 @@ with ollama.session() as here:
     ollama.chat(here.client, sys.argv[1], [{"role": "user", "content": "Hi"}], 4, 0.0)
     print(here.url, flush=True)
     time.sleep(60)
+"""
+# Gives a model to the Ollama at a URL.
+CREATE = """import sys
+from pathlib import Path
+from tests.test_ollama import spec_of
+from tools import ollama
+ollama.create(ollama.connect(sys.argv[1]), spec_of(Path(sys.argv[2])))
 """
 
 
@@ -168,6 +178,163 @@ def test_a_model_goes_away_and_what_is_not_ours_is_left(session: ollama.Session,
             ollama.remove(session.client, name)
         with pytest.raises(BadInput, match="no other is touched"):
             ollama.create(session.client, replace(spec, name=name))
+
+
+def test_a_name_that_is_taken_is_kept(session: ollama.Session, spec: ollama.Spec, tmp_path: Path) -> None:
+    theirs = replace(spec, name="react-test-taken", system="Theirs.")
+    ollama.create(session.client, theirs)
+    mine = replace(theirs, gguf=tmp_path / "other.gguf", name="react-Test-TAKEN", system="Mine.")
+    another = bytearray(spec.gguf.read_bytes())
+    another[-1] ^= 1  # A weight.
+    mine.gguf.write_bytes(another)
+    with pytest.raises(BadInput, match=r"is in Ollama, a model of no recipe of ours: .*NAME=.*FORCE=1"):
+        ollama.create(session.client, mine)
+    assert session.client.show(theirs.name).modelinfo and "Theirs." in str(session.client.show(theirs.name).modelfile)
+    ollama.create(session.client, theirs)  # The same file: made again.
+    ollama.create(session.client, mine, force=True)
+    assert "Mine." in str(session.client.show(theirs.name).modelfile)
+    assert ollama.remove(session.client, theirs.name)
+
+
+def test_a_newer_model_of_the_same_recipe_takes_its_name(session: ollama.Session, tmp_path: Path) -> None:
+    from tests.test_ollama_templates import FAMILIES, model
+
+    ours = [model(tmp_path / f"{i}.gguf", FAMILIES[0], ends=i == 1, recipe="a-lora") for i in range(2)]
+    first = ollama.Spec("react-test-again", ours[0], "a-lora", "0", "none", {"num_ctx": 512})
+    ollama.create(session.client, first)
+    ollama.create(session.client, replace(first, gguf=ours[1]))
+    assert run.sha256(ours[1]) in str(session.client.show(first.name).modelfile)
+    with pytest.raises(BadInput, match="a model of the recipe a-lora"):
+        ollama.create(session.client, replace(first, gguf=ours[0], recipe="b-lora"))
+    assert ollama.remove(session.client, first.name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["react-../../x", "react-/etc/passwd", "react-..", "react-x/../y", "react-\n", "react-é", "react-" + 99 * "x"],
+)
+def test_a_name_is_no_path(session: ollama.Session, spec: ollama.Spec, name: str) -> None:
+    for refused in (lambda: ollama.create(session.client, replace(spec, name=name), force=True),
+                    lambda: ollama.free(session.client, replace(spec, name=name)),
+                    lambda: ollama.remove(session.client, name)):  # fmt: skip
+        with pytest.raises(BadInput, match="no other is touched"):
+            refused()
+
+
+def test_a_digest_that_is_not_the_files_is_refused(session: ollama.Session) -> None:
+    wrong = f"sha256:{'0' * 64}"
+    with pytest.raises(Failed, match="not the file that was read"):
+        ollama.upload(session.client, wrong, iter([b"some", b"thing"]), 9)
+    assert ollama.http(session.client).head(f"/api/blobs/{wrong}").status_code == 404
+
+
+def test_an_ollama_that_quantises_no_gguf_says_so(session: ollama.Session, spec: ollama.Spec) -> None:
+    with pytest.raises(Failed, match=r"quantization is only supported for safetensors.*make setup"):
+        ollama.create(session.client, replace(spec, name="react-test-quantised", quantize="Q4_K_M"))
+    assert not ollama.there(session.client, "react-test-quantised")
+    assert "ollama create react-test -q Q4_K_M -f Modelfile" in ollama.modelfile(replace(spec, quantize="Q4_K_M"))
+
+
+@contextlib.contextmanager
+def serving(store: Path) -> Iterator[tuple[psutil.Popen, Any]]:
+    """An Ollama of someone else's, which shares no file with us and may be killed; a client of it."""
+    program, url = ollama.find(), f"http://127.0.0.1:{llamacpp.free_port()}"
+    environment = os.environ | {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(store), "HOME": str(store.parent)}
+    with psutil.Popen([str(program), "serve"], env=environment, cwd="/", stderr=subprocess.DEVNULL) as process:
+        while not ollama_answers(url):
+            assert process.poll() is None
+        yield process, ollama.connect(url)
+        process.kill()
+
+
+def ollama_answers(url: str) -> bool:
+    try:
+        return "version" in ollama.answer_of(f"{url}/api/version")
+    except ConnectionError:
+        return False
+
+
+def wait_for_blob(store: Path) -> None:
+    """Until the first bytes of an upload are in the store."""
+    while not any(item.stat().st_size for item in store.glob("blobs/*")):
+        time.sleep(0.001)
+
+
+def test_a_remote_ollama_needs_none_of_our_files(
+    session: ollama.Session, spec: ollama.Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "gone.gguf"
+    shutil.copy2(spec.gguf, copy)
+    with serving(tmp_path / "store") as (_, client):
+        monkeypatch.setenv("OLLAMA_HOST", str(ollama.http(client).base_url))
+        with ollama.session() as theirs:
+            assert not theirs.own
+            ollama.create(theirs.client, replace(spec, gguf=copy))
+            copy.unlink()
+            assert ollama.chat(theirs.client, spec.name, [USER], 4, 0.0).tokens == 4
+        assert ollama_answers(str(ollama.http(client).base_url))
+
+
+def test_an_ollama_stopped_in_the_middle_of_the_upload(
+    session: ollama.Session, spec: ollama.Spec, tmp_path: Path
+) -> None:
+    def stop() -> None:
+        wait_for_blob(tmp_path / "store")
+        process.kill()
+
+    with serving(tmp_path / "store") as (process, client):
+        killer = threading.Thread(target=stop)
+        killer.start()
+        with pytest.raises(Failed, match=r"does not answer.*start it, and run the same command again"):
+            ollama.create(client, spec)
+        killer.join()
+    with serving(tmp_path / "store") as (_, client):
+        assert not ollama.there(client, spec.name)
+        ollama.create(client, spec)
+        assert ollama.chat(client, spec.name, [USER], 4, 0.0).tokens == 4
+
+
+def test_killed_while_a_model_is_created_leaves_none_of_its_name(
+    session: ollama.Session, spec: ollama.Spec, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "store") as (_, client):
+        command = [sys.executable, "-c", CREATE, str(ollama.http(client).base_url), str(spec.gguf)]
+        with subprocess.Popen(command, cwd=run.ROOT, stderr=subprocess.DEVNULL) as ours:
+            wait_for_blob(tmp_path / "store")
+            ours.kill()
+        assert not ollama.there(client, spec.name)
+        ollama.create(client, spec)
+        assert run.sha256(spec.gguf) in {item.name[7:] for item in (tmp_path / "store" / "blobs").iterdir()}
+        assert ollama.chat(client, spec.name, [USER], 4, 0.0).tokens == 4
+
+
+def test_a_model_is_served_by_its_own_template_though_its_file_is_in_use(
+    session: ollama.Session, tmp_path: Path
+) -> None:
+    """Ollama would serve it on by the program that was started without the template in the file."""
+    from tests.test_ollama_templates import FAMILIES, expected, model
+
+    llama = next(each for each in FAMILIES if each.name == "llama3.2")
+    file = model(tmp_path / "model.gguf", llama)
+    spec = ollama.Spec("react-test-own", file, "none", "0", "none", {"num_ctx": 512}, "llama3.1")
+    ollama.create(session.client, spec)
+    assert "Today Date: 26 Jul 2024" in ollama.render(session.client, spec.name, [USER])
+    ollama.create(session.client, replace(spec, family=None))
+    assert ollama.render(session.client, spec.name, [USER]) == expected(llama, [USER])
+    assert ollama.remove(session.client, spec.name)
+
+
+def test_one_model_is_removed_by_its_name(
+    session: ollama.Session, spec: ollama.Spec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", session.url)
+    ollama.create(session.client, replace(spec, name="react-test-rm"))
+    chain.forget("react-test-rm")
+    assert capsys.readouterr().out == "removed react-test-rm\n"
+    with pytest.raises(BadInput, match="react-test-rm is not in Ollama; ours there: .*react-test:latest"):
+        chain.forget("react-test-rm")
+    with pytest.raises(BadInput, match="no other is touched"):
+        chain.forget("llama3")
 
 
 def test_failures_are_one_line(session: ollama.Session, spec: ollama.Spec, tmp_path: Path) -> None:

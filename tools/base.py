@@ -183,6 +183,27 @@ def make(model: catalog.Model, package: catalog.Package, folder: Path, convert: 
         run.remove(work)
 
 
+def end_texts(*folders: Path) -> list[str]:
+    """The texts of all tokens that end an answer, as tokenizer and generation settings in the folders name them.
+
+    A tokenizer names one, eos; generation_config.json may name more, such as the end of a turn beside that of a text.
+    A folder that is not there, or holds neither, adds nothing.
+    """
+    texts: list[str] = []
+    for folder in folders:
+        tokenizer, generation = (settings(folder / f"{name}_config.json") for name in ("tokenizer", "generation"))
+        eos, ids = tokenizer.get("eos_token"), generation.get("eos_token_id")
+        texts += [eos["content"] if isinstance(eos, dict) else eos] if eos else []
+        tokens = {each["id"]: each["content"] for each in settings(folder / "tokenizer.json").get("added_tokens", [])}
+        texts += [tokens[i] for i in (ids if isinstance(ids, list) else [ids]) if i in tokens]
+    return list(dict.fromkeys(texts))
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, {} where there is none."""
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+
 def pinned_version(project: str) -> str:
     """The version of a package in downloads.lock."""
     lines = (run.ROOT / "downloads.lock").read_text().splitlines()

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,28 +240,48 @@ def gguf(name: str, other: str, quants: str, adapter: str = "") -> None:
 
 
 def spec(path: Path, quant: str, who: str, other: str, model: str) -> Any:
-    """All that Ollama is told of the tuned or the base model of a run. Raises BadInput when its GGUF is not there."""
-    from tools import ollama
+    """All that Ollama is told of the tuned or the base model of a run. Raises BadInput when its GGUF is not there.
+
+    Where llama-quantize is not there either, the f16 GGUF takes its place, for Ollama to quantise.
+    """
+    from tools import llamacpp, ollama
 
     this = recipe.folder(path)
-    file = this.gguf(quant, who)
-    if not file.exists():
+    file, f16 = this.gguf(quant, who), this.gguf("F16", who)
+    by_ollama = not file.exists() and f16.exists() and llamacpp.find("llama-quantize") is None
+    if not file.exists() and not by_ollama:
         raise BadInput(f"{file}: not there; make gguf RECIPE={path.stem} QUANT={quant} makes it")
+    asrun = recipe.load(this.recipe if this.recipe.exists() else path)
     known = None if other else catalog.model_of(recipe.load(path)["base_model"])
-    tokenizer = orjson.loads((this.adapter / "tokenizer_config.json").read_bytes())
-    name = model or f"{ollama.PREFIX}{path.stem.split('-')[0]}"
+    name = model or name_of(path)
     return ollama.Spec(
         name=name if who == "tuned" else f"{name}-base",
-        gguf=file,
+        gguf=f16 if by_ollama else file,
         recipe=path.stem,
         recipe_hash=this.provenance()["train"]["inputs"]["recipe"],
         license=known.licence if known else "that of the base model",
-        parameters={"num_ctx": recipe.load(path)["sequence_len"], **SAMPLING},
+        parameters={"num_ctx": asrun["sequence_len"], **SAMPLING},
         # Where there is no such template in Go, the one in the GGUF serves.
         family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
         system=system(),
-        stop=[tokenizer["eos_token"]],
+        stop=list(
+            dict.fromkeys([*base.end_texts(this.adapter, Path(asrun["base_model"])), *([known.eos] if known else [])])
+        ),
+        quantize=quant if by_ollama else None,
     )
+
+
+def stops(this: Run, asrun: dict[str, Any], known: catalog.Model | None) -> list[str]:
+    """The texts of all tokens that end an answer: by training's tokenizer, the base's settings, the catalog."""
+    texts = base.end_texts(this.adapter, Path(asrun["base_model"]))
+    return list(dict.fromkeys(texts + ([known.eos] if known else [])))
+
+
+def name_of(path: Path) -> str:
+    """A recipe's model in Ollama, where NAME= says nothing else: react-smollm2 for smollm2-135m-lora."""
+    from tools import ollama
+
+    return f"{ollama.PREFIX}{path.stem.split('-')[0]}"
 
 
 def system() -> str:
@@ -276,14 +296,19 @@ def test_set() -> Iterator[dict[str, Any]]:
     return trajectory.read(TEST_DATA)
 
 
-def ollama(name: str, other: str, quant: str, model: str) -> None:
-    """Give the tuned model to Ollama once its tokens are proven; without Ollama, prove llama-server's alone."""
-    with player(find(name), quant.upper(), "tuned", other, model):
+def ollama(name: str, other: str, quant: str, model: str, force: bool = False) -> None:
+    """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
+
+    `force`: also in place of another model of that name, and when its answers do not end.
+    """
+    with player(find(name), quant.upper(), "tuned", other, model, force):
         pass
 
 
 @contextlib.contextmanager
-def player(path: Path, quant: str, who: str, other: str, model: str) -> Iterator[Callable[[list[Any]], Any]]:
+def player(
+    path: Path, quant: str, who: str, other: str, model: str, force: bool = False
+) -> Iterator[Callable[[list[Any]], Any]]:
     """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
     from tools import evaluate, llamacpp
     from tools import ollama as server
@@ -300,35 +325,48 @@ def player(path: Path, quant: str, who: str, other: str, model: str) -> Iterator
             yield evaluate.openai(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
             return
         if who == "tuned":
-            publish(session.client, path, wanted)
+            publish(session.client, path, wanted, force)
         else:
             server.create(session.client, wanted)
         yield evaluate.ollama(session.client, wanted.name)
 
 
-def publish(client: Any, path: Path, wanted: Any) -> None:
-    """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named."""
-    from dataclasses import replace
+def publish(client: Any, path: Path, wanted: Any, force: bool = False) -> None:
+    """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
 
-    from tools import llamacpp, ollama, parity
+    Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
+    stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
+    """
+    from tools import llamacpp, parity, trial
+    from tools import ollama as server
 
-    this, inputs = recipe.folder(path), proof_inputs(wanted)
-    there = client is None or any(each.model == f"{wanted.name}:latest" for each in client.list().models)
-    if there and this.done("ollama", inputs) and this.parity.exists():
+    this, inputs, episode = recipe.folder(path), proof_inputs(wanted), next(test_set())["messages"]
+    run.need_space(this.folder, 0.01)
+    there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
+    if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
         print(f"{wanted.name}: there, its tokens proven before")
         return
-    run.write(this.modelfile, ollama.modelfile(wanted).encode())
+    if client is not None and not force:
+        server.free(client, wanted)
+    from transformers import AutoTokenizer
+
+    first = [{"role": "user", "content": CLASSIC}]
     with this.stage("ollama", inputs) as notes, llamacpp.server(wanted.gguf, int(wanted.parameters["num_ctx"])) as url:
         if client is None:
             notes |= prove(path, [parity.llama_server(url)])
+            run.write(this.modelfile, server.modelfile(wanted).encode())
             return
-        trial = replace(wanted, name=f"{wanted.name}-trial")
-        ollama.create(client, trial)
+        tried = f"{wanted.name}-trial"
         try:
-            notes |= prove(path, [parity.llama_server(url), parity.ollama(client, trial.name, url)])
-            client.copy(trial.name, wanted.name)
+            tokenizer = AutoTokenizer.from_pretrained(this.adapter)
+            made = trial.settle(client, replace(wanted, name=tried), tokenizer, episode)
+            notes |= {"template": made.family or "in the GGUF"}
+            notes |= prove(path, [parity.llama_server(url), parity.ollama(client, tried, url)])
+            notes["ends"] = trial.ends(client, tried, {"the first prompt": first, "an observation": episode[:4]}, force)
+            run.write(this.modelfile, server.modelfile(replace(made, name=wanted.name)).encode())
+            client.copy(tried, wanted.name)
         finally:
-            ollama.remove(client, trial.name)
+            server.remove(client, tried)
     print(f"{wanted.name}: in Ollama, its tokens proven")
 
 
@@ -422,17 +460,30 @@ def demo(name: str, quant: str, model: str) -> None:
 
 def talk(name: str, model: str) -> None:
     """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
-    from tools import ollama
+    from tools import ollama as server
 
     path = find(name)
-    title = model or f"{ollama.PREFIX}{path.stem.split('-')[0]}"
-    with ollama.session() as session:
-        if not any(each.model == f"{title}:latest" for each in session.client.list().models):
+    title = model or name_of(path)
+    with server.session() as session:
+        if not server.there(session.client, title):
             raise BadInput(f"{title} is not in Ollama; make ollama RECIPE={name} brings it")
-        program = ollama.find()
+        program = server.find()
         if program is None:
             raise BadInput("the program `ollama` is not on PATH")
         subprocess.run([str(program), "run", title], env=os.environ | {"OLLAMA_HOST": session.url}, check=False)
+
+
+def forget(model: str) -> None:
+    """Remove one of our models from Ollama. Raises BadInput when there is none of that name, or it is not ours."""
+    from tools import ollama as server
+
+    server.ours(model)
+    with server.session() as session:
+        if not server.remove(session.client, model):
+            held = (each.model or "" for each in session.client.list().models)
+            names = ", ".join(sorted(name for name in held if name.startswith(server.PREFIX)))
+            raise BadInput(f"{model} is not in Ollama; ours there: {names or 'none'}")
+        print(f"removed {model}")
 
 
 def clean() -> None:

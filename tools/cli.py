@@ -325,11 +325,17 @@ def gguf(recipe: Recipe = "", quant: Quants = "Q8_0", base: Base = "", adapter: 
 
 
 @app.command()
-def ollama(recipe: Recipe, quant: Quant = "Q8_0", base: Base = "", name: Name = "") -> None:
-    """Give the model to Ollama, after proof that it sees the tokens of training."""
+def ollama(
+    recipe: Recipe,
+    quant: Quant = "Q8_0",
+    base: Base = "",
+    name: Name = "",
+    force: Annotated[bool, typer.Option("--force", help="replace another model; take one that does not stop")] = False,
+) -> None:
+    """Give the model to Ollama, after proof that it sees the tokens of training and that its answers end."""
     from tools import chain
 
-    chain.ollama(recipe, base, quant, name)
+    chain.ollama(recipe, base, quant, name, force)
 
 
 @app.command()
@@ -360,6 +366,14 @@ def ollama_run(recipe: Recipe, name: Name = "") -> None:
     from tools import chain
 
     chain.talk(recipe, name)
+
+
+@app.command()
+def ollama_rm(name: Annotated[str, typer.Argument(help="a model of ours in Ollama (react-...)")]) -> None:
+    """Remove one of our models from Ollama."""
+    from tools import chain
+
+    chain.forget(name)
 
 
 @app.command()

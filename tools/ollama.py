@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from tools import BadInput, Failed, llamacpp, run
 if TYPE_CHECKING:
     import httpx
     from ollama import Client
+
+Message = dict[str, str]
 
 VERSION = "0.34.2"
 # Every model of ours is called so: what a user's own Ollama holds besides is never touched.
@@ -46,7 +49,8 @@ class Spec:
     """All that Ollama is told of a model; the Modelfile and the API call are made of the same one.
 
     `family`: the file templates/ollama/FAMILY.gotmpl; None leaves it to the template in the GGUF. `parameters`:
-    num_ctx, temperature and what else Ollama samples by. `stop`: texts that end an answer.
+    num_ctx, temperature and what else Ollama samples by. `stop`: texts that end an answer. `quantize`: a type that
+    Ollama itself makes of an f16 GGUF.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Spec:
     family: str | None = "chatml"
     system: str | None = None
     stop: list[str] = field(default_factory=list)
+    quantize: str | None = None
 
     def template(self) -> str | None:
         """The chat template in Go's syntax. Raises BadInput for a family that has none."""
@@ -67,7 +72,9 @@ class Spec:
         if not path.exists():
             known = ", ".join(sorted(item.stem for item in TEMPLATES.glob("*.gotmpl")))
             raise BadInput(f"{self.family}: no such chat family for Ollama; there is {known}")
-        return path.read_text()
+        text = path.read_text()
+        # Go has no function that strips white space: this part says how.
+        return (TEMPLATES / "parts" / "trim.gotmpl").read_text().rstrip() + text if '"trim"' in text else text
 
 
 class Answer(NamedTuple):
@@ -252,19 +259,52 @@ def modelfile(spec: Spec) -> str:
     return layout.get_template("Modelfile.j2").render(facts | {"gguf": spec.gguf.name, "template": spec.template()})
 
 
-def create(client: "Client", spec: Spec) -> None:
-    """Give Ollama the model under its name, in place of an older one of that name.
+def holder(client: "Client", spec: Spec) -> str | None:
+    """What stands in the way under the model's name, in words; None where it may be written.
+
+    It may where the name is free or its model is of the same recipe, as `make gguf` notes it in the file, or of the
+    same file.
+    """
+    with failures(client, spec.name):
+        if not there(client, spec.name):
+            return None
+        shown = client.show(spec.name)
+    recipe = (shown.modelinfo or {}).get("react_recipes.recipe")
+    if recipe == spec.recipe or run.sha256(spec.gguf) in (shown.modelfile or ""):
+        return None
+    return f"a model of the recipe {recipe}" if recipe else "a model of no recipe of ours"
+
+
+def free(client: "Client", spec: Spec) -> None:
+    """Raise BadInput unless the model may be written under its name; see `holder`."""
+    ours(spec.name)
+    if other := holder(client, spec):
+        raise BadInput(f"{spec.name} is in Ollama, {other}: choose another NAME=, or FORCE=1 takes its place")
+
+
+def there(client: "Client", name: str) -> bool:
+    """Whether Ollama has a model of this name; it takes capitals for small letters, as for a file's name."""
+    wanted = name if ":" in name else f"{name}:latest"
+    return any((each.model or "").lower() == wanted.lower() for each in client.list().models)
+
+
+def create(client: "Client", spec: Spec, force: bool = False) -> None:
+    """Give Ollama the model under its name; an older one of that name only where `holder` lets it, or by `force`.
 
     Through its API, since an Ollama on another machine cannot read our files; a GGUF that it has is not sent again.
-    Raises BadInput when the name is not one of ours (react-...) or there is no GGUF, Failed when Ollama refuses.
+    Raises BadInput when the name is not one of ours (react-...) or taken, or there is no GGUF, Failed when Ollama
+    refuses or has another file than ours in the end.
     """
     from rich.console import Console
 
     ours(spec.name)
     if not spec.gguf.is_file():
         raise BadInput(f"{spec.gguf}: no such file; `make gguf` makes it")
+    if not force:
+        free(client, spec)
     with failures(client, spec.name):
         digest = send(client, spec.gguf)
+        unload(client, digest)
         steps = client.create(
             model=spec.name,
             files={spec.gguf.name: digest},
@@ -272,11 +312,42 @@ def create(client: "Client", spec: Spec) -> None:
             system=spec.system,
             license=spec.license,
             parameters={**spec.parameters, **({"stop": spec.stop} if spec.stop else {})},
+            quantize=spec.quantize,
             stream=True,
         )
         with Console(stderr=True).status(f"Ollama: creating {spec.name}") as status:
             for step in steps:
-                status.update(f"Ollama: {step.status}")
+                part = f" {step.completed / step.total:.0%}" if step.completed and step.total else ""
+                status.update(f"Ollama: {step.status}{part}")
+        if not spec.quantize and not made_of(client, spec.name, digest):
+            raise Failed(
+                f"{spec.name} in Ollama is not made of {spec.gguf.name} ({digest}); run the same command again"
+            )
+        client.generate(spec.name, keep_alive=0)  # One that was removed may run on, with the same file.
+
+
+def made_of(client: "Client", name: str, digest: str) -> bool:
+    """Whether Ollama has a model of this name that is made of the file with this digest (sha256:...)."""
+    import ollama
+
+    with contextlib.suppress(ollama.ResponseError):  # One that was removed may still be running.
+        return digest.replace(":", "-") in (client.show(name).modelfile or "")
+    return False
+
+
+def unload(client: "Client", digest: str) -> None:
+    """End the programs that serve the file with this digest, and wait until they have.
+
+    Ollama (0.34) lets one serve any other model of the same file too, with the template that it was started with.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        running = (each.model or "" for each in client.ps().models)
+        if not (same := [each for each in running if made_of(client, each, digest)]):
+            return
+        for each in same:
+            client.generate(each, keep_alive=0)
+        time.sleep(0.1)
 
 
 def send(client: "Client", path: Path) -> str:
@@ -284,18 +355,25 @@ def send(client: "Client", path: Path) -> str:
     from rich import progress
     from rich.console import Console
 
-    console = Console(stderr=True)
-    hashed = hashlib.sha256()
+    console, hashed = Console(stderr=True), hashlib.sha256()
     with progress.open(path, "rb", description=f"{path.name}: hashing", console=console, transient=True) as file:
         for piece in iter(lambda: file.read(2**20), b""):
             hashed.update(piece)
     digest = f"sha256:{hashed.hexdigest()}"
     if http(client).head(f"/api/blobs/{digest}").status_code != 200:
         with progress.open(path, "rb", description=f"{path.name}: to Ollama", console=console, transient=True) as file:
-            size = {"Content-Length": str(path.stat().st_size)}
-            pieces = iter(lambda: file.read(2**20), b"")
-            http(client).post(f"/api/blobs/{digest}", content=pieces, headers=size, timeout=None).raise_for_status()
+            upload(client, digest, iter(lambda: file.read(2**20), b""), path.stat().st_size)
     return digest
+
+
+def upload(client: "Client", digest: str, pieces: Iterator[bytes], size: int) -> None:
+    """Send the bytes of one file, `size` in all. Raises Failed unless Ollama finds the digest in them and has them."""
+    blob, length = f"/api/blobs/{digest}", {"Content-Length": str(size)}
+    answer = http(client).post(blob, content=pieces, headers=length, timeout=None)
+    if "digest mismatch" in answer.text:
+        raise Failed("what reached Ollama is not the file that was read before; does something write to it? Try again")
+    answer.raise_for_status()
+    http(client).head(blob).raise_for_status()
 
 
 def remove(client: "Client", name: str) -> bool:
@@ -313,9 +391,13 @@ def remove(client: "Client", name: str) -> bool:
     return True
 
 
-def render(client: "Client", name: str, messages: list[dict[str, str]]) -> str:
-    """The prompt that Ollama makes of messages (role, content), whole, whatever num_ctx is. Raises Failed."""
+def render(client: "Client", name: str, messages: list[Message], think: bool | None = None) -> str:
+    """The prompt that Ollama makes of messages (role, content), whole, whatever num_ctx is. Raises Failed.
+
+    `think`: the switch of models that have one; None leaves it to Ollama.
+    """
     body = {"model": name, "messages": messages, "stream": False, "truncate": False, "_debug_render_only": True}
+    body |= {} if think is None else {"think": think}
     with failures(client, name):
         answer = http(client).post("/api/chat", json=body)
         answer.raise_for_status()
@@ -325,9 +407,15 @@ def render(client: "Client", name: str, messages: list[dict[str, str]]) -> str:
     return str(shown["rendered_template"])
 
 
-def chat(client: "Client", name: str, messages: list[dict[str, str]], max_tokens: int, temperature: float) -> Answer:
-    """One answer of a model to messages (role, content). Raises Failed with Ollama's own message."""
-    options = {"num_predict": max_tokens, "temperature": temperature}
+def chat(
+    client: "Client", name: str, messages: list[Message], max_tokens: int, temperature: float, token_alone: bool = False
+) -> Answer:
+    """One answer of a model to messages (role, content). Raises Failed with Ollama's own message.
+
+    `token_alone`: the end token ends it, and no stop text: a model that spells the end token out goes on.
+    """
+    options: dict[str, Any] = {"num_predict": max_tokens, "temperature": temperature}
+    options |= {"stop": []} if token_alone else {}
     with failures(client, name):
         said = client.chat(name, messages, options=options)
     seconds = (said.eval_duration or 0) / 1e9
@@ -335,9 +423,12 @@ def chat(client: "Client", name: str, messages: list[dict[str, str]], max_tokens
 
 
 def ours(name: str) -> None:
-    """Raises BadInput unless a model's name is one that we may write and remove."""
-    if not re.fullmatch(rf"{PREFIX}[\w.-]+(:[\w.-]+)?", name):
-        raise BadInput(f"{name}: a model of this project is called {PREFIX}something; no other is touched")
+    """Raises BadInput unless a model's name is one that we may write and remove: no path, and not too long a name."""
+    if not re.fullmatch(rf"{PREFIX}[a-zA-Z0-9][\w.-]{{,60}}(:[a-zA-Z0-9][\w.-]{{,60}})?", name, re.ASCII):
+        allowed = "letters, digits, dots and dashes"
+        raise BadInput(
+            f"{name!r}: a model of this project is called {PREFIX}something ({allowed}); no other is touched"
+        )
 
 
 def http(client: "Client") -> "httpx.Client":
@@ -354,8 +445,10 @@ def failures(client: "Client", name: str) -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
-        raise Failed(f"Ollama, {name}: {error.error}") from error
+        mend = "; `make setup` builds llama-quantize, which does" if "quantization is only" in error.error else ""
+        raise Failed(f"Ollama, {name}: {error.error}{mend}") from error
     except httpx.HTTPStatusError as error:
         raise Failed(f"Ollama, {name}: {error.response.text.strip()[:300]}") from error
     except (httpx.HTTPError, ConnectionError) as error:
-        raise Failed(f"Ollama at {http(client).base_url} does not answer: {error}") from error
+        where = f"Ollama at {http(client).base_url} does not answer"
+        raise Failed(f"{where}: {error or type(error).__name__}; start it, and run the same command again") from error

@@ -91,7 +91,7 @@ def test_a_killed_gguf_step_is_made_again_from_whole_inputs(outputs: Path, folde
 
 
 def test_ollama_gets_the_model_with_the_tokens_of_training(outputs: Path, folder: Path) -> None:
-    printed = tools(outputs, "ollama", NAME)
+    printed = tools(outputs, "ollama", NAME, "--force")  # after three steps it has not learned to stop
     found = orjson.loads((folder / "parity.json").read_bytes())
     assert found["equal"] is True and found["conversations"] == 20 and found["tokens"] > 1000
     assert found["sides"][0] == "llama-server"
@@ -100,6 +100,19 @@ def test_ollama_gets_the_model_with_the_tokens_of_training(outputs: Path, folder
     modelfile = (folder / "Modelfile").read_text()
     for line in ("FROM ./model-q8_0.gguf", "PARAMETER num_ctx 2048", 'PARAMETER stop "<|im_end|>"', "SYSTEM "):
         assert line in modelfile
+
+
+def test_ollama_killed_leaves_no_model_of_the_name(outputs: Path, folder: Path) -> None:
+    """kill -9 while the model is on trial; then the same command ends well, and the trial is gone."""
+    names = outputs / "ollama" / "models" / "manifests" / "registry.ollama.ai" / "library"
+    if not names.exists():
+        pytest.skip("neither Ollama nor Go is installed")
+    arguments = ("ollama", NAME, "--name", "react-killed", "--force")
+    kill_when(start(outputs, *arguments), names, "react-killed-trial/latest")
+    assert not (names / "react-killed").exists()
+    assert "its tokens proven" in tools(outputs, *arguments)
+    assert (names / "react-killed" / "latest").exists() and not list(names.glob("*-trial/latest"))
+    assert tools(outputs, "ollama-rm", "react-killed") == "removed react-killed\n"
 
 
 def test_both_models_play_and_the_demo_sums_up(outputs: Path, folder: Path) -> None:

@@ -14,6 +14,9 @@ PATH_GIVEN = $(filter %.yaml %.yml,$(RECIPE))
 CHOSEN = $(if $(PATH_GIVEN),,$(if $(TIER),$(TIER)/))$(RECIPE)
 CHANGES = $(if $(BASE),--base $(BASE)) $(if $(and $(PATH_GIVEN),$(TIER)),--tier $(TIER)) $(if $(DATA),--data $(DATA)) \
   $(foreach each,$(SET),--set '$(each)') $(if $(FORCE),--force)
+# How a GGUF is made: quantised by what the training conversations use most; the adapter alone.
+GUIDED = $(if $(IMATRIX),--imatrix)
+ALONE = $(if $(ADAPTER_ONLY),--adapter-only)
 PROCESSES = $(if $(GPUS),--gpus $(GPUS)) $(if $(NODES),--nodes $(NODES))
 MEETING = $(if $(NODE_RANK),--node-rank $(NODE_RANK)) $(if $(MASTER_ADDR),--master-addr $(MASTER_ADDR)) \
   $(if $(MASTER_PORT),--master-port $(MASTER_PORT)) $(if $(DRY_RUN),--dry-run)
@@ -102,12 +105,22 @@ slurm: .venv/.ready ## write a training as a Slurm job, and submit it where Slur
 ray: .venv/.ready ## the same for a Ray cluster
 	@$(TOOLS) submit ray $(CHOSEN) $(filter-out --force,$(CHANGES)) $(PROCESSES)
 
-gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUANTS="Q4_K_M Q8_0", or ADAPTER= BASE= of any)
+gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUANTS="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1)
 	@$(TOOLS) gguf $(if $(ADAPTER),--adapter $(ADAPTER),$(CHOSEN)) --quant '$(or $(QUANTS),$(QUANT))' \
-	  $(if $(BASE),--base $(BASE))
+	  $(if $(BASE),--base $(BASE)) $(GUIDED) $(ALONE)
 
-ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name)
-	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force)
+ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name; ADAPTER_ONLY=1 FROM=)
+	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force) $(ALONE) $(if $(FROM),--from $(FROM))
+
+quality: train ## what quantising costs: size, perplexity, KL against f16 (QUANTS="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
+	@$(TOOLS) quality $(CHOSEN) $(if $(QUANTS),--quants '$(QUANTS)') $(if $(BASE),--base $(BASE)) $(GUIDED) \
+	  $(if $(HELD_OUT),--data $(HELD_OUT))
+
+merge: train ## the whole model as safetensors, for transformers and vLLM
+	@$(TOOLS) merge $(CHOSEN) $(if $(BASE),--base $(BASE))
+
+export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (TO=vllm)
+	@$(TOOLS) export $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(foreach each,$(TO),--to $(each))
 
 eval: ollama ## base and tuned model play unseen rooms (ROOMS=48)
 	@$(TOOLS) eval $(CHOSEN) --quant $(QUANT) --rooms $(ROOMS) $(OPTIONS)

@@ -1,5 +1,6 @@
 """What several tests share: real parts, made once."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,34 @@ def converters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made = Converters(tmp_path_factory.mktemp("converters") / "log")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama of two layers with SmolLM2's tokenizer; its rows are whole blocks of every quantisation."""
+    from tests.test_gguf import make_base
+    from tools import gguf
+
+    real = base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct", gguf.convert)
+    return make_base(tmp_path_factory.mktemp("small") / "base", real, hidden=256)
+
+
+@pytest.fixture(scope="session")
+def small_adapter(small_base: Path) -> Path:
+    """A LoRA adapter of `small_base` with the tokenizer of training beside it."""
+    from tests.test_gguf import make_adapter
+
+    folder = make_adapter(small_base.with_name("adapter"), small_base)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy2(small_base / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_f16(small_base: Path) -> Path:
+    """`small_base` as an f16 GGUF."""
+    from tools import gguf
+
+    path = small_base.with_name("base-f16.gguf")
+    gguf.convert(small_base, path)
+    return path

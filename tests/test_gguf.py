@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from tools import BadInput, Failed, base, gguf, run
+from tools import BadInput, Failed, base, gguf, merge, run
 
 METADATA = {"react_recipes.recipe": "smollm2-135m-lora", "react_recipes.data": "é" * 200, "general.name": "react tiny"}
 TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}<|endoftext|>{% endfor %}"
@@ -114,7 +114,7 @@ def test_merged_logits_are_those_of_base_and_adapter(tiny: Path, adapter: Path, 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    gguf.merge(tiny, adapter, tmp_path / "merged")
+    merge.merge(tiny, adapter, tmp_path / "merged")
     ids = torch.arange(40).reshape(2, 20) * 31 % 49152
     plain: Any = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -140,7 +140,7 @@ def test_without_an_adapter_tokenizer_the_base_gives_it(tiny: Path, adapter: Pat
     bare.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy2(adapter / name, bare)
-    gguf.merge(tiny, bare, tmp_path / "merged")
+    merge.merge(tiny, bare, tmp_path / "merged")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "merged" / name).read_bytes() == (tiny / name).read_bytes()
     for name in ("config.json", "generation_config.json"):
@@ -149,7 +149,7 @@ def test_without_an_adapter_tokenizer_the_base_gives_it(tiny: Path, adapter: Pat
 
 def test_one_pass_is_a_merge_and_a_conversion_byte_for_byte(tiny: Path, adapter: Path, built: Path) -> None:
     merged = tiny.with_name("merged") / tiny.name
-    gguf.merge(tiny, adapter, merged)
+    merge.merge(tiny, adapter, merged)
     gguf.convert(merged, merged / "model.gguf", METADATA)
     assert (merged / "model.gguf").read_bytes() == (built / "model-f16.gguf").read_bytes()
 
@@ -178,7 +178,7 @@ def test_an_adapter_of_another_model_is_one_line(
     tiny: Path, adapter: Path, tmp_path: Path, hidden: int, layers: int, shapes: str
 ) -> None:
     other = make_base(tmp_path / "other", tiny, hidden, layers)
-    for make in (lambda: gguf.merge(other, adapter, tmp_path / "merged"), lambda: convert(other, adapter, tmp_path)):
+    for make in (lambda: merge.merge(other, adapter, tmp_path / "merged"), lambda: convert(other, adapter, tmp_path)):
         with pytest.raises(Failed, match=f"does not fit .*{shapes}") as error:
             make()
         assert "\n" not in str(error.value)

@@ -9,7 +9,7 @@ from gguf import GGUFReader
 
 from tests import models
 from tests.converters import Converters, make_adapter
-from tools import gguf
+from tools import merge
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def test_every_bit_is_that_of_a_merge_and_a_conversion(case: str, converters: Co
         stored_in_4_bits(base, tmp_path / "4bit" / "base", wide)
         base = tmp_path / "4bit" / "base"
     adapter = make_adapter(tmp_path / "adapter", wide, **options)
-    gguf.merge(wide, adapter, tmp_path / "merged" / "base")
+    merge.merge(wide, adapter, tmp_path / "merged" / "base")
     for type_, bare in (("f32", True), ("f16", False)):
         converters.theirs(tmp_path / "merged" / "base", tmp_path / "theirs.gguf", type_, bare)
         assert converters.ours(base, tmp_path / "ours.gguf", adapter, type_.upper(), bare) == ""

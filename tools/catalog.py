@@ -174,6 +174,12 @@ class Link(Fact):
     gb_s: float
 
 
+class Licence(Fact):
+    """What the hub calls a licence."""
+
+    hub: str
+
+
 class Tier(Fact):
     """A class of machines: its nodes, the devices in each, what one device holds and how they are joined.
 
@@ -261,6 +267,12 @@ def gpus() -> Mapping[str, Gpu]:
 def links() -> Mapping[str, Link]:
     """All links, by key. Raises BadInput as `read`."""
     return read("links", Link)
+
+
+@cache
+def licences() -> Mapping[str, Licence]:
+    """What the hub calls each licence that it has a name for, by the name in models.yaml. Raises BadInput as `read`."""
+    return read("licences", Licence)
 
 
 @cache

@@ -216,13 +216,16 @@ def foreign(folder: Path, other: str) -> Tuned:
     return Tuned(Run(run.outputs() / "adapters" / name), name, folder, source, called, hashes, min(longest, CONTEXT))
 
 
-def gguf(name: str, other: str, quants: str, adapter: str = "") -> None:
-    """Make the GGUF of the tuned model and, to compare with, of its base, in each of `quants` ("Q4_K_M Q8_0")."""
-    from tools import gguf
+def gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = False) -> None:
+    """Make the GGUF of the tuned model and, to compare with, of its base, in each of `quants` ("Q4_K_M Q8_0").
+
+    `guided`: quantised by an importance matrix of the training conversations.
+    """
+    from tools import gguf, imatrix
 
     wanted = list(dict.fromkeys(gguf.check_quant(each) for each in quants.split()))
     model = tuned(name, other, adapter)
-    inputs = {key: model.hashes[key] for key in ("adapter", "base")}
+    inputs = {key: model.hashes.get(key, "") for key in ("adapter", "base", *(["data"] if guided else []))}
     missing = []
     for quant in wanted:
         files = [model.run.gguf(quant, who) for who in ("tuned", "base")]
@@ -230,17 +233,19 @@ def gguf(name: str, other: str, quants: str, adapter: str = "") -> None:
             print(f"{files[0]}: already made of this adapter")
         else:
             missing.append(quant)
-    if len([quant for quant in missing if quant not in gguf.UNQUANTISED]) > 1 and "F16" not in missing:
+    if len([quant for quant in missing if quant not in gguf.UNQUANTISED]) > (not guided) and "F16" not in missing:
         missing.insert(0, "F16")  # one pass over the weights, for all of them
     for quant in sorted(missing, key=lambda quant: quant != "F16"):
         with model.run.stage(f"gguf-{quant.lower()}", inputs):
             for who, folder in (("tuned", model.adapter), ("base", None)):
                 file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
-                gguf.build(model.base, folder, file, quant, model.metadata, f16)
+                guide = imatrix.of_run(model.run, who) if guided and quant not in gguf.UNQUANTISED else None
+                gguf.build(model.base, folder, file, quant, model.metadata, f16, guide)
 
 
-def spec(path: Path, quant: str, who: str, other: str, model: str) -> Any:
-    """All that Ollama is told of the tuned or the base model of a run. Raises BadInput when its GGUF is not there.
+def spec(path: Path, quant: str, who: str, other: str, model: str, needed: bool = True) -> Any:
+    """All that Ollama is told of the tuned or the base model of a run. Raises BadInput when its GGUF is not there
+    and `needed`.
 
     Where llama-quantize is not there either, the f16 GGUF takes its place, for Ollama to quantise.
     """
@@ -249,7 +254,7 @@ def spec(path: Path, quant: str, who: str, other: str, model: str) -> Any:
     this = recipe.folder(path)
     file, f16 = this.gguf(quant, who), this.gguf("F16", who)
     by_ollama = not file.exists() and f16.exists() and llamacpp.find("llama-quantize") is None
-    if not file.exists() and not by_ollama:
+    if needed and not file.exists() and not by_ollama:
         raise BadInput(f"{file}: not there; make gguf RECIPE={path.stem} QUANT={quant} makes it")
     asrun = recipe.load(this.recipe if this.recipe.exists() else path)
     known = None if other else catalog.model_of(recipe.load(path)["base_model"])

@@ -25,6 +25,8 @@ Nodes = Annotated[int, typer.Option(min=1, help="machines")]
 Force = Annotated[bool, typer.Option("--force", help="go on in spite of what a check finds")]
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
 Adapter = Annotated[str, typer.Option("--adapter", help="in place of a recipe: any PEFT adapter's folder")]
+Guided = Annotated[bool, typer.Option("--imatrix", help="guide it by what the training conversations use most")]
+AdapterOnly = Annotated[bool, typer.Option("--adapter-only", help="the adapter alone, for a base that is there")]
 Quant = Annotated[str, typer.Option("--quant", help="F16, Q8_0, Q4_K_M ...")]
 Quants = Annotated[str, typer.Option("--quant", help="any of llama-quantize's types, or several: 'Q4_K_M Q8_0'")]
 
@@ -315,13 +317,62 @@ def submit(
 
 
 @app.command()
-def gguf(recipe: Recipe = "", quant: Quants = "Q8_0", base: Base = "", adapter: Adapter = "") -> None:
+def gguf(
+    recipe: Recipe = "",
+    quant: Quants = "Q8_0",
+    base: Base = "",
+    adapter: Adapter = "",
+    imatrix: Guided = False,
+    adapter_only: AdapterOnly = False,
+) -> None:
     """Make GGUFs of a tuned model and its base, in one pass: of a recipe's, or of any adapter and base."""
-    from tools import chain
+    from tools import chain, extras
 
     if not recipe and not adapter:
         raise BadInput("gguf of what? A recipe, or --adapter FOLDER and --base")
-    chain.gguf(recipe, base, quant, adapter)
+    if adapter_only:
+        extras.adapter_gguf(recipe, base, adapter)
+    else:
+        chain.gguf(recipe, base, quant, adapter, imatrix)
+
+
+@app.command()
+def quality(
+    recipe: Recipe,
+    quants: Annotated[str, typer.Option(help="what to compare with f16, e.g. 'Q4_K_M Q8_0'")] = "Q4_K_M Q8_0",
+    base: Base = "",
+    imatrix: Guided = False,
+    chunks: Annotated[int, typer.Option(min=2, help="pieces of 512 tokens to read")] = 32,
+    data: Annotated[str, typer.Option("--data", help="other held-out episodes than data/test.jsonl")] = "",
+) -> None:
+    """Show what quantising costs: size, perplexity and KL against f16 on held-out episodes."""
+    from tools import extras
+
+    extras.quality(recipe, base, quants, imatrix, chunks, data)
+
+
+@app.command()
+def merge(recipe: Recipe, base: Base = "") -> None:
+    """Merge the adapter into its base, as a Hugging Face folder."""
+    from tools import extras
+
+    extras.merge(recipe, base)
+
+
+@app.command()
+def export(
+    recipe: Recipe,
+    to: Annotated[
+        list[str], typer.Option("--to", help="lmstudio, vllm, llama-server, huggingface; all by default")
+    ] = [],  # noqa: B006
+    quant: Quant = "Q8_0",
+    base: Base = "",
+    name: Name = "",
+) -> None:
+    """Write folders for other servers and for the hub, each with its exact command; nothing is sent."""
+    from tools import extras
+
+    extras.export(recipe, base, quant, name, to)
 
 
 @app.command()
@@ -331,11 +382,16 @@ def ollama(
     base: Base = "",
     name: Name = "",
     force: Annotated[bool, typer.Option("--force", help="replace another model; take one that does not stop")] = False,
+    adapter_only: AdapterOnly = False,
+    over: Annotated[str, typer.Option("--from", help="with --adapter-only: a base model that Ollama has")] = "",
 ) -> None:
     """Give the model to Ollama, after proof that it sees the tokens of training and that its answers end."""
-    from tools import chain
+    from tools import chain, extras
 
-    chain.ollama(recipe, base, quant, name, force)
+    if adapter_only:
+        extras.adapter_ollama(recipe, base, quant, name, over, force)
+    else:
+        chain.ollama(recipe, base, quant, name, force)
 
 
 @app.command()

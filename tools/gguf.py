@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, base, doctor, llamacpp, lora, run
-from tools.tuned import copy_tokenizer
+from tools import BadInput, Failed, base, doctor, llamacpp, lora, merge, run
 
 # All types of llama-quantize; its --help says what each is, and itself when one needs an importance matrix.
 QUANTS = (
@@ -23,7 +22,6 @@ QUANTS = (
 UNQUANTISED = {"F32": 4, "BF16": 2, "F16": 2}
 # Bytes of a weight that is quantised, at most (Q8_0).
 QUANTISED = 1.07
-EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer)?\.weight$")
 
 
 def check_quant(name: str) -> str:
@@ -33,13 +31,21 @@ def check_quant(name: str) -> str:
     return name.upper()
 
 
-def build(base_model: Path, adapter: Path | None, out: Path, quant: str, metadata: dict[str, str], f16: Path) -> None:
+def build(
+    base_model: Path,
+    adapter: Path | None,
+    out: Path,
+    quant: str,
+    metadata: dict[str, str],
+    f16: Path,
+    imatrix: Path | None = None,
+) -> None:
     """Make `out` of a base and its adapter in one pass; without an adapter, of the base itself.
 
     Where `f16`, the model before it is quantised, is there and not older than the weights, `out` is made of it: the
-    same bytes. `metadata` (keys like "react_recipes.recipe", or "general.name") goes into the file, which has its name
-    only when it is whole. Raises BadInput for an unknown `quant` or folders that cannot be used, Failed when a step
-    fails.
+    same bytes, unless `imatrix` guides llama-quantize. `metadata` (keys like "react_recipes.recipe", or "general.name")
+    goes into the file, which has its name only when it is whole. Raises BadInput for an unknown `quant` or folders that
+    cannot be used, Failed when a step fails.
     """
     quant = check_quant(quant)
     base.check(base_model)
@@ -51,7 +57,7 @@ def build(base_model: Path, adapter: Path | None, out: Path, quant: str, metadat
     weights = sum(math.prod(shape) for shape in lora.shapes(base_model).values())
     run.need_space(out.parent, weights * UNQUANTISED.get(quant, QUANTISED) / 2**30)
     if there and quant not in UNQUANTISED:
-        quantize(f16, out, quant)
+        quantize(f16, out, quant, imatrix)
     else:
         convert(base_model, out, metadata, adapter, quant)
 
@@ -83,7 +89,7 @@ def convert(
             print(f"{adapter}: {why}: peft merges it first", file=sys.stderr)
             run.need_space(out.parent, sum(item.stat().st_size for item in folder.glob("*.safetensors")) / 2**30)
             merged = work / folder.resolve().name  # llama.cpp takes a model's name from its folder
-            merge(folder, adapter, merged)
+            merge.merge(folder, adapter, merged)
             folder, adapter = merged, None
         one_pass(folder, out, metadata or {}, adapter, quant, work)
     finally:
@@ -106,7 +112,7 @@ def unsupported(base_model: Path, adapter: Path) -> str | None:
     try:
         plan, differences = lora.fit(lora.plan(adapter), shapes, adapter)
         if differences:
-            raise Failed(misfit(adapter, base_model, differences))
+            raise Failed(merge.misfit(adapter, base_model, differences))
         lora.rows_after(plan, shapes, adapter)
     except lora.Unsupported as why:
         return str(why)
@@ -143,10 +149,15 @@ def request(
     }
 
 
-def quantize(f16: Path, out: Path, quant: str) -> None:
-    """Quantise an f16 GGUF with llama-quantize; its metadata stays. Raises Failed with llama-quantize's own words."""
+def quantize(f16: Path, out: Path, quant: str, imatrix: Path | None = None) -> None:
+    """Quantise an f16 GGUF with llama-quantize; its metadata stays. Raises Failed with llama-quantize's own words.
+
+    `imatrix`: what matters most in each weight, from imatrix.make; the file remembers that it was guided.
+    """
     with run.whole(out) as partial:
-        command = [str(llamacpp.program("llama-quantize")), str(f16), str(partial), quant, str(doctor.cores())]
+        # A relative path: the file that others get carries it.
+        guide = ["--imatrix", os.path.relpath(imatrix)] if imatrix else []
+        command = [str(llamacpp.program("llama-quantize")), *guide, str(f16), str(partial), quant, str(doctor.cores())]
         follow(command, f"{out.name}: quantising", dict(os.environ))
 
 
@@ -185,60 +196,3 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
         if process.returncode in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ) or "iostream error" in reason:
             reason = "no space left on the disk; free some and run the same command again"
         raise Failed(f"{title} failed: {reason}")
-
-
-def merge(base_model: Path, adapter: Path, out: Path) -> None:
-    """Merge an adapter into its base with peft, in float32, rounded once to the base's type, as a folder `out`.
-
-    Tokenizer, end token and chat template are those of training, which lie beside the adapter; the base's only where
-    there are none. Raises BadInput for an adapter that cannot be read, Failed when it does not fit the base.
-    """
-    lora.check(adapter)
-    from rich.console import Console
-
-    with Console(stderr=True).status("merging the adapter into its base"), run.whole(out) as partial:
-        import torch
-        from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-        from safetensors.torch import load_file
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        dtype = AutoConfig.from_pretrained(base_model).dtype or torch.bfloat16
-        model: Any = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32, use_safetensors=True)
-        tensors = load_file(adapter / "adapter_model.safetensors")
-        rows = next((len(each) for name, each in tensors.items() if name.endswith("embed_tokens.weight")), 0)
-        if rows and rows != model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(rows, mean_resizing=False)
-        rows = model.get_input_embeddings().weight.shape[0]
-        try:
-            tuned = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
-        except ValueError as error:  # none of the modules that it names is in the base
-            raise Failed(f"{adapter} does not fit {base_model}: {str(error).splitlines()[0]}") from error
-        if differences := misfits(tuned, tensors):
-            raise Failed(misfit(adapter, base_model, differences))
-        set_peft_model_state_dict(tuned, tensors)
-        tuned.merge_and_unload().to(dtype).save_pretrained(partial)
-        copy_tokenizer(base_model, adapter, partial, rows)
-
-
-def misfit(adapter: Path, base_model: Path, differences: list[str]) -> str:
-    """One line on an adapter of another base, from a line for each tensor."""
-    return f"{adapter} does not fit {base_model}: {differences[0]} ({len(differences)} such tensors)"
-
-
-def misfits(tuned: Any, tensors: dict[str, Any]) -> list[str]:
-    """How an adapter's tensors differ, in name and shape, from those that its base would take; a line each."""
-    from peft import get_peft_model_state_dict
-
-    # Without False, peft asks the model hub whether the vocabulary was resized.
-    wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    # Embeddings are saved besides where the vocabulary was resized, or they were trained.
-    alone = [name for name in sorted(tensors.keys() - wanted.keys()) if not EMBEDDINGS.search(name)]
-    lines = [f"{name} is in the adapter alone" for name in alone]
-    lines += [f"{name} is not in the adapter" for name in sorted(wanted.keys() - tensors.keys())]
-    for name in sorted(tensors.keys() & wanted.keys()):
-        mine, theirs = list(tensors[name].shape), list(wanted[name].shape)
-        if mine != theirs:
-            lines.append(f"{name} is {mine} in the adapter and {theirs} for this base")
-    return lines

@@ -21,6 +21,13 @@ PROGRAMS = ("llama-quantize", "llama-server", "llama-imatrix", "llama-perplexity
 LIBRARY = "libggml-base.so"
 # What is kept of the source: the converters, the vocabularies that tests build tokenizers from, the chat templates.
 KEPT = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py", "models", "LICENSE")
+# llama-perplexity reads a text's control tokens letter by letter: with this they are themselves, as in training.
+# The file, what stands there, what stands there instead.
+PATCH = (
+    "tools/perplexity/perplexity.cpp",
+    "common_tokenize(ctx, params.prompt, true)",
+    "common_tokenize(ctx, params.prompt, true, true)",
+)
 # Static, so that one file is the whole of a program; no download of a model or a web page, in the build or later.
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -39,7 +46,7 @@ def home() -> Path:
 
     Its name tells the version and, by a hash, what was built of it and how.
     """
-    how = run.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, FLAGS)).encode())[:8]
+    how = run.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS)).encode())[:8]
     return run.cache() / f"llama.cpp-{base.pinned_version('llama-cpp-python')}-{how}"
 
 
@@ -110,6 +117,11 @@ def unpack(work: Path) -> None:
                 if member.name.startswith(inside):
                     member.name = member.name.removeprefix(inside)
                     tar.extract(member, partial, filter="data")
+        file, old, new = PATCH
+        text = (partial / file).read_text()
+        if old not in text:
+            raise Failed(f"llama.cpp's {file} is another one than was expected: it has no {old}")
+        (partial / file).write_text(text.replace(old, new))
     run.remove(work / "download")
 
 

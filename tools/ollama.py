@@ -50,7 +50,7 @@ class Spec:
 
     `family`: the file templates/ollama/FAMILY.gotmpl; None leaves it to the template in the GGUF. `parameters`:
     num_ctx, temperature and what else Ollama samples by. `stop`: texts that end an answer. `quantize`: a type that
-    Ollama itself makes of an f16 GGUF.
+    Ollama itself makes of an f16 GGUF. `adapter`: a LoRA GGUF over it. `base`: a model in Ollama in place of `gguf`.
     """
 
     name: str
@@ -63,6 +63,8 @@ class Spec:
     system: str | None = None
     stop: list[str] = field(default_factory=list)
     quantize: str | None = None
+    adapter: Path | None = None
+    base: str = ""
 
     def template(self) -> str | None:
         """The chat template in Go's syntax. Raises BadInput for a family that has none."""
@@ -256,7 +258,8 @@ def modelfile(spec: Spec) -> str:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     layout = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     facts = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-    return layout.get_template("Modelfile.j2").render(facts | {"gguf": spec.gguf.name, "template": spec.template()})
+    facts |= {"gguf": spec.gguf.name, "adapter": spec.adapter and spec.adapter.name, "template": spec.template()}
+    return layout.get_template("Modelfile.j2").render(facts)
 
 
 def holder(client: "Client", spec: Spec) -> str | None:
@@ -298,16 +301,22 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
     from rich.console import Console
 
     ours(spec.name)
-    if not spec.gguf.is_file():
-        raise BadInput(f"{spec.gguf}: no such file; `make gguf` makes it")
+    files = [*([] if spec.base else [spec.gguf]), *([spec.adapter] if spec.adapter else [])]
+    for file in files:
+        if not file.is_file():
+            raise BadInput(f"{file}: no such file; `make gguf` makes it")
     if not force:
         free(client, spec)
     with failures(client, spec.name):
-        digest = send(client, spec.gguf)
+        digests = {file.name: send(client, file) for file in files}
+        digest = digests[files[0].name]
         unload(client, digest)
+        adapters = {spec.adapter.name: digests.pop(spec.adapter.name)} if spec.adapter else None
         steps = client.create(
             model=spec.name,
-            files={spec.gguf.name: digest},
+            from_=spec.base or None,
+            files=digests or None,
+            adapters=adapters,
             template=spec.template(),
             system=spec.system,
             license=spec.license,
@@ -320,9 +329,7 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
                 part = f" {step.completed / step.total:.0%}" if step.completed and step.total else ""
                 status.update(f"Ollama: {step.status}{part}")
         if not spec.quantize and not made_of(client, spec.name, digest):
-            raise Failed(
-                f"{spec.name} in Ollama is not made of {spec.gguf.name} ({digest}); run the same command again"
-            )
+            raise Failed(f"{spec.name} in Ollama is not made of {files[0].name} ({digest}); run the same command again")
         client.generate(spec.name, keep_alive=0)  # One that was removed may run on, with the same file.
 
 

@@ -182,6 +182,25 @@ class Run:
         """The model in llama.cpp's format: gguf("Q8_0") is model-q8_0.gguf, gguf("Q8_0", "base") base-q8_0.gguf."""
         return self.folder / f"{'model' if who == 'tuned' else who}-{quant.lower()}.gguf"
 
+    def imatrix(self, who: str = "tuned") -> Path:
+        """What matters most in each weight of the tuned or the base model, measured on the training conversations."""
+        return self.folder / f"{'' if who == 'tuned' else f'{who}-'}imatrix.gguf"
+
+    @property
+    def adapter_gguf(self) -> Path:
+        """The adapter alone in llama.cpp's format."""
+        return self.folder / "adapter.gguf"
+
+    @property
+    def merged(self) -> Path:
+        """The whole model as a Hugging Face folder."""
+        return self.folder / "merged"
+
+    @property
+    def quality(self) -> Path:
+        """What each quantisation costs."""
+        return self.folder / "quality.json"
+
     def evaluation(self, name: str) -> Path:
         """The games of one player, e.g. evaluation("base-q8_0") is eval-base-q8_0.json."""
         return self.folder / f"eval-{name}.json"

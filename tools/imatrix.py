@@ -1,0 +1,92 @@
+"""The importance matrix: what the training conversations use most in each weight, for llama-quantize to keep best."""
+
+import os
+import random
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tools import BadInput, Failed, doctor, llamacpp, recipe, run, trajectory
+
+# Tokens that are read at a time, and how many times at most; the size is llama-imatrix's and llama-perplexity's own.
+CONTEXT = 512
+CHUNKS = 128
+
+
+def of_run(this: run.Run, who: str) -> Path:
+    """The matrix of a run's tuned or base model, measured on its training conversations unless it is there.
+
+    Raises BadInput when no recipe of ours says what those were.
+    """
+    from transformers import AutoTokenizer
+
+    if not this.recipe.exists():
+        raise BadInput(f"{this.folder}: no recipe of ours, so no training conversations to measure what matters by")
+    f16, out = this.gguf("F16", who), this.imatrix(who)
+    if not out.exists() or out.stat().st_mtime < f16.stat().st_mtime:
+        data = run.ROOT / recipe.dataset(this.recipe)["path"]
+        make(f16, data, AutoTokenizer.from_pretrained(this.adapter), out)
+    return out
+
+
+def make(f16: Path, data: Path, tokenizer: Any, out: Path, chunks: int = CHUNKS) -> None:
+    """Measure the importance matrix of an f16 GGUF on training conversations, with llama-imatrix; `out` is a GGUF.
+
+    `data`: messages, one episode a line. `tokenizer`: training's. `chunks`: of CONTEXT tokens, at most; the episodes
+    are drawn from all of the file, the same ones each time. Raises BadInput for data that are none, Failed.
+    """
+    text = rendered(tokenizer, sample(data, chunks))
+    with tempfile.TemporaryDirectory() as folder, run.whole(out) as partial:
+        # The file carries the name of the text that it was made of: that of the data, not of a passing folder.
+        (Path(folder) / data.name).write_text(text, encoding="utf-8")
+        command = [str(llamacpp.program("llama-imatrix")), "--model", str(f16.resolve()), "--file", data.name]
+        command += ["--parse-special", "--output-file", str(partial.resolve()), "--output-format", "gguf", "--no-ppl"]
+        measure([*command, "--chunks", str(chunks)], f"{out.name}: measuring", chunks, Path(folder))
+
+
+def sample(data: Path, count: int) -> list[dict[str, Any]]:
+    """At most `count` episodes of a file, drawn evenly from all of it in one reading, the same ones each time."""
+    drawn: list[dict[str, Any]] = []
+    chance = random.Random(0)
+    for number, episode in enumerate(trajectory.read(data)):
+        place = number if number < count else chance.randrange(number + 1)
+        drawn[place : place + 1] = [episode] if place < count else []
+    return drawn
+
+
+def rendered(tokenizer: Any, episodes: Iterable[dict[str, Any]]) -> str:
+    """The text of episodes as the chat template of training writes it, one after the other."""
+    return "\n".join(tokenizer.apply_chat_template(each["messages"], tokenize=False) for each in episodes)
+
+
+def measure(command: list[str], title: str, chunks: int, folder: Path) -> str:
+    """Run llama-imatrix or llama-perplexity in `folder`, the chunks it has read on a bar; what it wrote.
+
+    It ends when this process does. Raises Failed with the last line that speaks of an error.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    command = [*command, "--ctx-size", str(CONTEXT), "--threads", str(doctor.cores()), "--offline"]
+    written = ""
+    with (
+        Progress(console=Console(stderr=True)) as progress,
+        subprocess.Popen(
+            run.tied(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder
+        ) as process,
+    ):
+        task = progress.add_task(title, total=chunks)
+        assert process.stdout
+        # Its figures stand in one line, "[1]4.1,[2]3.9": a line would come at the very end.
+        while piece := os.read(process.stdout.fileno(), 2**16):
+            written += piece.decode(errors="replace")
+            if steps := re.findall(r"(?:\[(\d+)\]|^ *(\d+)  )", written[-2000:], re.M):
+                progress.update(task, completed=int("".join(steps[-1])))
+    if process.returncode:
+        lines = [line.strip() for line in written.splitlines() if line.strip()]
+        errors = [line for line in lines if re.search(r"error|failed|need at least|GGML_ASSERT", line, re.I)]
+        raise Failed(f"{title} failed: {(errors or lines or [f'exit status {process.returncode}'])[-1]}")
+    return written

@@ -106,6 +106,9 @@ gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUAN
 	@$(TOOLS) gguf $(if $(ADAPTER),--adapter $(ADAPTER),$(CHOSEN)) --quant '$(or $(QUANTS),$(QUANT))' \
 	  $(if $(BASE),--base $(BASE))
 
+parity: gguf ## the same tokens and answers in training and in every server, or the first difference (GREEDY=0)
+	@$(TOOLS) parity $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(filter 0,$(GREEDY)),--no-greedy) $(if $(JSON),--json)
+
 ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name)
 	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force)
 

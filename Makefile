@@ -122,6 +122,12 @@ merge: train ## the whole model as safetensors, for transformers and vLLM
 export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (TO=vllm)
 	@$(TOOLS) export $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(foreach each,$(TO),--to $(each))
 
+parity: gguf ## the same tokens and answers in training and in every server, or the first difference (GREEDY=0)
+	@$(TOOLS) parity $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(filter 0,$(GREEDY)),--no-greedy) $(if $(JSON),--json)
+
+ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name)
+	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force)
+
 eval: ollama ## base and tuned model play unseen rooms (ROOMS=48)
 	@$(TOOLS) eval $(CHOSEN) --quant $(QUANT) --rooms $(ROOMS) $(OPTIONS)
 

@@ -1,141 +1,272 @@
-"""Parity: equal with real servers, and each way to break it is caught and named."""
+"""Parity: equal with real servers, and each way to break a good model is caught and named, with its mend."""
 
+import contextlib
+import json
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools import Failed, base, gguf, llamacpp, ollama, parity, recipe, run, trajectory
+from tests import models
+from tools import Failed, base, causes, cli, gguf, llamacpp, ollama, parity, run, trajectory
 
-COUNT = 3
-USER = {"role": "user", "content": "  Your task is to: put some mug on desk. "}
+# What the good model's template is made of; each break replaces one part of it in the GGUF. The comment leaves room.
+SYSTEM = "<|im_start|>system\nYou are good. Today Date: 26 Jul 2024<|im_end|>\n"
+PARTS = {
+    "begin": "{{ bos_token }}",
+    "default": "{% if messages[0]['role'] != 'system' %}{{ '" + SYSTEM.replace("\n", "\\n") + "' }}{% endif %}",
+    "turns": "{% for m in messages %}",
+    "turn": "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}",
+    "done": "{% endfor %}",
+    "ask": "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+}
+ROOM = 400
+USER = {"role": "user", "content": "  Your task is to: put some mug on desk 12345. "}
 ANSWER = {"role": "assistant", "content": "Thought: I see <it> & 'go'. é 你好 🙂\nAction: go to desk 1"}
-# No system message: SmolLM2's template puts a default one before it. Spaces at both ends.
-BARE = {"messages": [USER, ANSWER, {"role": "user", "content": " Observation: Nothing happens.\n"}, ANSWER]}
-DEFAULT = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+# No system message: the template puts a default one before it. Spaces at both ends.
+BARE = [USER, ANSWER, {"role": "user", "content": " Observation: Nothing happens.\n"}, ANSWER]
+LLAMA = "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] + '<|eot_id|>' }}"
+REFUSAL = "{% if messages[0]['content'].startswith(' ') %}{{ raise_exception('never') }}{% endif %}"
+BARE_TEXT = {"begin": "", "default": "", "turn": "{{ m['content'] }}", "ask": ""}
 
 Check = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return base.resolve("smollm2-135m", gguf.convert)
+def template(**changes: str) -> str:
+    """The good template, or one with some of its parts changed."""
+    return "".join((PARTS | changes).values())
 
 
 @pytest.fixture(scope="module")
-def url(smollm2_gguf: Path) -> Iterator[str]:
-    with llamacpp.server(smollm2_gguf, 512) as url:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model with SmolLM2's tokenizer, a beginning-of-sequence token and the good template."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    out = tmp_path_factory.mktemp("good")
+    tokenizer = AutoTokenizer.from_pretrained(base.resolve("smollm2-135m", gguf.convert))
+    tokenizer.bos_token, tokenizer.chat_template = "<|endoftext|>", template() + "{#" + " " * ROOM + "#}"
+    tokenizer.save_pretrained(out)
+    ids: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ids))
+    model.to(torch.bfloat16).save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def good(folder: Path) -> Path:
+    """The good model's GGUF, whose tokenizer adds the beginning as Llama's does."""
+    gguf.convert(folder, folder / "good.gguf")
+    number("tokenizer.ggml.add_bos_token", True)(folder / "good.gguf")
+    return folder / "good.gguf"
+
+
+@pytest.fixture(scope="module")
+def url(good: Path) -> Iterator[str]:
+    with llamacpp.server(good, 512) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def side(url: str) -> parity.Side:
-    return parity.llama_server(url)
+def tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def check(folder: Path) -> Check:
-    """The check of conversations (by default the bare one alone), which Axolotl tokenises once for all tests."""
-    from transformers import AutoTokenizer
+def check(folder: Path, tokenizer: Any) -> Check:
+    """The check of the bare conversation and another, which Axolotl tokenises once for all tests."""
+    talks = [BARE, [parity.system("Solve it."), *BARE]]
+    entry = parity.ENTRY | parity.SHAPE
+    trained = trajectory.tokenise(folder, entry, [{"messages": talk} for talk in talks], 2048)
 
-    path = recipe.find("smollm2-135m-lora")
-    committed = [each for each, _ in zip(trajectory.read(run.ROOT / "data" / "test.jsonl"), range(COUNT), strict=False)]
-    conversations = [BARE, *committed]
-    trained = trajectory.tokenise(folder, recipe.dataset(path), conversations, 2048, recipe.load(path))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def compare(*sides: parity.Side, which: slice = slice(1)) -> dict[str, Any]:
-        return parity.check(conversations[which], trained[which], sides, tokenizer)
+    def compare(*sides: parity.Side, which: slice = slice(2)) -> dict[str, Any]:
+        return parity.check(talks[which], trained[which], sides, tokenizer)
 
     return compare
 
 
-def broken(check: Check, side: parity.Side, **wrong: Any) -> dict[str, Any]:
-    """The first difference when one part of a real server is replaced."""
-    found = check(replace(side, **wrong))
+def edit(path: Path, key: str, change: Callable[[Any], None]) -> None:
+    """Change a value of a GGUF in its place: `change` gets the array that lies in the file."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path, "r+").get_field(key)
+    assert field is not None, key
+    change(field)
+
+
+def rewrite(path: Path, **changes: str) -> None:
+    """Give a GGUF a chat template with other parts, padded by a comment to the old one's length."""
+
+    def change(field: Any) -> None:
+        new = template(**changes).encode()
+        old = field.parts[field.data[0]]
+        old[:] = bytearray(new + b"{#" + b" " * (len(old) - len(new) - 4) + b"#}")
+
+    edit(path, "tokenizer.chat_template", change)
+
+
+def number(key: str, value: Any, index: int = 0) -> Callable[[Path], None]:
+    """A break: one number of a GGUF's metadata."""
+
+    def change(field: Any) -> None:
+        field.parts[field.data[index]][0] = value
+
+    return lambda path: edit(path, key, change)
+
+
+def word(key: str, value: str) -> Callable[[Path], None]:
+    """A break: one text of a GGUF's metadata, by another of the same length."""
+
+    def change(field: Any) -> None:
+        field.parts[field.data[0]][:] = bytearray(value.encode())
+
+    return lambda path: edit(path, key, change)
+
+
+def parts(**changes: str) -> Callable[[Path], None]:
+    """A break: parts of the chat template."""
+    return lambda path: rewrite(path, **changes)
+
+
+def without_begin(path: Path) -> None:
+    rewrite(path, begin="")
+    number("tokenizer.ggml.add_bos_token", False)(path)
+
+
+BREAKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "default system message": ("default_system", parts(default=""), "training begins with 'system"),
+    "another default": (
+        "another_system",
+        parts(default=PARTS["default"].replace("good", "bad")),
+        "another system message",
+    ),
+    "beginning twice": ("begin_twice", parts(begin="{{ bos_token }}{{ bos_token }}"), "twice in llama-server"),
+    "no beginning": ("begin_missing", without_begin, "llama-server has no <|endoftext|>"),
+    "spaces": ("space", parts(turn=PARTS["turn"].replace("m['content']", "m['content'].strip()")), "llama-server"),
+    "no end": ("no_end", parts(turn=PARTS["turn"].replace("<|im_end|>", "")), "llama-server has no <|im_end|>"),
+    "another eos": ("no_stop", number("tokenizer.ggml.eos_token_id", 3), "stops at <repo_name>"),
+    "a control token as text": (
+        "spelled_out",
+        number("tokenizer.ggml.token_type", 1, 1),
+        "<|im_start|> as ordinary",
+    ),
+    "a backslash and n": ("line_feeds", parts(turn=PARTS["turn"].replace("\\n", "\\\\n")), "backslash n"),
+    "no template": ("no_template", parts(**BARE_TEXT), "bare text"),
+    "Llama's template": ("other_template", parts(turn=LLAMA, default="", ask=""), "<|start_header_id|>"),
+    "thinking": ("thinking", parts(ask=PARTS["ask"].replace("ant\\n", "ant\\n<think>\\n\\n</think>\\n\\n")), "<think>"),
+    "a date": ("date", parts(default=PARTS["default"].replace("26 Jul 2024", "24 Nov 2026")), "26 Jul 2024"),
+    "the last message alone": ("message_lost", parts(turns="{% for m in messages[-1:] %}"), "Your task is to: put"),
+    "a shorter opening": ("prompt_short", parts(ask=PARTS["ask"].replace("ant\\n", "ant")), "without '\\n'"),
+    "a longer opening": ("prompt_long", parts(ask=PARTS["ask"].replace("ant\\n", "ant\\nThought:")), "goes on with"),
+    "another pre-tokenizer": ("vocabulary", word("tokenizer.ggml.pre", "falcon"), "another pre-tokenizer"),
+    "a template that refuses": ("refused", parts(begin=REFUSAL), "never"),
+    "other words": ("unknown", parts(turn=PARTS["turn"].replace("t']", "t'].replace('mug', 'cup')")), ""),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_model_broken_in_one_way_is_caught_and_named(name: str, good: Path, tmp_path: Path, check: Check) -> None:
+    kind, damage, says = BREAKS[name]
+    broken = Path(shutil.copy2(good, tmp_path / "broken.gguf"))
+    damage(broken)
+    with llamacpp.server(broken, 512) as url:
+        found = check(parity.llama_server(url))
+    first = found["first_difference"]
     assert found["equal"] is False
-    assert len(parity.words(found["first_difference"]).splitlines()) == 1
-    return dict(found["first_difference"])
+    assert first["kind"] == kind and says in first["cause"], parity.words(first)
+    assert first["mend"] and first["side"] == "llama-server" and first["conversation"] == 1
+    assert len(parity.words(first).splitlines()) == 1
 
 
-def test_llama_server_sees_the_tokens_of_training(check: Check, side: parity.Side) -> None:
-    found = check(side, which=slice(None))
+def test_the_words_of_a_difference_show_both_sides(good: Path, tmp_path: Path, check: Check) -> None:
+    broken = Path(shutil.copy2(good, tmp_path / "broken.gguf"))
+    rewrite(broken, default="")
+    with llamacpp.server(broken, 512) as url:
+        first = check(parity.llama_server(url))["first_difference"]
+    assert (first["turn"], first["position"]) == (2, 2)
+    assert (first["trained"]["text"], first["served"]["text"]) == ("system", "user")
+    assert "You are good" in first["trained"]["around"] and "Your task" in first["served"]["around"]
+    line = parity.words(first)
+    assert "llama-server, conversation 1, turn 2, token 2: training has 'system' and llama-server 'user'" in line
+    assert "to mend it: give every conversation a system message" in line
+
+
+def test_all_sides_see_the_tokens_of_training_on_hard_conversations(folder: Path, url: str, tokenizer: Any) -> None:
+    talks = parity.conversations(trajectory.read(run.ROOT / "data" / "test.jsonl"), tokenizer, 1)
+    found = parity.prove(talks, folder, [parity.llama_server(url)], tokenizer=tokenizer)
     assert found["equal"] is True and found["first_difference"] is None
-    assert (found["conversations"], found["sides"]) == (COUNT + 1, ["llama-server"])
-    assert found["tokens"] > 1000
+    assert found["sides"] == ["transformers", "llama-server"]
+    assert found["conversations"] == len(talks) and found["tokens"] > 10000
 
 
-def test_a_default_system_message_dropped(check: Check, side: parity.Side) -> None:
-    found = broken(check, side, render=lambda messages: side.render(messages).removeprefix(DEFAULT))
-    assert found["cause"].startswith("the default system message")
-    assert (found["side"], found["conversation"], found["turn"], found["position"]) == ("llama-server", 1, 2, 1)
-    assert (found["trained"]["text"], found["served"]["text"]) == ("system", "user")
-    assert "You are a helpful AI assistant" in found["trained"]["around"]
-    assert "training has 'system' and the server 'user'" in parity.words(found)
+def test_hard_conversations_hold_what_is_hard(tokenizer: Any) -> None:
+    talks = parity.conversations(trajectory.read(run.ROOT / "data" / "test.jsonl"), tokenizer, 1)
+    said = [turn["content"] for talk in talks for turn in talk if turn["role"] == "user"]
+    lengths = {len(parity.answers(talk)) for talk in talks}
+    assert {1, 60} <= lengths
+    assert {talk[0]["role"] for talk in talks} == {"system", "user"}
+    assert "" in said and "<|im_end|>" in said and any(word.startswith(" ") for word in said)
+    assert any("🙂" in word for word in said) and any(word.endswith("\n") for word in said)
 
 
-def test_the_end_token_lost_at_the_end(check: Check, side: parity.Side) -> None:
-    """As when the file's end token is another one than the template's."""
-    found = broken(check, side, end="")
-    assert found["cause"] == "the end token lost: the server has no <|im_end|> here"
-    assert (found["turn"], found["trained"]["text"], found["served"]["id"]) == (4, "<|im_end|>", None)
-    assert "the server nothing" in parity.words(found)
-    found = broken(check, side, end="<|endoftext|>")
-    assert found["cause"].startswith("the end token lost")
+def test_a_chat_request_reads_as_many_tokens_as_were_compared(url: str) -> None:
+    """A control token that a user typed counts as such in a real request too."""
+    side = parity.llama_server(url)
+    talk = [{"role": "user", "content": "a literal <|im_end|> é 🙂"}]
+    answer = llamacpp.post(f"{url}/v1/chat/completions", {"messages": talk, "max_tokens": 1})
+    assert answer["usage"]["prompt_tokens"] == len(side.tokenise(side.render(talk)))
 
 
-def test_the_end_token_lost_after_each_answer(check: Check, side: parity.Side) -> None:
-    said = ANSWER["content"]
-    found = broken(check, side, render=lambda messages: side.render(messages).replace(f"{said}<|im_end|>", said))
-    assert found["cause"] == "the end token lost: the server has no <|im_end|> here"
-    assert found["turn"] == 4 and said.endswith(found["trained"]["around"].split("<|im_end|>")[0][-10:])
+def test_a_mask_without_trained_tokens(url: str, tokenizer: Any) -> None:
+    found = parity.check([BARE], [([1, 2, 3], [-100] * 3)], [parity.llama_server(url)], tokenizer)
+    assert "the loss mask: 0 trained parts for 2 answers" in parity.words(found["first_difference"])
 
 
-def test_control_tokens_spelled_out(check: Check, side: parity.Side, url: str) -> None:
-    found = broken(check, side, tokenise=lambda text: llamacpp.tokenize(url, text, special=False))
-    assert found["cause"] == "a control token spelled out: the server reads <|im_start|> as ordinary text"
-    assert (found["position"], found["trained"]["text"], found["served"]["text"]) == (0, "<|im_start|>", "<")
+def test_an_end_token_that_is_not_trained(url: str, folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """As for a base whose eos is not the token that ends its template's turns, before the recipe says so."""
+    other = Path(shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("*.gguf")))
+    settings = json.loads((other / "tokenizer_config.json").read_bytes())
+    run.write_json(other / "tokenizer_config.json", settings | {"eos_token": "<repo_name>"})
+    trained = trajectory.tokenise(other, parity.ENTRY | parity.SHAPE, [{"messages": BARE}], 2048)
+    first = parity.check([BARE], trained, [parity.llama_server(url)], tokenizer)["first_difference"]
+    assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["mend"]
 
 
-def test_a_space_stripped(check: Check, side: parity.Side) -> None:
-    def strip(messages: list[dict[str, str]]) -> str:
-        return side.render([turn | {"content": turn["content"].strip()} for turn in messages])
-
-    assert broken(check, side, render=strip)["cause"] == "white space stripped or added by one side's template"
-
-
-def test_the_beginning_twice(check: Check, side: parity.Side) -> None:
-    begin = side.tokenise("<|im_start|>")
-    found = broken(check, side, tokenise=lambda text: begin + side.tokenise(text))
-    assert found["cause"].startswith("the beginning-of-sequence token twice")
-
-
-def test_a_prompt_that_ends_elsewhere(check: Check, side: parity.Side) -> None:
-    found = broken(check, side, render=lambda messages: side.render(messages).removesuffix("\n"))
-    assert found["cause"].startswith("the end of the prompt: the server's opens the assistant's turn with less")
-    found = broken(check, side, render=lambda messages: f"{side.render(messages)}Thought:")
-    assert found["cause"].startswith("the end of the prompt: the server's goes on where the trained answer begins")
-
-
-def test_another_text_and_other_tokens(check: Check, side: parity.Side) -> None:
-    found = broken(check, side, render=lambda messages: side.render(messages).replace("mug", "cup"))
-    assert found["cause"].startswith("unknown") and found["served"]["text"] == " cup"
-
-    def cut(text: str) -> list[int]:
-        before, word, after = text.partition("put")
-        return [i for part in (before, word[:1], word[1:], after) for i in side.tokenise(part)]
-
-    assert broken(check, side, tokenise=cut)["cause"].startswith("the same text in other tokens")
-
-
-def test_a_mask_without_trained_tokens(side: parity.Side, folder: Path) -> None:
+def test_a_template_that_rewrites_earlier_turns(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """As Qwen3's, which marks the last answer alone, and Mistral's, which moves the system message to the last turn."""
     from transformers import AutoTokenizer
 
-    trained = ([1, 2, 3], [-100, -100, -100])
-    found = parity.check([BARE], [trained], [side], AutoTokenizer.from_pretrained(folder))
-    assert "the loss mask: 0 trained parts for 2 assistant turns" in parity.words(found["first_difference"])
+    moved = Path(shutil.copytree(folder, tmp_path / "moved", ignore=shutil.ignore_patterns("*.gguf")))
+    late = "{% if loop.last or loop.index == loop.length - 1 %}{{ 'Be brief. ' }}{% endif %}"
+    (moved / "chat_template.jinja").write_text(template(turn=late + PARTS["turn"]))
+    found = parity.prove([BARE], moved, [], tokenizer=AutoTokenizer.from_pretrained(moved))
+    assert found["first_difference"]["side"] == "transformers"
+    assert found["first_difference"]["kind"] == "rewritten"
+
+
+def test_what_training_refuses_is_counted_and_not_compared(folder: Path, url: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    strict = Path(shutil.copytree(folder, tmp_path / "strict", ignore=shutil.ignore_patterns("*.gguf")))
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (strict / "chat_template.jinja").write_text(refuse + template())
+    tokenizer = AutoTokenizer.from_pretrained(strict)
+    with_system = [parity.system("Solve it."), *BARE]
+    found = parity.prove([BARE, with_system], strict, [parity.llama_server(url)], tokenizer=tokenizer)
+    assert (found["equal"], found["conversations"], found["refused"]) == (True, 1, 1)
+    with pytest.raises(Failed, match="refuses every conversation: System role not supported"):
+        parity.prove([with_system], strict, [], tokenizer=tokenizer)
 
 
 def test_a_server_that_is_gone() -> None:
@@ -143,21 +274,121 @@ def test_a_server_that_is_gone() -> None:
         parity.llama_server(f"http://127.0.0.1:{llamacpp.free_port()}")
 
 
-@pytest.mark.slow
-def test_ollama_sees_the_tokens_of_training(
-    check: Check, url: str, smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_cause_has_its_mend() -> None:
+    fields = dict.fromkeys(("token", "stops"), "x")
+    for kind in causes.facts()["causes"]:
+        for side in (causes.LLAMA_SERVER, causes.OLLAMA):
+            named = causes.named(kind, side, **fields)
+            assert named["cause"] and named["mend"] and "{" not in named["cause"].replace("{eos", ""), kind
+
+
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    """The exit status and what a command printed."""
+    monkeypatch.setattr("sys.argv", ["tools", "parity", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), capsys.readouterr().out
+
+
+def test_a_gguf_of_any_origin_is_checked_by_a_command(
+    folder: Path, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With our template; without it Ollama finds one of its own, which drops SmolLM2's default system message."""
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"messages": BARE}) + "\n")
+    asked = ["--base", str(folder), "--data", str(data), "--json"]
+    status, shown = command(capsys, monkeypatch, "--gguf", str(good), *asked)
+    found = json.loads(shown)
+    assert (status, found["equal"], found["sides"]) == (0, True, ["transformers", "llama-server"])
+    assert found["first_difference"] is None and found["conversations"] > 30
+    broken = Path(shutil.copy2(good, tmp_path / "broken.gguf"))
+    rewrite(broken, turn=PARTS["turn"].replace("<|im_end|>", ""))
+    status, shown = command(capsys, monkeypatch, "--gguf", str(broken), *asked)
+    first = json.loads(shown)["first_difference"]
+    assert (status, first["kind"], first["side"]) == (1, "no_end", "llama-server")
+    assert {"cause", "mend", "trained", "served", "conversation", "turn", "position"} <= first.keys()
+
+
+CHAT = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+LAST = "<|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"
+# By name: the kind, what the Modelfile says, which conversation shows it (0: without a system message), the mend.
+MODELFILES: dict[str, tuple[str, dict[str, str], int, str]] = {
+    "no default system message": ("default_system", {"template": CHAT}, 0, "make SYSTEM in the Modelfile"),
+    "a SYSTEM not trained": ("another_system", {"template": CHAT, "system": "Be bad."}, 0, "SYSTEM and TEMPLATE"),
+    "beginning twice": ("begin_twice", {"template": f"<|endoftext|>{CHAT}"}, 1, "take <|endoftext|> out of TEMPLATE"),
+    "a backslash and n": ("line_feeds", {"template": CHAT.replace("\n", "\\n")}, 1, "write true line feeds"),
+    "no template": ("no_template", {"template": "{{ .Prompt }}"}, 1, "TEMPLATE of the model's family"),
+    "no end": ("no_end", {"template": CHAT.replace("<|im_end|>", "")}, 1, "write <|im_end|> after each message"),
+    "one turn alone": ("message_lost", {"template": LAST}, 1, "a range over .Messages"),
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An Ollama of our own."""
     if ollama.install() is None:
         pytest.skip("neither Ollama nor Go is installed")
-    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")  # no Ollama of the user's
-    spec = ollama.Spec("react-test", smollm2_gguf, "smollm2-135m-lora", "0", "Apache-2.0", {"num_ctx": 2048})
-    with ollama.session() as session:
-        ollama.create(session.client, spec)
-        served = parity.ollama(session.client, "react-test", url)
-        found = check(parity.llama_server(url), served, which=slice(1, None))
-        assert found["equal"] is True and found["sides"] == ["llama-server", "Ollama"]
-        ollama.create(session.client, replace(spec, family=None))
-        found = check(served)
-        assert found["first_difference"]["cause"].startswith("the default system message")
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path_factory.mktemp("ollama")))
+        patch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")  # no Ollama of the user's
+        yield stack.enter_context(ollama.session()).client
+
+
+@pytest.fixture(scope="module")
+def served(client: Any, good: Path, url: str) -> Callable[..., parity.Side]:
+    """The good model in Ollama, with a Modelfile of one's own."""
+
+    def create(expected: str | None = None, **said: str) -> parity.Side:
+        client.create(model="react-parity", files={good.name: ollama.send(client, good)}, **said)
+        return parity.ollama(client, "react-parity", url, expected)
+
+    return create
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELFILES)
+def test_a_modelfile_wrong_in_one_way_is_caught_and_named(
+    name: str, served: Callable[..., parity.Side], check: Check
+) -> None:
+    kind, said, which, mend = MODELFILES[name]
+    first = check(served(**said), which=slice(which, which + 1))["first_difference"]
+    assert first["kind"] == kind and first["side"] == "Ollama", parity.words(first)
+    assert mend in first["mend"]
+
+
+@pytest.mark.slow
+def test_ollama_sees_the_tokens_of_training_on_hard_conversations(
+    served: Callable[..., parity.Side], folder: Path, tokenizer: Any
+) -> None:
+    """Where SYSTEM is there on purpose, a conversation without a system message equals training with that message."""
+    talks = parity.conversations(trajectory.read(run.ROOT / "data" / "test.jsonl"), tokenizer, 1)
+    side = served("Solve the task.", template=CHAT, system="Solve the task.")
+    found = parity.prove(talks, folder, [side], tokenizer=tokenizer)
+    assert found["equal"] is True and found["sides"] == ["transformers", "Ollama"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("qwen2", None),
+        ("llama", None),
+        ("gemma2", None),
+        ("gemma3", None),
+        ("qwen3", "thinking"),
+        ("mistral", "rewritten"),
+    ],
+)
+def test_each_family_with_its_own_template(family: str, kind: str | None, tmp_path: Path) -> None:
+    """Qwen3's and Mistral's own templates write earlier turns otherwise once later ones follow: no server can match."""
+    from transformers import AutoTokenizer
+
+    base_model = models.make(family, tmp_path / family)
+    gguf.convert(base_model, tmp_path / "f16.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    talks = parity.conversations(trajectory.read(run.ROOT / "data" / "test.jsonl"), tokenizer, 1)
+    with llamacpp.server(tmp_path / "f16.gguf", 512) as url:
+        found = parity.prove(talks, base_model, [parity.llama_server(url)], tokenizer=tokenizer)
+    first = found["first_difference"]
+    assert (first and first["kind"]) == kind, parity.words(first) if first else kind
+    assert found["refused"] == 0 or family == "gemma2"

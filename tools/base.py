@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,21 @@ def resolve(name: str, convert: Callable[[Path, Path], None]) -> Path:
     return check(from_hub(name))
 
 
-def from_hub(name: str) -> Path:
+def tokenizer_folder(name: str) -> Path:
+    """The folder with the tokenizer and chat template of a base model (a folder or a hub id), weights or not.
+
+    Raises BadInput for anything else, Failed when the hub cannot give it.
+    """
+    if not Path(name).is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            raise BadInput(f"{name!r}: neither a folder nor a model hub's org/name")
+        return from_hub(name, [pattern for pattern in HUB_PATTERNS if pattern != "*.safetensors"])
+    if not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        raise BadInput(f"{name}: it has no tokenizer ({', '.join(TOKENIZER_FILES)})")
+    return Path(name)
+
+
+def from_hub(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
     """Download a model from the Hugging Face hub (only what is not there yet): weights as safetensors, never pickle.
 
     Returns its folder in the hub's own cache. Raises Failed in one line when it cannot be had.
@@ -74,7 +88,7 @@ def from_hub(name: str) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise Failed(f"{name} cannot be had from the model hub: {first}; give a folder with BASE=path") from error

@@ -1,11 +1,11 @@
 """The stages in their order, each done once: what a stage was made from stands in run.json beside its seconds."""
 
 import contextlib
-import itertools
 import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +18,6 @@ from tools import BadInput, Failed, base, catalog, doctor, recipe, run
 from tools.catalog import Tier
 from tools.run import Run
 
-# Conversations of the test set whose tokens are compared before a model gets its name.
-PARITY_CONVERSATIONS = 20
 # Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
 # The first prompt that people try.
@@ -269,9 +267,7 @@ def spec(path: Path, quant: str, who: str, other: str, model: str, needed: bool 
         # Where there is no such template in Go, the one in the GGUF serves.
         family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
         system=system(),
-        stop=list(
-            dict.fromkeys([*base.end_texts(this.adapter, Path(asrun["base_model"])), *([known.eos] if known else [])])
-        ),
+        stop=stops(this, asrun, known),
         quantize=quant if by_ollama else None,
     )
 
@@ -342,8 +338,10 @@ def publish(client: Any, path: Path, wanted: Any, force: bool = False) -> None:
     Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
     stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
     """
-    from tools import llamacpp, parity, trial
+    from transformers import AutoTokenizer
+
     from tools import ollama as server
+    from tools import proof, trial
 
     this, inputs, episode = recipe.folder(path), proof_inputs(wanted), next(test_set())["messages"]
     run.need_space(this.folder, 0.01)
@@ -353,51 +351,48 @@ def publish(client: Any, path: Path, wanted: Any, force: bool = False) -> None:
         return
     if client is not None and not force:
         server.free(client, wanted)
-    from transformers import AutoTokenizer
-
+    tokenizer = AutoTokenizer.from_pretrained(this.adapter)
     first = [{"role": "user", "content": CLASSIC}]
-    with this.stage("ollama", inputs) as notes, llamacpp.server(wanted.gguf, int(wanted.parameters["num_ctx"])) as url:
+    with this.stage("ollama", inputs) as notes, proof.sides(client, wanted, tokenizer, episode) as (tried, seen):
+        found = proof.tokens(path, seen, test_set())
+        proof.stop(found, "so the model gets no name: ")
+        notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
+        if client is not None:
+            notes |= {"template": tried.family or "in the GGUF"}
+            asked = {"the first prompt": first, "an observation": episode[:4]}
+            notes["ends"] = trial.ends(client, tried.name, asked, force)
+        run.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
         if client is None:
-            notes |= prove(path, [parity.llama_server(url)])
-            run.write(this.modelfile, server.modelfile(wanted).encode())
             return
-        tried = f"{wanted.name}-trial"
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(this.adapter)
-            made = trial.settle(client, replace(wanted, name=tried), tokenizer, episode)
-            notes |= {"template": made.family or "in the GGUF"}
-            notes |= prove(path, [parity.llama_server(url), parity.ollama(client, tried, url)])
-            notes["ends"] = trial.ends(client, tried, {"the first prompt": first, "an observation": episode[:4]}, force)
-            run.write(this.modelfile, server.modelfile(replace(made, name=wanted.name)).encode())
-            client.copy(tried, wanted.name)
-        finally:
-            server.remove(client, tried)
+        client.copy(tried.name, wanted.name)
     print(f"{wanted.name}: in Ollama, its tokens proven")
 
 
-def prove(path: Path, sides: list[Any]) -> dict[str, Any]:
-    """Compare the tokens of training with those of each server, on test conversations; parity.json says the outcome.
+def parity(name: str, other: str, quant: str, model: str, answers: bool, as_json: bool) -> None:
+    """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
 
     Raises Failed with the first difference.
     """
-    from rich.console import Console
     from transformers import AutoTokenizer
 
-    from tools import parity, trajectory
+    from tools import ollama, proof
 
-    this = recipe.folder(path)
-    asrun = recipe.load(this.recipe)
-    conversations = list(itertools.islice(test_set(), PARITY_CONVERSATIONS))
-    source = Path(asrun["base_model"])
-    with Console(stderr=True).status("parity: Axolotl makes the tokens of training"):
-        trained = trajectory.tokenise(source, asrun["datasets"][0], conversations, asrun["sequence_len"], asrun)
-    found = parity.check(conversations, trained, sides, AutoTokenizer.from_pretrained(source))
-    run.write_json(this.parity, found)
-    if not found["equal"]:
-        raise Failed(
-            f"training and serving differ, so the model gets no name: {parity.words(found['first_difference'])}"
-        )
-    return {key: found[key] for key in ("conversations", "tokens", "sides")}
+    path = find(name)
+    this, wanted = recipe.folder(path), spec(path, quant.upper(), "tuned", other, model)
+    with contextlib.ExitStack() as stack:
+        try:
+            client = stack.enter_context(ollama.session()).client
+        except ollama.NoOllama:
+            client = None
+        tokenizer, episode = AutoTokenizer.from_pretrained(this.adapter), next(test_set())["messages"]
+        _, seen = stack.enter_context(proof.sides(client, wanted, tokenizer, episode))
+        found = proof.tokens(path, seen, test_set())
+    if answers and found["equal"]:
+        with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
+            gguf(name, other, "F16")
+        found["greedy"] = proof.answers(base_folder(path, other), this.adapter, this.gguf("F16"), test_set())
+        run.write_json(this.parity, found)
+    proof.tell(found, as_json)
 
 
 def proof_inputs(wanted: Any) -> dict[str, str]:

@@ -395,6 +395,35 @@ def ollama(
 
 
 @app.command()
+def parity(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or its path; or give --gguf")] = "",
+    quant: Quant = "Q8_0",
+    base: Base = "",
+    name: Name = "",
+    gguf: Annotated[str, typer.Option(help="a GGUF of any origin, checked against --base")] = "",
+    data: Annotated[str, typer.Option(help="with --gguf: messages, one conversation a line")] = "data/test.jsonl",
+    adapter: Annotated[str, typer.Option(help="with --gguf: the PEFT adapter that is in it")] = "",
+    in_ollama: Annotated[str, typer.Option("--ollama", help="with --gguf: the model's name in Ollama")] = "",
+    greedy: Annotated[
+        bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare tokens, and answers, of training and of serving; the first difference, its cause and its mend."""
+    from pathlib import Path
+
+    from tools import chain, proof
+
+    if bool(recipe) == bool(gguf) or (gguf and not base):
+        raise BadInput("parity of what? A recipe's name or path, or --gguf FILE --base FOLDER-OR-HUB-NAME")
+    if recipe:
+        chain.parity(recipe, base, quant, name, greedy is not False, as_json)
+    else:
+        of = Path(adapter) if adapter else None
+        proof.tell(proof.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
+
+
+@app.command()
 def eval(
     recipe: Recipe,
     quant: Quant = "Q8_0",

@@ -126,9 +126,10 @@ def same_text(client: Any, name: str, this: run.Run) -> None:
     from transformers import AutoTokenizer
 
     from tools import ollama as server
+    from tools import parity
 
     tokenizer = AutoTokenizer.from_pretrained(this.adapter)
-    for number, episode in enumerate(islice(chain.test_set(), chain.PARITY_CONVERSATIONS), 1):
+    for number, episode in enumerate(islice(chain.test_set(), parity.COUNT), 1):
         turns = episode["messages"][:-1]
         mine: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         theirs = server.render(client, name, turns)

@@ -1,6 +1,7 @@
 """Find, build and start llama.cpp's programs."""
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -10,11 +11,14 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from tools import BadInput, Failed, base, doctor, run
+
+if TYPE_CHECKING:
+    import httpx
 
 PROGRAMS = ("llama-quantize", "llama-server", "llama-imatrix", "llama-perplexity")
 # The quantiser alone, as a library that Python can call.
@@ -39,6 +43,10 @@ FLAGS = (
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
+
+
+class Refused(Failed):
+    """A server answered, and would not do what it was asked."""
 
 
 def home() -> Path:
@@ -287,15 +295,23 @@ def apply_template(url: str, messages: list[dict[str, str]]) -> str:
     return str(post(f"{url}/apply-template", {"messages": messages})["prompt"])
 
 
+@functools.cache
+def connection() -> "httpx.Client":
+    """The client for our servers: one for all requests, since to make one costs more than most answers."""
+    import httpx
+
+    return httpx.Client(timeout=600, trust_env=False)
+
+
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The JSON answer to a JSON request. Raises Failed with the server's own message when it refuses or is gone."""
+    """The JSON answer to a JSON request. Raises Refused with the server's own message, Failed when it is gone."""
     import httpx
 
     try:
-        answer = httpx.post(url, json=body, timeout=600, trust_env=False)
+        answer = connection().post(url, json=body)
     except httpx.HTTPError as error:
         raise Failed(f"{url}: no answer ({error})") from error
     if answer.status_code != 200:
-        raise Failed(f"{url}: {answer.status_code} {answer.text.strip()[:300]}")
+        raise Refused(f"{url}: {answer.status_code} {answer.text.strip()[:300]}")
     value: dict[str, Any] = answer.json()
     return value

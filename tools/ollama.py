@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -412,6 +413,13 @@ def render(client: "Client", name: str, messages: list[Message], think: bool | N
     if shown is None:
         raise Failed("this Ollama is too old to show the prompts it renders; update it: https://ollama.com/download")
     return str(shown["rendered_template"])
+
+
+def stops(client: "Client", name: str) -> tuple[str, ...]:
+    """The texts that end an answer by the model's parameters, in Ollama. Raises Failed."""
+    with failures(client, name):
+        lines = (client.show(name).parameters or "").splitlines()
+    return tuple(shlex.split(line)[1] for line in lines if line.split()[:1] == ["stop"])
 
 
 def chat(

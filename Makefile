@@ -112,6 +112,9 @@ gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUAN
 ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name; ADAPTER_ONLY=1 FROM=)
 	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force) $(ALONE) $(if $(FROM),--from $(FROM))
 
+parity: gguf ## the same tokens and answers in training and in every server, or the first difference (GREEDY=0)
+	@$(TOOLS) parity $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(filter 0,$(GREEDY)),--no-greedy) $(if $(JSON),--json)
+
 quality: train ## what quantising costs: size, perplexity, KL against f16 (QUANTS="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
 	@$(TOOLS) quality $(CHOSEN) $(if $(QUANTS),--quants '$(QUANTS)') $(if $(BASE),--base $(BASE)) $(GUIDED) \
 	  $(if $(HELD_OUT),--data $(HELD_OUT))
@@ -121,12 +124,6 @@ merge: train ## the whole model as safetensors, for transformers and vLLM
 
 export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (TO=vllm)
 	@$(TOOLS) export $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(foreach each,$(TO),--to $(each))
-
-parity: gguf ## the same tokens and answers in training and in every server, or the first difference (GREEDY=0)
-	@$(TOOLS) parity $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(filter 0,$(GREEDY)),--no-greedy) $(if $(JSON),--json)
-
-ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name)
-	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force)
 
 eval: ollama ## base and tuned model play unseen rooms (ROOMS=48)
 	@$(TOOLS) eval $(CHOSEN) --quant $(QUANT) --rooms $(ROOMS) $(OPTIONS)

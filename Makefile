@@ -14,6 +14,8 @@ PATH_GIVEN = $(filter %.yaml %.yml,$(RECIPE))
 CHOSEN = $(if $(PATH_GIVEN),,$(if $(TIER),$(TIER)/))$(RECIPE)
 CHANGES = $(if $(BASE),--base $(BASE)) $(if $(and $(PATH_GIVEN),$(TIER)),--tier $(TIER)) $(if $(DATA),--data $(DATA)) \
   $(foreach each,$(SET),--set '$(each)') $(if $(FORCE),--force)
+# What a model is made of: what a recipe trained, or any adapter.
+SUBJECT = $(if $(ADAPTER),--adapter $(ADAPTER),$(CHOSEN))
 # How a GGUF is made: quantised by what the training conversations use most; the adapter alone.
 GUIDED = $(if $(IMATRIX),--imatrix)
 ALONE = $(if $(ADAPTER_ONLY),--adapter-only)
@@ -106,14 +108,14 @@ ray: .venv/.ready ## the same for a Ray cluster
 	@$(TOOLS) submit ray $(CHOSEN) $(filter-out --force,$(CHANGES)) $(PROCESSES)
 
 gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUANTS="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1)
-	@$(TOOLS) gguf $(if $(ADAPTER),--adapter $(ADAPTER),$(CHOSEN)) --quant '$(or $(QUANTS),$(QUANT))' \
+	@$(TOOLS) gguf $(SUBJECT) --quant '$(or $(QUANTS),$(QUANT))' \
 	  $(if $(BASE),--base $(BASE)) $(GUIDED) $(ALONE)
 
-ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name; ADAPTER_ONLY=1 FROM=)
-	@$(TOOLS) ollama $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force) $(ALONE) $(if $(FROM),--from $(FROM))
+ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name; ADAPTER= BASE= of any; ADAPTER_ONLY=1 FROM=)
+	@$(TOOLS) ollama $(SUBJECT) --quant $(QUANT) $(OPTIONS) $(if $(FORCE),--force) $(ALONE) $(if $(FROM),--from $(FROM))
 
 parity: gguf ## the same tokens and answers in training and in every server, or the first difference (GREEDY=0)
-	@$(TOOLS) parity $(CHOSEN) --quant $(QUANT) $(OPTIONS) $(if $(filter 0,$(GREEDY)),--no-greedy) $(if $(JSON),--json)
+	@$(TOOLS) parity $(SUBJECT) --quant $(QUANT) $(OPTIONS) $(if $(filter 0,$(GREEDY)),--no-greedy) $(if $(JSON),--json)
 
 quality: train ## what quantising costs: size, perplexity, KL against f16 (QUANTS="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
 	@$(TOOLS) quality $(CHOSEN) $(if $(QUANTS),--quants '$(QUANTS)') $(if $(BASE),--base $(BASE)) $(GUIDED) \

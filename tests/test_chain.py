@@ -1,9 +1,11 @@
 """What joins the stages; tests/chain runs them for real."""
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -20,13 +22,19 @@ def this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Run:
     this = recipe.folder(recipe.find(NAME))
     this.adapter.mkdir(parents=True)
     (this.adapter / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    run.write_json(this.folder / "run.json", {"train": {"inputs": {"recipe": "abc"}}})
+    run.write_json(this.folder / "run.json", {"train": {"inputs": {"recipe": "abc", "data": "def", "base": "123"}}})
+    shutil.copy2(recipe.find(NAME), this.recipe)
     run.write(this.gguf("Q8_0"), b"GGUF")
     return this
 
 
+def spec(quant: str = "Q8_0", other: str = "", name: str = "") -> Any:
+    """What Ollama is told of the run's tuned model."""
+    return chain.spec(chain.tuned(NAME, other), quant, "tuned", name)
+
+
 def test_ollama_is_told_what_training_saw(this: run.Run) -> None:
-    wanted = chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", "")
+    wanted = spec()
     data = orjson.loads((run.ROOT / "data" / "train.jsonl").read_bytes().splitlines()[0])
     assert wanted.name == "react-smollm2"
     assert wanted.system == data["messages"][0]["content"]
@@ -40,23 +48,24 @@ def test_every_end_token_stops_an_answer(this: run.Run) -> None:
     added = [{"id": 7, "content": "<|endoftext|>", "special": True}]
     (this.adapter / "tokenizer.json").write_text(orjson.dumps({"added_tokens": added}).decode())
     (this.adapter / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", "").stop == ["<|im_end|>", "<|endoftext|>"]
+    assert spec().stop == ["<|im_end|>", "<|endoftext|>"]
 
 
 def test_without_llama_quantize_ollama_is_asked_to_quantise(this: run.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.write(this.gguf("F16"), b"GGUF")
+    model = chain.tuned(NAME)
     with pytest.raises(BadInput, match="make gguf"):
-        chain.spec(recipe.find(NAME), "Q4_K_M", "tuned", "", "")
+        spec("Q4_K_M")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("REACT_RECIPES_CACHE", str(this.folder / "no-cache"))
-    wanted = chain.spec(recipe.find(NAME), "Q4_K_M", "tuned", "", "")
+    wanted = chain.spec(model, "Q4_K_M", "tuned", "")
     assert (wanted.gguf, wanted.quantize) == (this.gguf("F16"), "Q4_K_M")
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_made(this: run.Run) -> None:
     code = (
-        "from tools import chain, recipe; path = recipe.find(NAME); "
-        "chain.publish(None, path, chain.spec(path, 'Q8_0', 'tuned', '', ''))"
+        "from tools import chain; model = chain.tuned(NAME); "
+        "chain.publish(None, model, chain.spec(model, 'Q8_0', 'tuned', ''))"
     )
     before = set(this.folder.iterdir())
     this.folder.chmod(0o555)
@@ -79,23 +88,31 @@ def as_anyone() -> None:
     ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
-def test_another_base_brings_its_own_template(this: run.Run) -> None:
-    wanted = chain.spec(recipe.find(NAME), "Q8_0", "tuned", "some/other", "react-mine")
+def test_another_base_brings_its_own_template(this: run.Run, others: tuple[Path, Path]) -> None:
+    wanted = spec(other=str(others[0]), name="react-mine")
     assert wanted.name == "react-mine" and wanted.family is None
+
+
+def test_the_system_prompt_is_that_of_the_data(this: run.Run, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Thought: Hi.\nAction: wave"}]
+    data = tmp_path / "mine.jsonl"
+    data.write_bytes(orjson.dumps({"messages": turns}))
+    this.recipe.write_text(this.recipe.read_text().replace("data/train.jsonl", str(data)))
+    assert spec().system is None
 
 
 def test_a_model_that_is_not_there_names_the_command_that_makes_it(this: run.Run) -> None:
     with pytest.raises(BadInput, match=f"make gguf RECIPE={NAME} QUANT=Q4_K_M"):
-        chain.spec(recipe.find(NAME), "Q4_K_M", "tuned", "", "")
+        spec("Q4_K_M")
     with pytest.raises(BadInput, match="make eval"):
         chain.demo(NAME, "Q8_0", "")
 
 
 def test_a_proof_is_for_one_file_and_one_modelfile(this: run.Run) -> None:
-    first = chain.proof_inputs(chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", ""))
+    first = chain.proof_inputs(spec())
     run.write(this.gguf("Q8_0"), b"GGUF2")
-    second = chain.proof_inputs(chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", ""))
-    third = chain.proof_inputs(chain.spec(recipe.find(NAME), "Q8_0", "tuned", "", "react-other"))
+    second = chain.proof_inputs(spec())
+    third = chain.proof_inputs(spec(name="react-other"))
     assert first != second != third and first["modelfile"] == second["modelfile"] != third["modelfile"]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -158,17 +159,25 @@ def submit(job: Job, launch: Any, how: str) -> None:
 class Tuned:
     """An adapter and its base, ours or another's: all that the stages after training need to know of them.
 
-    `name`: the recipe's, or the adapter folder's. `base_name`: as the recipe or a person wrote it. `hashes`: SHA-256 of
-    the adapter and of what it was made from (recipe, data, base: what is known of them). `sequence_len`: tokens.
+    `name`: the recipe's, or the adapter folder's. `served`: its name in Ollama, where NAME= says nothing else.
+    `base_name`: as the recipe or a person wrote it. `hashes`: SHA-256 of the adapter and of what it was made from
+    (recipe, data, base: what is known of them). `sequence_len`: tokens. `system`: the system prompt of its data.
     """
 
     run: Run
     name: str
+    served: str
     adapter: Path
     base: Path
     base_name: str
     hashes: dict[str, str]
     sequence_len: int
+    system: str | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer and chat template of training: the adapter's, where it has them."""
+        return self.adapter if any((self.adapter / name).is_file() for name in base.TOKENIZER_FILES) else self.base
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -195,13 +204,14 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
     asrun = recipe.load(path)
     trained = this.provenance()["train"]["inputs"]
     hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": run.sha256(this.adapter)}
-    called = other or asrun["base_model"]
-    return Tuned(this, path.stem, this.adapter, base_folder(path, other), called, hashes, int(asrun["sequence_len"]))
+    called, source = other or asrun["base_model"], base_folder(path, other)
+    length, words = int(asrun["sequence_len"]), system(run.ROOT / recipe.load(this.recipe)["datasets"][0]["path"])
+    return Tuned(this, path.stem, name_of(path), this.adapter, source, called, hashes, length, words)
 
 
 def foreign(folder: Path, other: str) -> Tuned:
     """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
-    from tools import gguf, lora, train
+    from tools import gguf, lora, ollama, train
 
     config = lora.check(folder)
     called = other or str(config.get("base_model_name_or_path") or "")
@@ -211,7 +221,8 @@ def foreign(folder: Path, other: str) -> Tuned:
     hashes = {"adapter": run.sha256(folder), "base": train.folder_hash(source)}
     name = folder.resolve().name
     longest = orjson.loads((source / "config.json").read_bytes()).get("max_position_embeddings", CONTEXT)
-    return Tuned(Run(run.outputs() / "adapters" / name), name, folder, source, called, hashes, min(longest, CONTEXT))
+    this, served = Run(run.outputs() / "adapters" / name), ollama.PREFIX + re.sub(r"[^\w.-]", "-", name)
+    return Tuned(this, name, served, folder, source, called, hashes, min(longest, CONTEXT))
 
 
 def gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = False) -> None:
@@ -241,41 +252,36 @@ def gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = F
                 gguf.build(model.base, folder, file, quant, model.metadata, f16, guide)
 
 
-def spec(path: Path, quant: str, who: str, other: str, model: str, needed: bool = True) -> Any:
-    """All that Ollama is told of the tuned or the base model of a run. Raises BadInput when its GGUF is not there
-    and `needed`.
+def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> Any:
+    """All that Ollama is told of a tuned model or of its base, `name` in place of its own.
 
-    Where llama-quantize is not there either, the f16 GGUF takes its place, for Ollama to quantise.
+    Where llama-quantize is not there, the f16 GGUF takes its place, for Ollama to quantise. Raises BadInput when there
+    is no GGUF and it is `needed`.
     """
     from tools import llamacpp, ollama
 
-    this = recipe.folder(path)
-    file, f16 = this.gguf(quant, who), this.gguf("F16", who)
+    file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
     by_ollama = not file.exists() and f16.exists() and llamacpp.find("llama-quantize") is None
     if needed and not file.exists() and not by_ollama:
-        raise BadInput(f"{file}: not there; make gguf RECIPE={path.stem} QUANT={quant} makes it")
-    asrun = recipe.load(this.recipe if this.recipe.exists() else path)
-    known = None if other else catalog.model_of(recipe.load(path)["base_model"])
-    name = model or name_of(path)
+        asked = f"RECIPE={model.name}" if model.run.recipe.exists() else f"ADAPTER={model.adapter}"
+        raise BadInput(f"{file}: not there; make gguf {asked} QUANT={quant} makes it")
+    known = catalog.model_of(model.base_name)
+    called = name or model.served
+    ends = base.end_texts(model.tokenizer, model.base)
     return ollama.Spec(
-        name=name if who == "tuned" else f"{name}-base",
+        name=called if who == "tuned" else f"{called}-base",
         gguf=f16 if by_ollama else file,
-        recipe=path.stem,
-        recipe_hash=this.provenance()["train"]["inputs"]["recipe"],
+        recipe=model.name,
+        recipe_hash=model.hashes.get("recipe", model.hashes["adapter"]),
         license=known.licence if known else "that of the base model",
-        parameters={"num_ctx": asrun["sequence_len"], **SAMPLING},
+        parameters={"num_ctx": model.sequence_len, **SAMPLING},
         # Where there is no such template in Go, the one in the GGUF serves.
         family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
-        system=system(),
-        stop=stops(this, asrun, known),
+        system=model.system,
+        # All tokens that end an answer: by training's tokenizer, the base's settings, the catalog.
+        stop=list(dict.fromkeys([*ends, *([known.eos] if known else [])])),
         quantize=quant if by_ollama else None,
     )
-
-
-def stops(this: Run, asrun: dict[str, Any], known: catalog.Model | None) -> list[str]:
-    """The texts of all tokens that end an answer: by training's tokenizer, the base's settings, the catalog."""
-    texts = base.end_texts(this.adapter, Path(asrun["base_model"]))
-    return list(dict.fromkeys(texts + ([known.eos] if known else [])))
 
 
 def name_of(path: Path) -> str:
@@ -285,9 +291,12 @@ def name_of(path: Path) -> str:
     return f"{ollama.PREFIX}{path.stem.split('-')[0]}"
 
 
-def system() -> str:
-    """The system prompt of the data, which the games and the model in Ollama use too."""
-    return str(next(test_set())["messages"][0]["content"])
+def system(data: Path = TEST_DATA) -> str | None:
+    """The system prompt of a file of episodes, by its first one; None where it has none. Games use the test set's."""
+    from tools import trajectory
+
+    first = next(trajectory.read(data))["messages"][0]
+    return str(first["content"]) if first["role"] == "system" else None
 
 
 def test_set() -> Iterator[dict[str, Any]]:
@@ -297,42 +306,42 @@ def test_set() -> Iterator[dict[str, Any]]:
     return trajectory.read(TEST_DATA)
 
 
-def ollama(name: str, other: str, quant: str, model: str, force: bool = False) -> None:
+def ollama(name: str, other: str, quant: str, called: str, force: bool = False, adapter: str = "") -> None:
     """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
 
     `force`: also in place of another model of that name, and when its answers do not end.
     """
-    with player(find(name), quant.upper(), "tuned", other, model, force):
+    with player(tuned(name, other, adapter), quant.upper(), "tuned", called, force):
         pass
 
 
 @contextlib.contextmanager
 def player(
-    path: Path, quant: str, who: str, other: str, model: str, force: bool = False
+    model: Tuned, quant: str, who: str, called: str, force: bool = False
 ) -> Iterator[Callable[[list[Any]], Any]]:
     """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
     from tools import evaluate, llamacpp
     from tools import ollama as server
 
-    wanted = spec(path, quant, who, other, model)
+    wanted = spec(model, quant, who, called)
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(server.session())
         except server.NoOllama as missing:
             print(f"{missing}: the chain ends in llama-server")
             if who == "tuned":
-                publish(None, path, wanted)
+                publish(None, model, wanted)
             context = int(wanted.parameters["num_ctx"])
             yield evaluate.openai(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
             return
         if who == "tuned":
-            publish(session.client, path, wanted, force)
+            publish(session.client, model, wanted, force)
         else:
             server.create(session.client, wanted)
         yield evaluate.ollama(session.client, wanted.name)
 
 
-def publish(client: Any, path: Path, wanted: Any, force: bool = False) -> None:
+def publish(client: Any, model: Tuned, wanted: Any, force: bool = False) -> None:
     """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
 
     Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
@@ -343,7 +352,7 @@ def publish(client: Any, path: Path, wanted: Any, force: bool = False) -> None:
     from tools import ollama as server
     from tools import proof, trial
 
-    this, inputs, episode = recipe.folder(path), proof_inputs(wanted), next(test_set())["messages"]
+    this, inputs, episode = model.run, proof_inputs(wanted), next(test_set())["messages"]
     run.need_space(this.folder, 0.01)
     there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
     if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
@@ -351,10 +360,10 @@ def publish(client: Any, path: Path, wanted: Any, force: bool = False) -> None:
         return
     if client is not None and not force:
         server.free(client, wanted)
-    tokenizer = AutoTokenizer.from_pretrained(this.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(model.tokenizer)
     first = [{"role": "user", "content": CLASSIC}]
     with this.stage("ollama", inputs) as notes, proof.sides(client, wanted, tokenizer, episode) as (tried, seen):
-        found = proof.tokens(path, seen, test_set())
+        found = proof.tokens(this, model.tokenizer, seen, test_set())
         proof.stop(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
         if client is not None:
@@ -368,7 +377,7 @@ def publish(client: Any, path: Path, wanted: Any, force: bool = False) -> None:
     print(f"{wanted.name}: in Ollama, its tokens proven")
 
 
-def parity(name: str, other: str, quant: str, model: str, answers: bool, as_json: bool) -> None:
+def parity(name: str, other: str, quant: str, called: str, answers: bool, as_json: bool, adapter: str = "") -> None:
     """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
 
     Raises Failed with the first difference.
@@ -377,20 +386,20 @@ def parity(name: str, other: str, quant: str, model: str, answers: bool, as_json
 
     from tools import ollama, proof
 
-    path = find(name)
-    this, wanted = recipe.folder(path), spec(path, quant.upper(), "tuned", other, model)
+    model = tuned(name, other, adapter)
+    this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
     with contextlib.ExitStack() as stack:
         try:
             client = stack.enter_context(ollama.session()).client
         except ollama.NoOllama:
             client = None
-        tokenizer, episode = AutoTokenizer.from_pretrained(this.adapter), next(test_set())["messages"]
+        tokenizer, episode = AutoTokenizer.from_pretrained(model.tokenizer), next(test_set())["messages"]
         _, seen = stack.enter_context(proof.sides(client, wanted, tokenizer, episode))
-        found = proof.tokens(path, seen, test_set())
+        found = proof.tokens(this, model.tokenizer, seen, test_set())
     if answers and found["equal"]:
         with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
-            gguf(name, other, "F16")
-        found["greedy"] = proof.answers(base_folder(path, other), this.adapter, this.gguf("F16"), test_set())
+            gguf(name, other, "F16", adapter)
+        found["greedy"] = proof.answers(model.base, model.adapter, this.gguf("F16"), test_set())
         run.write_json(this.parity, found)
     proof.tell(found, as_json)
 
@@ -402,27 +411,27 @@ def proof_inputs(wanted: Any) -> dict[str, str]:
     return {"gguf": run.sha256(wanted.gguf), "modelfile": run.sha256_of(ollama.modelfile(wanted).encode())}
 
 
-def evaluate(name: str, other: str, quant: str, rooms: int, model: str) -> None:
+def evaluate(name: str, other: str, quant: str, rooms: int, called: str) -> None:
     """Let the base and the tuned model play the same unseen rooms; print the table."""
     from rich.console import Console
 
     from tools import evaluate, report
     from tools.household import episodes
 
-    path, quant = find(name), quant.upper()
-    this, drawn = recipe.folder(path), list(episodes.unseen_rooms(rooms))
+    model, quant = tuned(name, other), quant.upper()
+    this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system())
     for who in ("base", "tuned"):
         stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
-        wanted = spec(path, quant, who, other, model)
+        wanted = spec(model, quant, who, called)
         inputs = proof_inputs(wanted) | {"rooms": run.sha256_of("".join(each.introduction for each in drawn).encode())}
         if this.done(stage, inputs) and file.exists():
             print(f"{file}: already played")
             continue
-        with this.stage(stage, inputs), player(path, quant, who, other, model) as chat:
+        with this.stage(stage, inputs), player(model, quant, who, called) as chat:
             start = time.monotonic()
-            games = evaluate.play_all(chat, drawn, system(), title=f"{who} {quant}")
+            games = evaluate.play_all(chat, drawn, words, title=f"{who} {quant}")
             summary = evaluate.summary(games, time.monotonic() - start)
-            turns = [{"role": "system", "content": system()}, {"role": "user", "content": CLASSIC}]
+            turns = [{"role": "system", "content": words}, {"role": "user", "content": CLASSIC}]
             classic = {"prompt": CLASSIC, "answer": chat(turns).text}
             written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
             run.write_json(file, written | {"games": [evaluate.as_json(game) for game in games]})
@@ -434,7 +443,7 @@ def evaluations(this: Run) -> list[dict[str, Any]]:
     return [orjson.loads(item.read_bytes()) for item in sorted(this.folder.glob("eval-*.json"))]
 
 
-def demo(name: str, quant: str, model: str) -> None:
+def demo(name: str, quant: str, called: str) -> None:
     """Write demo.json; print the table, a won game, the classic prompt's answer and what comes next."""
     from rich.console import Console
 
@@ -454,8 +463,7 @@ def demo(name: str, quant: str, model: str) -> None:
         console.print(report.transcript(won))
     print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{tuned['classic']['answer']}\n")
     console.print(report.table(played))
-    name_there = spec(path, quant.upper(), "tuned", "", model).name
-    print(report.closing(this, name_there, own=server.users_own() is None))
+    print(report.closing(this, called or name_of(path), own=server.users_own() is None))
 
 
 def talk(name: str, model: str) -> None:

@@ -377,21 +377,24 @@ def export(
 
 @app.command()
 def ollama(
-    recipe: Recipe,
+    recipe: Recipe = "",
     quant: Quant = "Q8_0",
     base: Base = "",
     name: Name = "",
     force: Annotated[bool, typer.Option("--force", help="replace another model; take one that does not stop")] = False,
     adapter_only: AdapterOnly = False,
     over: Annotated[str, typer.Option("--from", help="with --adapter-only: a base model that Ollama has")] = "",
+    adapter: Adapter = "",
 ) -> None:
     """Give the model to Ollama, after proof that it sees the tokens of training and that its answers end."""
     from tools import chain, extras
 
+    if not recipe and not adapter:
+        raise BadInput("ollama of what? A recipe, or --adapter FOLDER and --base")
     if adapter_only:
         extras.adapter_ollama(recipe, base, quant, name, over, force)
     else:
-        chain.ollama(recipe, base, quant, name, force)
+        chain.ollama(recipe, base, quant, name, force, adapter)
 
 
 @app.command()
@@ -402,7 +405,9 @@ def parity(
     name: Name = "",
     gguf: Annotated[str, typer.Option(help="a GGUF of any origin, checked against --base")] = "",
     data: Annotated[str, typer.Option(help="with --gguf: messages, one conversation a line")] = "data/test.jsonl",
-    adapter: Annotated[str, typer.Option(help="with --gguf: the PEFT adapter that is in it")] = "",
+    adapter: Annotated[
+        str, typer.Option(help="in place of a recipe: any PEFT adapter's folder; in --gguf if given")
+    ] = "",
     in_ollama: Annotated[str, typer.Option("--ollama", help="with --gguf: the model's name in Ollama")] = "",
     greedy: Annotated[
         bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
@@ -414,10 +419,10 @@ def parity(
 
     from tools import chain, proof
 
-    if bool(recipe) == bool(gguf) or (gguf and not base):
-        raise BadInput("parity of what? A recipe's name or path, or --gguf FILE --base FOLDER-OR-HUB-NAME")
-    if recipe:
-        chain.parity(recipe, base, quant, name, greedy is not False, as_json)
+    if bool(recipe) == bool(gguf or adapter) or (gguf and not base):
+        raise BadInput("parity of what? A recipe, --adapter FOLDER --base BASE, or --gguf FILE --base BASE")
+    if not gguf:
+        chain.parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
     else:
         of = Path(adapter) if adapter else None
         proof.tell(proof.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)

@@ -79,12 +79,11 @@ def adapter_ollama(name: str, other: str, quant: str, model: str, over: str, for
     from tools import gguf
     from tools import ollama as server
 
-    path = chain.find(name)
-    file, this = adapter_gguf(name, other), recipe.folder(path)
-    if not over and not this.gguf(quant, "base").exists():
-        tuned, file_of = chain.tuned(name, other), this.gguf
+    file, tuned = adapter_gguf(name, other), chain.tuned(name, other)
+    this, file_of = tuned.run, tuned.run.gguf
+    if not over and not file_of(quant, "base").exists():
         gguf.build(tuned.base, None, file_of(quant, "base"), quant, tuned.metadata, file_of("F16", "base"))
-    wanted = replace(chain.spec(path, quant, "base", other, model, not over), adapter=file, base=over)
+    wanted = replace(chain.spec(tuned, quant, "base", model, not over), adapter=file, base=over)
     wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
     with server.session() as session:
         if not force:
@@ -147,18 +146,18 @@ def export(name: str, other: str, quant: str, model: str, to: Sequence[str]) -> 
     """Write the folders of `to` (all where it is empty) and print the command of each."""
     from tools import export
 
-    path = chain.find(name)
-    this, places = chain.tuned(name, other).run, export.chosen(list(to))
+    tuned, places = chain.tuned(name, other), export.chosen(list(to))
+    this = tuned.run
     if any(each in export.MERGED for each in places):
         merge(name, other)
-    wanted = chain.spec(path, quant, "tuned", other, model)
+    wanted = chain.spec(tuned, quant, "tuned", model)
     exported = export.Model(
         this=this,
         name=wanted.name,
         merged=this.merged,
         gguf=wanted.gguf,
         quant=quant.upper(),
-        base_hub=other or str(recipe.load(path)["base_model"]),
+        base_hub=tuned.base_name,
         context=int(wanted.parameters["num_ctx"]),
         sampling={key: value for key, value in wanted.parameters.items() if key != "num_ctx"},
         system=wanted.system or "",

@@ -37,14 +37,24 @@ def sides(
             ollama.remove(client, name)
 
 
-def tokens(path: Path, seen: list[parity.Side], test_set: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare the tokens of a recipe's training with those of each server; parity.json says the outcome too."""
+def tokens(
+    this: run.Run, source: Path, seen: list[parity.Side], test_set: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Compare the tokens of a run's training with those of each server; parity.json says the outcome too.
+
+    `source`: the folder with the tokenizer and chat template of training. Where no recipe of ours trained, it is taken
+    to have trained as ours do.
+    """
     from transformers import AutoTokenizer
 
-    this = recipe.folder(path)
-    asrun, tokenizer = recipe.load(this.recipe), AutoTokenizer.from_pretrained(this.adapter)
-    talks, source = parity.conversations(test_set, tokenizer), Path(asrun["base_model"])
-    found = parity.prove(talks, source, seen, asrun["datasets"][0], asrun["sequence_len"], asrun, tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    talks = parity.conversations(test_set, tokenizer)
+    if this.recipe.exists():
+        asrun = recipe.load(this.recipe)
+        base_model, entry = Path(asrun["base_model"]), asrun["datasets"][0]
+        found = parity.prove(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
+    else:
+        found = parity.prove(talks, source, seen, tokenizer=tokenizer)
     run.write_json(this.parity, found)
     return found
 

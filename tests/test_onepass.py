@@ -50,8 +50,8 @@ def stored_in_4_bits(base: Path, folder: Path, wide: Path) -> None:
     plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
-            plain.get_submodule(name).weight.data = weight
+            packed: Any = module.weight
+            plain.get_submodule(name).weight.data = dequantize_4bit(packed.data, packed.quant_state)
     plain.save_pretrained(wide)
     for each in (folder, wide):
         AutoTokenizer.from_pretrained(base).save_pretrained(each)

@@ -180,7 +180,8 @@ def sentence_piece(kind: Kind, folder: Path) -> None:
     model = import_protobuf().ModelProto()
     for number, (token, number_of_type) in enumerate(zip(tokens, types, strict=True)):
         # llama.cpp counts as SentencePiece does: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
-        as_type = 2 if token == "<unk>" else number_of_type
+        # Rows that no token has are "unknown" in the GGUF; a SentencePiece model has one such piece.
+        as_type = 2 if token == "<unk>" else 5 if number_of_type == 2 else number_of_type
         model.pieces.add(piece=token, score=0.0 if as_type != 1 else -float(number), type=as_type)
     spec = model.trainer_spec
     spec.model_type, spec.byte_fallback, spec.vocab_size = spec.BPE, True, len(tokens)

@@ -33,6 +33,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def stored_in_4_bits(base: Path, folder: Path, wide: Path) -> None:
     """The base as bitsandbytes stores it, and as 16 bits of the same values."""
     import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     how = BitsAndBytesConfig(
@@ -45,7 +47,12 @@ def stored_in_4_bits(base: Path, folder: Path, wide: Path) -> None:
         base, quantization_config=how, dtype=torch.bfloat16, device_map="cpu"
     )
     model.save_pretrained(folder)
-    model.dequantize().save_pretrained(wide)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            packed: Any = module.weight
+            plain.get_submodule(name).weight.data = dequantize_4bit(packed.data, packed.quant_state)
+    plain.save_pretrained(wide)
     for each in (folder, wide):
         AutoTokenizer.from_pretrained(base).save_pretrained(each)
 
@@ -53,8 +60,10 @@ def stored_in_4_bits(base: Path, folder: Path, wide: Path) -> None:
 def assert_equal(one: Path, other: Path) -> None:
     """The same metadata and, bit for bit, the same tensors."""
     mine, theirs = GGUFReader(one), GGUFReader(other)
-    assert [tensor.name for tensor in mine.tensors] == [tensor.name for tensor in theirs.tensors]
-    for left, right in zip(mine.tensors, theirs.tensors, strict=True):
+    by_name = {tensor.name: tensor for tensor in theirs.tensors}
+    assert {tensor.name for tensor in mine.tensors} == by_name.keys()
+    for left in mine.tensors:
+        right = by_name[left.name]
         assert left.tensor_type == right.tensor_type and np.array_equal(
             np.asarray(left.data).view(np.uint8), np.asarray(right.data).view(np.uint8)
         ), left.name

@@ -18,7 +18,7 @@ NAME = "smollm2-135m-lora"
 @pytest.fixture
 def this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Run:
     """A run's folder with what the later stages read: training's hashes, its tokenizer's settings, a GGUF."""
-    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
     this = recipe.folder(recipe.find(NAME))
     this.adapter.mkdir(parents=True)
     (this.adapter / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')

@@ -9,7 +9,7 @@ import numpy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tools import llamacpp, ollama
+from tools import llamacpp, ollama, render
 
 # The newest that the Go module proxy serves; the other tests run the pinned one.
 NEWEST = "0.34.4"
@@ -53,7 +53,7 @@ SMOLLM2 = (
 
 
 class Family(NamedTuple):
-    """A family by its file in templates/ollama: its real template (text, or a name for `jinja`) and special tokens."""
+    """A family by its file in templates/ollama: its template in training (text, or a name for `jinja`), its tokens."""
 
     name: str
     template: str
@@ -65,23 +65,29 @@ FAMILIES = [
     Family("smollm2", SMOLLM2, "<|im_end|>"),
     Family("qwen2.5", "Qwen-Qwen2.5-7B-Instruct", "<|im_end|>"),
     Family("qwen3", "Qwen-Qwen3-0.6B", "<|im_end|>"),
-    Family("llama3.1", "meta-llama-Llama-3.1-8B-Instruct", "<|eot_id|>", "<|begin_of_text|>"),
-    Family("llama3.1", "meta-llama-Llama-3.3-70B-Instruct", "<|eot_id|>", "<|begin_of_text|>"),
-    Family("llama3.2", "meta-llama-Llama-3.2-3B-Instruct", "<|eot_id|>", "<|begin_of_text|>"),
-    Family("mistral", "mistral_v2v3", "</s>", "<s>"),
+    Family("llama3", "llama3", "<|eot_id|>", "<|begin_of_text|>"),
+    Family("mistral", "mistral", "</s>", "<s>"),
     Family("gemma", "gemma3", "<end_of_turn>", "<bos>"),
     Family("phi3", "microsoft-Phi-3.5-mini-instruct", "<|end|>", "<s>"),
     Family("phi4", PHI4, "<|im_end|>"),
     Family("phi4-mini", PHI4_MINI, "<|end|>"),
 ]
+# The makers' own templates of those families that are trained with one of ours.
+LLAMAS = [
+    Family("llama3", f"meta-llama-Llama-{each}-Instruct", "<|eot_id|>", "<|begin_of_text|>")
+    for each in ("3.1-8B", "3.2-3B", "3.3-70B")
+]
+MISTRAL = Family("mistral", "mistral_v2v3", "</s>", "<s>")
 
 
 def jinja(family: Family) -> str:
-    """The text of a family's template: llama.cpp and Axolotl hold the makers' own."""
+    """The text of a family's template: ours of that name, else the maker's own, which llama.cpp or Axolotl holds."""
     import axolotl
 
     if "{" in family.template:
         return family.template
+    if ours := render.chat(family.template):
+        return ours
     places = (llamacpp.source() / "models" / "templates", Path(axolotl.__path__[0]) / "utils/chat_templates/templates")
     return next(path for each in places if (path := each / f"{family.template}.jinja").exists()).read_text()
 
@@ -206,3 +212,20 @@ def test_a_family_is_rendered_to_the_letter(session: ollama.Session, family: Fam
         if served != right:
             wrong[what] = (served, right)
     assert wrong == {}
+
+
+@pytest.mark.parametrize("maker", LLAMAS, ids=lambda each: each.template)
+def test_our_llama_template_is_the_makers_with_one_date(maker: Family) -> None:
+    ours = next(each for each in FAMILIES if each.name == "llama3")
+    for messages in CONVERSATIONS.values():
+        assert expected(ours, messages) == expected(maker, messages, date_string="26 Jul 2024")
+
+
+def test_our_mistral_template_is_the_makers_but_for_where_the_system_message_is() -> None:
+    ours = next(each for each in FAMILIES if each.name == "mistral")
+    for messages in CONVERSATIONS.values():
+        if messages[0]["role"] != "system" or len(messages) == 2:
+            assert expected(ours, messages) == expected(MISTRAL, messages)
+    whole = expected(ours, [*CONVERSATIONS["turns"], ASSISTANT])
+    assert whole.startswith(expected(ours, CONVERSATIONS["turns"]))
+    assert whole.startswith(f"[INST] {SYSTEM['content']}\n\n{USER['content']}[/INST]")

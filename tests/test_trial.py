@@ -8,11 +8,11 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from tests.test_ollama_templates import ASSISTANT, FAMILIES, OBSERVATION, SYSTEM, USER, Family, jinja, model
+from tests.test_ollama_templates import ASSISTANT, FAMILIES, LLAMAS, OBSERVATION, SYSTEM, USER, Family, jinja, model
 from tools import Failed, llamacpp, ollama, trial
 
 EPISODE = [SYSTEM, USER, ASSISTANT, OBSERVATION, ASSISTANT]
-BY_NAME = {family.name: family for family in FAMILIES}
+BY_NAME = {family.name: family for family in FAMILIES} | {family.template: family for family in LLAMAS}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,10 @@ def spec_of(gguf: Path, family: str | None) -> ollama.Spec:
     [
         ("gemma", "gemma", "gemma", True),
         ("qwen2.5", "phi4", "phi4", True),  # Ollama prefers the one in the GGUF by itself, since it tells of tools.
-        ("llama3.2", "llama3.1", None, True),  # Another date; without it the one in the GGUF serves.
+        ("llama3", "llama3", "llama3", True),
         ("gemma", "chatml", None, True),
-        ("llama3.1", "chatml", "chatml", False),  # Neither: llama-server gives the one in the GGUF today's date.
+        # Neither: llama-server gives the one in the GGUF today's date.
+        ("meta-llama-Llama-3.1-8B-Instruct", "chatml", "chatml", False),
     ],
 )
 def test_the_template_whose_prompts_are_right_is_taken(

@@ -109,8 +109,18 @@ def recipe(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         short="; ".join(f"{each.words} wins {each.won:.1f} GiB" for each in changes) or "a smaller model",
         evaluates=bool(values["val_set_size"]),
         deepspeed=zero(s),
+        chat=chat(model.family),
     )
     return sealed(text)
+
+
+def chat(family: str) -> str:
+    """The chat template that is trained and served in place of the model's own; empty where its own is as it must be.
+
+    It must say the same at every length of a talk and on every day, or what is served is not what was trained.
+    """
+    path = TEMPLATES / "chat" / f"{family}.jinja"
+    return path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""
 
 
 def number(value: float) -> str:

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tools import Failed, base, lora, run
 
+SENTENCE_PIECE = "tokenizer.model"
 # What makes text of a conversation and tokens of text, in a Hugging Face folder.
 TOKENIZER_PARTS = (
     *base.TOKENIZER_FILES,
@@ -67,3 +69,23 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
         if isinstance(ends, list):  # some models end a turn and a text with different tokens
             settings["eos_token_id"] = list(dict.fromkeys([ids["eos_token_id"], *ends]))
         run.write_json(path, settings)
+    if (base_model / SENTENCE_PIECE).is_file() and "\u2581a" in tokenizer.get_vocab():
+        for_converter(base_model, out, tokenizer)
+
+
+def for_converter(base_model: Path, out: Path, tokenizer: Any) -> None:
+    """Bring what llama.cpp's converter reads of a SentencePiece `tokenizer` into its folder `out`, or tokens differ.
+
+    transformers 5 saves no tokenizer.model: without it the converter (0.3.36, LlamaHfVocab) gives each token the same
+    score, and added tokens it knows by the key of transformers 4. It takes add_prefix_space for a space after each
+    control token; transformers means the beginning of a text alone, unless the tokenizer does otherwise.
+    """
+    settings = base.settings(out / "tokenizer_config.json")
+    if not (out / SENTENCE_PIECE).is_file():
+        shutil.copy2(base_model / SENTENCE_PIECE, out)
+        added = tokenizer.added_tokens_decoder.items()
+        settings["added_tokens_decoder"] = {str(number): token.__getstate__() for number, token in added}
+    control = tokenizer.bos_token or tokenizer.eos_token
+    if tokenizer.tokenize(f"{control}a")[-1] == "a":
+        settings["add_prefix_space"] = False
+    run.write_json(out / "tokenizer_config.json", settings)

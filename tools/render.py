@@ -118,6 +118,7 @@ def chat(family: str) -> str:
     """The chat template that is trained and served in place of the model's own; empty where its own is as it must be.
 
     It must say the same at every length of a talk and on every day, or what is served is not what was trained.
+    The word "tools" in it, be it in a comment, makes Ollama (0.34) take it before its twin in Go.
     """
     path = TEMPLATES / "chat" / f"{family}.jinja"
     return path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""

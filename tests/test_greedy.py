@@ -8,7 +8,7 @@ import pytest
 
 from tools import BadInput, base, gguf, greedy, llamacpp, parity, run, trajectory
 
-STEPS = 24
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def f16(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_same_answers_and_a_broken_model_told(f16: Path, folder: Path, whole: Any, tokenizer: Any) -> None:
     talks = parity.conversations(trajectory.read(run.ROOT / "data" / "test.jsonl"), tokenizer, 3)[:3]
-    asked = parity.prompts(talks, parity.transformers(tokenizer), 4)
-    assert len({len(prompt) for prompt in asked}) == 4  # at different turns
+    asked = parity.prompts(talks, parity.transformers(tokenizer), 3)
+    assert len({len(prompt) for prompt in asked}) == 3  # at different turns
     with llamacpp.server(f16, 2048) as url:
         found = greedy.check(whole, url, asked, tokenizer, STEPS)
         assert found["equal"] is True
-        assert found["same"] + found["ties"] == 4 and found["same"] >= 3
+        assert found["same"] + found["ties"] == 3 and found["same"] >= 2
         assert found["largest_gap"] < greedy.TIE
         # An adapter merged at another strength: one layer's output is scaled.
         broken = greedy.model(folder, None)

@@ -88,14 +88,21 @@ def unquantised(gguf: Path) -> bool:
 def answer(url: str, prompt: list[int], steps: int) -> list[dict[int, float]]:
     """llama-server's greedy answer: at each step its likeliest tokens, the chosen one first, with log-probabilities.
 
-    The token that ends the answer is among them.
+    The token that ends the answer is among them. llama-server keeps back the probabilities of a token that is a part of
+    a letter: its step has that token alone, with NaN.
     """
     body = {"prompt": prompt, "n_predict": steps, "n_probs": CHOICES, "temperature": 0, "top_k": 1}
-    given = llamacpp.post(f"{url}/completion", body | {"repeat_penalty": 1.0, "cache_prompt": False})
-    return [
+    body |= {"repeat_penalty": 1.0, "cache_prompt": False, "return_tokens": True}
+    given = llamacpp.post(f"{url}/completion", body)
+    likely = [
         {step["id"]: step["logprob"]} | {each["id"]: each["logprob"] for each in step["top_logprobs"]}
         for step in given["completion_probabilities"]
     ]
+    made = []
+    for token in given["tokens"]:
+        known = bool(likely) and next(iter(likely[0])) == token
+        made.append(likely.pop(0) if known else {token: math.nan})
+    return made + likely
 
 
 def follow(whole: Any, prompt: list[int], said: Sequence[Mapping[int, float]], tokenizer: Any) -> dict[str, Any]:
@@ -114,7 +121,9 @@ def follow(whole: Any, prompt: list[int], said: Sequence[Mapping[int, float]], t
     for step, (token, theirs) in enumerate(zip(chosen, said, strict=True)):
         mine = int(own[step].argmax())
         if mine != token:
-            apart = float(own[step, mine] - own[step, token]), theirs[token] - theirs.get(mine, -math.inf)
+            apart = [float(own[step, mine] - own[step, token])]
+            if not math.isnan(theirs[token]):
+                apart.append(theirs[token] - theirs.get(mine, -math.inf))
             divergence = {
                 "step": step,
                 "near_tie": max(apart) <= TIE,
@@ -123,13 +132,14 @@ def follow(whole: Any, prompt: list[int], said: Sequence[Mapping[int, float]], t
                 "llama-server": chance(token, float(own[step, token]), theirs[token], tokenizer),
             }
             return {"same": step, "gap": round(gap, 4), "divergence": divergence}
-        gap = max(gap, abs(float(own[step, token]) - theirs[token]))
+        if not math.isnan(theirs[token]):
+            gap = max(gap, abs(float(own[step, token]) - theirs[token]))
     return {"same": len(chosen), "gap": round(gap, 4), "divergence": None}
 
 
 def chance(token: int, mine: float, theirs: float | None, tokenizer: Any) -> dict[str, Any]:
     """A side's choice and the probability that each side gives it (None: not among llama-server's likeliest)."""
-    served = None if theirs is None else round(math.exp(theirs), 4)
+    served = None if theirs is None or math.isnan(theirs) else round(math.exp(theirs), 4)
     both = {"transformers": round(math.exp(mine), 4), "llama-server": served}
     return {"id": token, "text": text(tokenizer, [token]), "probability": both}
 

@@ -310,7 +310,7 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
         free(client, spec)
     with failures(client, spec.name):
         digests = {file.name: send(client, file) for file in files}
-        digest = digests[files[0].name]
+        digest = digests[files[-1].name]  # an older Ollama writes a base anew that gets an adapter
         unload(client, digest)
         adapters = {spec.adapter.name: digests.pop(spec.adapter.name)} if spec.adapter else None
         steps = client.create(
@@ -330,7 +330,8 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
                 part = f" {step.completed / step.total:.0%}" if step.completed and step.total else ""
                 status.update(f"Ollama: {step.status}{part}")
         if not spec.quantize and not made_of(client, spec.name, digest):
-            raise Failed(f"{spec.name} in Ollama is not made of {files[0].name} ({digest}); run the same command again")
+            file = files[-1].name
+            raise Failed(f"{spec.name} in Ollama is not made of {file} ({digest}); run the same command again")
         client.generate(spec.name, keep_alive=0)  # One that was removed may run on, with the same file.
 
 

@@ -1,6 +1,7 @@
 """llama.cpp's programs: found, started, stopped."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -88,13 +89,18 @@ def test_without_a_compiler_the_build_says_what_to_install(empty_cache: Path, mo
 
 @pytest.fixture
 def tiny_source(tmp_path: Path) -> Path:
-    """A build as llama.cpp's, of two programs of one line each, in a folder as `build` keeps it."""
+    """A build as llama.cpp's, of programs and a library of one line each, in a folder as `build` keeps it."""
     source = tmp_path / "work" / "source"
     source.mkdir(parents=True)
     lines = ["cmake_minimum_required(VERSION 3.14)", "project(tiny CXX)", "set(CMAKE_RUNTIME_OUTPUT_DIRECTORY bin)"]
-    lines += [f"add_executable({name} main.cpp)" for name in llamacpp.PROGRAMS]
+    lines += ["add_library(ggml-base STATIC lib.cpp)"]
+    lines += ["set_target_properties(ggml-base PROPERTIES ARCHIVE_OUTPUT_DIRECTORY ggml/src)"]
+    lines += ["set_target_properties(ggml-base PROPERTIES POSITION_INDEPENDENT_CODE ON)"]
+    for name in llamacpp.PROGRAMS:
+        lines += [f"add_executable({name} main.cpp)", f"target_link_libraries({name} ggml-base)"]
     (source / "CMakeLists.txt").write_text("\n".join(lines))
     (source / "main.cpp").write_text("int main() { return 0; }")
+    (source / "lib.cpp").write_text('extern "C" int answer() { return 42; }')
     return source
 
 
@@ -208,6 +214,7 @@ def test_build_makes_a_whole_home_and_leaves_nothing_beside(
     (work / "source" / "main.cpp").write_text("int main() { return 0; }")
     llamacpp.build()
     assert subprocess.run([llamacpp.program("llama-server")]).returncode == 0
+    assert ctypes.CDLL(str(llamacpp.home() / "bin" / llamacpp.LIBRARY)).answer() == 42
     assert {item.name for item in llamacpp.source().iterdir()} == set(llamacpp.KEPT)
     left = {item.name for item in (tmp_path / "cache").iterdir()}
     assert left == {llamacpp.home().name, f"{llamacpp.home().name}.lock"}

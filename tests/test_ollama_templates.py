@@ -64,6 +64,7 @@ class Family(NamedTuple):
 FAMILIES = [
     Family("smollm2", SMOLLM2, "<|im_end|>"),
     Family("qwen2.5", "Qwen-Qwen2.5-7B-Instruct", "<|im_end|>"),
+    Family("qwen3", "qwen3", "<|im_end|>"),
     Family("qwen3", "Qwen-Qwen3-0.6B", "<|im_end|>"),
     Family("llama3", "llama3", "<|eot_id|>", "<|begin_of_text|>"),
     Family("mistral", "mistral", "</s>", "<s>"),
@@ -190,7 +191,7 @@ def session(
 
 @pytest.mark.parametrize("think", [None, True, False])
 def test_qwen3_has_its_thinking_switch(session: ollama.Session, think: bool | None, tmp_path: Path) -> None:
-    family = next(each for each in FAMILIES if each.name == "qwen3")
+    family = next(each for each in FAMILIES if each.template == "Qwen-Qwen3-0.6B")
     file = model(tmp_path / "model.gguf", family)
     spec = ollama.Spec("react-family", file, "none", "0", "none", {"num_ctx": 512}, "qwen3")
     ollama.create(session.client, spec, force=True)

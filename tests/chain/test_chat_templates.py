@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from tests import models
@@ -33,6 +34,7 @@ class Tuned:
     scope="module",
     params=[
         ("mistral-7b-qlora", "mistral", "mistral_v2v3"),
+        ("qwen3-4b-qlora", "qwen3", "Qwen-Qwen3-0.6B"),
         ("llama3.2-1b-qlora", "llama", "meta-llama-Llama-3.2-3B-Instruct"),
         pytest.param(("llama3.1-8b-qlora", "llama", "meta-llama-Llama-3.1-8B-Instruct"), marks=pytest.mark.slow),
     ],
@@ -114,3 +116,18 @@ def test_axolotl_takes_a_recipe_with_a_template_of_its_own(tuned: Tuned) -> None
         if found and found.family == tuned.family:
             assert recipe.validate(path) == []
             assert recipe.load(path)["chat_template_jinja"].startswith("{#- ")
+
+
+def test_the_end_of_a_turn_is_trained_where_the_tokenizer_names_another(tmp_path: Path) -> None:
+    """Gemma's own tokenizer ends a text with <eos>, and its turns with <end_of_turn>."""
+    from transformers import AutoTokenizer
+
+    base, path = models.make("gemma3", tmp_path / "base"), recipe.find("gemma3-1b-qlora", "24gb")
+    settings = orjson.loads((base / "tokenizer_config.json").read_bytes()) | {"eos_token": "<eos>"}
+    (base / "tokenizer_config.json").write_bytes(orjson.dumps(settings))
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.eos_token == "<eos>"
+    changed = recipe.load(path, {"base_model": str(base)})
+    ((ids, labels),) = trajectory.tokenise(base, recipe.dataset(path), [{"messages": TALKS[0]}], 2048, changed)
+    trained = [token for token, label in zip(ids, labels, strict=True) if label != -100]
+    assert tokenizer.convert_ids_to_tokens(trained[-1]) == "<end_of_turn>"

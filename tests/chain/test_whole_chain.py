@@ -82,7 +82,7 @@ def test_training_killed_goes_on_from_its_checkpoint(outputs: Path, folder: Path
 
 def test_a_killed_gguf_step_is_made_again_from_whole_inputs(outputs: Path, folder: Path) -> None:
     killed = start(outputs, "gguf", NAME)
-    kill_when(killed, folder, ".model-f16.gguf.partial")
+    kill_when(killed, folder, ".model-q8_0.gguf.partial")
     assert not [name for name in finals(folder) if name.endswith(".gguf")]
     tools(outputs, "gguf", NAME)
     assert {"model-q8_0.gguf", "base-q8_0.gguf"} <= finals(folder)
@@ -93,10 +93,9 @@ def test_a_killed_gguf_step_is_made_again_from_whole_inputs(outputs: Path, folde
 def test_ollama_gets_the_model_with_the_tokens_of_training(outputs: Path, folder: Path) -> None:
     printed = tools(outputs, "ollama", NAME, "--force")  # after three steps it has not learned to stop
     found = orjson.loads((folder / "parity.json").read_bytes())
-    assert found["equal"] is True and found["conversations"] == 20 and found["tokens"] > 1000
-    assert found["sides"][0] == "llama-server"
-    if "chain ends in llama-server" not in printed:
-        assert found["sides"] == ["llama-server", "Ollama"]
+    assert found["equal"] is True and found["conversations"] > 20 and found["tokens"] > 1000
+    without = "chain ends in llama-server" in printed
+    assert found["sides"] == ["transformers", "llama-server", *([] if without else ["Ollama"])]
     modelfile = (folder / "Modelfile").read_text()
     for line in ("FROM ./model-q8_0.gguf", "PARAMETER num_ctx 2048", 'PARAMETER stop "<|im_end|>"', "SYSTEM "):
         assert line in modelfile
@@ -128,34 +127,9 @@ def test_both_models_play_and_the_demo_sums_up(outputs: Path, folder: Path) -> N
     assert "already played" in tools(outputs, "eval", NAME, "--rooms", "2")
 
 
-def test_another_quantisation_needs_no_second_merge(outputs: Path, folder: Path) -> None:
+def test_several_quantisations_are_made_of_one_pass(outputs: Path, folder: Path) -> None:
+    tools(outputs, "gguf", NAME, "--quant", "Q4_K_M Q5_0")
+    assert {"model-f16.gguf", "model-q4_k_m.gguf", "model-q5_0.gguf"} <= finals(folder)
     before = (folder / "model-f16.gguf").stat().st_mtime_ns
-    tools(outputs, "gguf", NAME, "--quant", "Q4_K_M")
-    assert "model-q4_k_m.gguf" in finals(folder)
+    tools(outputs, "gguf", NAME, "--quant", "Q6_K")
     assert (folder / "model-f16.gguf").stat().st_mtime_ns == before
-
-
-def test_without_ollama_the_chain_ends_in_llama_server(outputs: Path, folder: Path, tmp_path: Path) -> None:
-    """No `ollama` on PATH, none in the cache: the same proof and the same games through llama-server."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    for item in run.cache().iterdir():
-        if not item.name.startswith("ollama"):
-            (cache / item.name).symlink_to(item)
-    places = [place for place in os.environ["PATH"].split(os.pathsep) if not (Path(place) / "ollama").exists()]
-    environment = os.environ | {
-        "PATH": os.pathsep.join(places),
-        "REACT_RECIPES_CACHE": str(cache),
-        "REACT_RECIPES_OUTPUTS": str(outputs),
-    }
-    (folder / "eval-tuned-q8_0.json").unlink()
-    done = subprocess.run(
-        [sys.executable, "-m", "tools", "eval", NAME, "--rooms", "2"],
-        cwd=run.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the chain ends in llama-server" in done.stdout
-    assert orjson.loads((folder / "eval-tuned-q8_0.json").read_bytes())["summary"]["rooms"] == 2

@@ -133,3 +133,29 @@ def test_several_quantisations_are_made_of_one_pass(outputs: Path, folder: Path)
     before = (folder / "model-f16.gguf").stat().st_mtime_ns
     tools(outputs, "gguf", NAME, "--quant", "Q6_K")
     assert (folder / "model-f16.gguf").stat().st_mtime_ns == before
+
+
+def test_without_ollama_the_chain_ends_in_llama_server(outputs: Path, folder: Path, tmp_path: Path) -> None:
+    """No `ollama` on PATH, none in the cache: the same proof and the same games through llama-server."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for item in run.cache().iterdir():
+        if not item.name.startswith("ollama"):
+            (cache / item.name).symlink_to(item)
+    places = [place for place in os.environ["PATH"].split(os.pathsep) if not (Path(place) / "ollama").exists()]
+    environment = os.environ | {
+        "PATH": os.pathsep.join(places),
+        "REACT_RECIPES_CACHE": str(cache),
+        "REACT_RECIPES_OUTPUTS": str(outputs),
+    }
+    (folder / "eval-tuned-q8_0.json").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "tools", "eval", NAME, "--rooms", "2"],
+        cwd=run.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the chain ends in llama-server" in done.stdout
+    assert orjson.loads((folder / "eval-tuned-q8_0.json").read_bytes())["summary"]["rooms"] == 2

@@ -101,19 +101,6 @@ def test_ollama_gets_the_model_with_the_tokens_of_training(outputs: Path, folder
         assert line in modelfile
 
 
-def test_ollama_killed_leaves_no_model_of_the_name(outputs: Path, folder: Path) -> None:
-    """kill -9 while the model is on trial; then the same command ends well, and the trial is gone."""
-    names = outputs / "ollama" / "models" / "manifests" / "registry.ollama.ai" / "library"
-    if not names.exists():
-        pytest.skip("neither Ollama nor Go is installed")
-    arguments = ("ollama", NAME, "--name", "react-killed", "--force")
-    kill_when(start(outputs, *arguments), names, "react-killed-trial/latest")
-    assert not (names / "react-killed").exists()
-    assert "its tokens proven" in tools(outputs, *arguments)
-    assert (names / "react-killed" / "latest").exists() and not list(names.glob("*-trial/latest"))
-    assert tools(outputs, "ollama-rm", "react-killed") == "removed react-killed\n"
-
-
 def test_both_models_play_and_the_demo_sums_up(outputs: Path, folder: Path) -> None:
     tools(outputs, "eval", NAME, "--rooms", "2")
     printed = tools(outputs, "demo", NAME)
@@ -125,6 +112,19 @@ def test_both_models_play_and_the_demo_sums_up(outputs: Path, folder: Path) -> N
         assert summed[who]["rooms"] == 2 and set(summed[who]["by_quantisation"]) == {"Q8_0"}
     assert "ollama run react-smollm2" in printed or "llama-server" in printed
     assert "already played" in tools(outputs, "eval", NAME, "--rooms", "2")
+
+
+def test_ollama_killed_leaves_no_model_of_the_name(outputs: Path, folder: Path) -> None:
+    """kill -9 while the model is on trial; then the same command ends well, and the trial is gone."""
+    names = outputs / "ollama" / "models" / "manifests" / "registry.ollama.ai" / "library"
+    if not names.exists():
+        pytest.skip("neither Ollama nor Go is installed")
+    arguments = ("ollama", NAME, "--name", "react-killed", "--force")
+    kill_when(start(outputs, *arguments), names, "react-killed-trial/latest")
+    assert not (names / "react-killed").exists()
+    assert "its tokens proven" in tools(outputs, *arguments)
+    assert (names / "react-killed" / "latest").exists() and not list(names.glob("*-trial/latest"))
+    assert tools(outputs, "ollama-rm", "react-killed") == "removed react-killed\n"
 
 
 def test_several_quantisations_are_made_of_one_pass(outputs: Path, folder: Path) -> None:

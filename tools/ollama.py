@@ -330,8 +330,8 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
                 part = f" {step.completed / step.total:.0%}" if step.completed and step.total else ""
                 status.update(f"Ollama: {step.status}{part}")
         if not spec.quantize and not made_of(client, spec.name, digest):
-            file = files[-1].name
-            raise Failed(f"{spec.name} in Ollama is not made of {file} ({digest}); run the same command again")
+            sent = files[-1].name
+            raise Failed(f"{spec.name} in Ollama is not made of {sent} ({digest}); run the same command again")
         client.generate(spec.name, keep_alive=0)  # One that was removed may run on, with the same file.
 
 

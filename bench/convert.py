@@ -5,8 +5,10 @@ python bench/convert.py --mb 100 --json       less, and one JSON object on stdou
 """
 
 import argparse
+import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = os.sysconf("SC_PAGE_SIZE")
 sys.path.insert(0, str(ROOT))
 
 from tools import run  # noqa: E402
@@ -30,11 +32,12 @@ DIRECTIONS = (
     ("alpaca", "messages"),
     ("sharegpt", "alpaca"),
 )
-NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; MB is the largest sum of the
-resident memory of all its processes, looked at every 20 ms (pages that processes share count once for each). datasets:
-load_dataset, map and to_json, each with num_proc = cores, in an empty cache (an array is written with lines=False as
-one batch, the only way that it can). orjson: one process, `loads` and `dumps` of each line and the same renaming,
-nothing checked, counted or kept beside it; an array is read whole. All read and write the same episodes."""
+NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; the median of three rounds,
+in each of which all three run in turn. MB is the largest sum of the resident memory of all its processes, looked at
+every 20 ms (pages that processes share count once for each). datasets: load_dataset, map and to_json, in as many
+processes as cores, in an empty cache (an array is written with lines=False as one batch, the only way that it can). orjson: one
+process, `loads` and `dumps` of each line and the same renaming, nothing checked, counted or kept beside it; an array is
+read whole. All read and write the same episodes."""
 # The conversion as a user of `datasets` writes it: (from, to) -> the body of a function of one row.
 MAPS = {
     ("messages", "sharegpt"): """
@@ -91,23 +94,28 @@ with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as target:
 
 def timed(command: list[str]) -> tuple[float, float]:
     """Wall seconds of a command, and MB at the peak of all its processes. Raises when it fails."""
+    os.sync()  # What was written before is not written to disk on this command's time.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     began, peak = time.monotonic(), 0
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    watched = psutil.Process(process.pid)
     while process.poll() is None:
-        total = 0
-        try:
-            for each in [watched, *watched.children(recursive=True)]:
-                total += each.memory_info().rss
-        except psutil.Error:
-            pass
-        peak = max(peak, total)
+        peak = max(peak, resident(process.pid))
         time.sleep(0.02)
     seconds = time.monotonic() - began
     if process.returncode:
         raise SystemExit(process.stderr.read().decode()[-2000:] if process.stderr else "")
     return round(seconds, 2), round(peak / 1e6, 1)
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process and its children. psutil looks at all processes to find them: at every 20 ms, that
+    takes a tenth of a machine of two cores from what is measured."""
+    total, tasks = 0, Path("/proc", str(pid), "task")
+    with contextlib.suppress(OSError):
+        total = int(Path("/proc", str(pid), "statm").read_text().split()[1]) * PAGE
+        for task in tasks.iterdir():
+            total += sum(resident(int(child)) for child in (task / "children").read_text().split())
+    return total
 
 
 def made(folder: Path, megabytes: float) -> Path:
@@ -127,32 +135,39 @@ def ours(source: Path, target: Path, to: str) -> tuple[float, float]:
     return timed([sys.executable, "-m", "tools", "convert", str(source), str(target), "--to", to])
 
 
-def direction(folder: Path, lines: Path, source: str, target: str, array: bool) -> dict[str, Any]:
-    """One direction: ours, each peer's, and the ratios."""
+def theirs(script: Path, source: Path, target: Path) -> tuple[float, float]:
+    """Seconds and MB of a script with `datasets`, in an empty cache."""
+    with tempfile.TemporaryDirectory(dir=script.parent) as cache:
+        return timed([sys.executable, str(script), str(source), str(target), cache])
+
+
+def direction(folder: Path, lines: Path, source: str, target: str, array: bool, repeats: int) -> dict[str, Any]:
+    """One direction: ours, each peer's, and the ratios; the median of all rounds, in each of which all run in turn."""
     end = "json" if array else "jsonl"
     path, out = folder / f"{source}.{end}", folder / f"out.{end}"
     if not path.exists():
         ours(lines, path, source)
     body = MAPS[source, target]
-    dropped = DROPPED.get(source, ALPACA)
+    script = folder / "peer.py"
+    script.write_text(DATASETS.format(body=body, dropped=DROPPED.get(source, ALPACA)))
+    loop = [sys.executable, "-c", ORJSON.format(body=body), str(path), str(out)]
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "orjson": [], "datasets": []}
+    for _ in range(repeats):
+        found["ours"].append(ours(path, out, target))
+        found["orjson"].append(timed(loop))
+        found["datasets"].append(theirs(script, path, out))
+    out.unlink()
     row: dict[str, Any] = {"from": source, "to": target, "file": "array" if array else "lines"}
     row["mb"] = round(path.stat().st_size / 1e6, 1)
-    row["seconds"], row["peak_mb"] = ours(path, out, target)
-    row["orjson"] = dict(
-        zip(
-            ("seconds", "peak_mb"),
-            timed([sys.executable, "-c", ORJSON.format(body=body), str(path), str(out)]),
-            strict=True,
-        )
-    )
-    script = folder / "peer.py"
-    script.write_text(DATASETS.format(body=body, dropped=dropped))
-    with tempfile.TemporaryDirectory(dir=folder) as cache:
-        found = timed([sys.executable, str(script), str(path), str(out), cache])
-    row["datasets"] = dict(zip(("seconds", "peak_mb"), found, strict=True))
+    for name, each in found.items():
+        seconds = [one[0] for one in each]
+        row[name] = {
+            "seconds": statistics.median(seconds),
+            "all_seconds": seconds,
+            "peak_mb": max(one[1] for one in each),
+        }
     for peer in ("orjson", "datasets"):
-        row[peer]["ratio"] = round(row[peer]["seconds"] / row["seconds"], 2)
-    out.unlink()
+        row[peer]["ratio"] = round(row[peer]["seconds"] / row["ours"]["seconds"], 2)
     return row
 
 
@@ -171,7 +186,10 @@ def table(rows: list[dict[str, Any]], sizes: list[dict[str, float]]) -> list[str
     """The results in Markdown."""
     lines = ["| direction | file | ours | datasets | orjson loop | datasets / ours |", "|---|---|---|---|---|---|"]
     for row in rows:
-        cells = [f"{each['seconds']:.1f} s, {each['peak_mb']:.0f} MB" for each in (row, row["datasets"], row["orjson"])]
+        cells = [
+            f"{each['seconds']:.1f} s, {each['peak_mb']:.0f} MB"
+            for each in (row["ours"], row["datasets"], row["orjson"])
+        ]
         name = f"{row['from']} to {row['to']}"
         lines.append(
             f"| {name} | {row['mb']:.0f} MB, {row['file']} | {' | '.join(cells)} | {row['datasets']['ratio']:.1f} |"
@@ -187,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=float, default=500, help="size of the file of messages")
     parser.add_argument("--sizes", default="50,5000", help="MB, comma between: our memory at other sizes; 0 for none")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--folder", help="where the files are made; they are removed")
     given = parser.parse_args()
@@ -196,7 +215,7 @@ def main() -> None:
         lines = made(folder, given.mb)
         for array in (False, True):
             for source, target in DIRECTIONS:
-                rows.append(direction(folder, lines, source, target, array))
+                rows.append(direction(folder, lines, source, target, array, given.repeats))
                 if not given.json:
                     print(json.dumps(rows[-1]), flush=True)
         for path in folder.iterdir():

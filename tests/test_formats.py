@@ -399,6 +399,7 @@ def test_rows_of_steps_that_lost_one_are_refused() -> None:
         (messages.read, {"messages": [{"role": "human", "content": "Hi"}]}, "message 1 has no known role"),
         (sharegpt.read, {"conversations": [{"from": "bot", "value": "Hi"}]}, "turn 1 has no known tag"),
         (sharegpt.read, {"conversations": [{"from": "gpt", "loss": True}]}, "turn 1 has no text"),
+        (sharegpt.read, {"conversations": [{"from": "gpt", "value": "Hi"}], "messages": []}, "keep one of them"),
         (alpaca.read, {"instruction": "Hi"}, 'no "output"'),
         (alpaca.read, {"instruction": "Hi", "output": "Ho", "history": [["a"]]}, '"history" must be'),
         (alpaca.read, {"instruction": "Hi", "output": "Ho", "extra": {"messages": [1]}}, '"extra" holds "messages"'),

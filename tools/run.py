@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 
 from tools import Failed
 
@@ -246,6 +245,8 @@ class Run:
 
 def resident_bytes() -> int:
     """Resident memory of this process and all its children, in bytes."""
+    import psutil  # only here: most commands ask for no process, and are quicker without
+
     total, me = 0, psutil.Process()
     for process in [me, *me.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):

@@ -5,12 +5,12 @@ Read by sharegpt.py, which knows the flag; OpenAI's name for it is `weight`, 0 o
 
 from typing import Any
 
-from tools.formats import CannotHold, sharegpt
+from tools.formats import CannotHold, Ordinary, sharegpt
 
 
-def write(episode: dict[str, Any], with_calls: bool, ordinary: bool) -> dict[str, Any]:
+def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[str, Any]:
     """The object of an episode: ShareGPT with a flag in each turn. Raises CannotHold as ShareGPT does."""
-    row = sharegpt.write(episode, with_calls, ordinary)
+    row = sharegpt.write(episode, with_calls, plain)
     row["conversations"] = [flagged(turn, number) for number, turn in enumerate(row["conversations"], 1)]
     return row
 

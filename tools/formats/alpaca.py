@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tools import BadInput
-from tools.formats import CONTENT, KEYS, ROLE, CannotHold, text_of
+from tools.formats import KEYS, CannotHold, Ordinary, ordinary, text_of
 
 OWN = ("instruction", "input", "output", "system", "history", "extra")
 STEP = "step_of"  # in `extra` of a row a step: [which, of how many]
 
 
-def read(row: dict[str, Any]) -> dict[str, Any]:
-    """The episode of a row; instruction and input are joined by a newline, as LLaMA-Factory does.
+def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
+    """The episode of a row, and its roles and texts when there is no more in its messages.
+
+    Instruction and input are joined by a newline, as LLaMA-Factory does.
 
     Raises BadInput when one of the known columns is not what it should be.
     """
@@ -36,8 +38,9 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in row.items() if key not in OWN}
     extra = row.get("extra")
     if type(extra) is not dict:
-        return others | ({} if extra is None else {"extra": extra}) | {"messages": messages}
-    return others | restored(messages, extra)
+        return others | ({} if extra is None else {"extra": extra}) | {"messages": messages}, ordinary(messages)
+    episode = others | restored(messages, extra)
+    return episode, ordinary(episode["messages"])
 
 
 def restored(messages: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
@@ -57,13 +60,13 @@ def restored(messages: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str,
     return episode if "messages" in episode else episode | {"messages": messages}
 
 
-def kept_of(episode: dict[str, Any], ordinary: bool) -> dict[str, Any]:
+def kept_of(episode: dict[str, Any], plain: Ordinary) -> dict[str, Any]:
     """What an Alpaca row cannot hold: the episode without its turns' roles and texts; empty when there is no more.
 
     `messages` stands in it where it must: to keep other keys of messages, or its place when that is not the last.
     """
     kept: list[dict[str, Any] | None] = []
-    for turn in [] if ordinary else episode["messages"]:
+    for turn in [] if plain else episode["messages"]:
         keys = tuple(turn)
         if keys == KEYS:
             kept.append(None)
@@ -78,37 +81,37 @@ def kept_of(episode: dict[str, Any], ordinary: bool) -> dict[str, Any]:
     return {key: value for key, value in episode.items() if key != "messages"}
 
 
-def exchanges(episode: dict[str, Any], ordinary: bool) -> tuple[str, list[tuple[str, str]]]:
+def exchanges(episode: dict[str, Any], plain: Ordinary) -> tuple[str, list[tuple[str, str]]]:
     """The system turn's text and the exchanges (question, answer). Raises CannotHold when turns are out of order."""
     turns = episode["messages"]
-    roles = list(map(ROLE, turns))
+    roles = plain[0] if plain else [turn["role"] for turn in turns]
     system = roles[0] == "system"
     pairs = len(roles) // 2
     if not pairs or roles != ["system"] * system + ["user", "assistant"] * pairs:
         raise CannotHold("turns out of order: a row holds a system turn, then user and assistant by turns")
-    texts = list(map(CONTENT, turns)) if ordinary else [text_of(turn, number) for number, turn in enumerate(turns, 1)]
+    texts = plain[1] if plain else [text_of(turn, number) for number, turn in enumerate(turns, 1)]
     if system and not texts[0]:
         raise CannotHold("an empty system turn, which a row cannot tell from none")
     return texts[0] if system else "", list(zip(texts[system::2], texts[system + 1 :: 2], strict=True))
 
 
-def write(episode: dict[str, Any], extra: bool, ordinary: bool) -> dict[str, Any]:
+def write(episode: dict[str, Any], extra: bool, plain: Ordinary) -> dict[str, Any]:
     """The row of an episode; `extra`: with what other columns cannot hold. Raises CannotHold for turns out of order."""
-    system, pairs = exchanges(episode, ordinary)
+    system, pairs = exchanges(episode, plain)
     (question, answer), history = pairs[-1], pairs[:-1]
     row: dict[str, Any] = {"instruction": question, "input": "", "output": answer, "system": system, "history": history}
-    if extra and (kept := kept_of(episode, ordinary)):
+    if extra and (kept := kept_of(episode, plain)):
         row["extra"] = kept
     return row
 
 
-def write_steps(episode: dict[str, Any], extra: bool, ordinary: bool) -> list[dict[str, Any]]:
+def write_steps(episode: dict[str, Any], extra: bool, plain: Ordinary) -> list[dict[str, Any]]:
     """The rows of an episode, one a step; raises CannotHold as `write` does, and for a key of ours."""
     if STEP in episode:
         raise CannotHold(f'a key "{STEP}" of its own, which tells where a step stands')
-    system, pairs = exchanges(episode, ordinary)
+    system, pairs = exchanges(episode, plain)
     task, since, rows = pairs[0][0], "", []
-    kept = kept_of(episode, ordinary) if extra else {}
+    kept = kept_of(episode, plain) if extra else {}
     for number, (question, answer) in enumerate(pairs, 1):
         if number > 1:
             since = f"{since}\n{question}" if since else question

@@ -7,6 +7,7 @@ that it is met in its place, what is wrong: ("fault", why), or ("fault", (how ma
 import re
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, BinaryIO
 
 from tools import BadInput
@@ -27,12 +28,16 @@ def nested(depth: int) -> bytes:
     return rb"(?:\{" + within + rb"\}|\[" + within + rb"\])"
 
 
-ELEMENT = re.compile(nested(4), re.DOTALL)
+@cache
+def element() -> re.Pattern[bytes]:
+    """An element of an array, as nearly all are; compiled when it is needed, for it takes as long as all else at the
+    start of a process."""
+    return re.compile(nested(4), re.DOTALL)
 
 
 def end_of(data: bytes, start: int) -> int:
     """Where the object that begins at `start` ends; 0 when the data end before it does."""
-    if found := ELEMENT.match(data, start):
+    if found := element().match(data, start):
         return found.end()
     depth = 0
     for token in TOKEN.finditer(data, start):

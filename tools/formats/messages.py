@@ -3,25 +3,26 @@
 Calls of tools (`tool_calls`, role `tool`) are read as Thought / Action / Observation, see calls.py.
 """
 
-import contextlib
 from typing import Any
 
-from tools import BadInput, formats
-from tools.formats import calls
+from tools import BadInput
+from tools.formats import Ordinary, calls, ordinary
 
 ROLES = frozenset({"system", "developer", "user", "assistant"})
 TOOL_ROLES = frozenset({"tool", "function"})
 
 
-def read(row: dict[str, Any]) -> dict[str, Any]:
-    """The episode of an object. Raises BadInput when it holds no messages, or one of no known role."""
+def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
+    """The episode of an object, and its roles and texts when there is no more in its messages.
+
+    Raises BadInput when it holds no messages, or one of no known role.
+    """
     messages = row.get("messages")
     if type(messages) is not list or not messages:
         raise BadInput('no "messages"; an episode is {"messages": [{"role": "user", "content": "..."}, ...]}')
     # Nearly every episode is such, and to look at each message takes five times as long.
-    with contextlib.suppress(LookupError, TypeError):
-        if set(map(formats.ROLE, messages)) <= ROLES and set(map(len, messages)) == {2}:
-            return row
+    if (found := ordinary(messages)) and ROLES.issuperset(found[0]):
+        return row, found
     called = False
     for number, turn in enumerate(messages, 1):
         if type(turn) is not dict:
@@ -33,9 +34,11 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
             called = True
         elif len(turn) > 2 and ("tool_calls" in turn or "function_call" in turn):
             called = True
-    return row | {"messages": calls.to_text(messages)} if called else row
+    if called:
+        row = row | {"messages": calls.to_text(messages)}
+    return row, ordinary(row["messages"])
 
 
-def write(episode: dict[str, Any], with_calls: bool, ordinary: bool) -> dict[str, Any]:
+def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[str, Any]:
     """The object of an episode; `with_calls`: its actions as calls of tools."""
     return episode | {"messages": calls.from_text(episode["messages"])} if with_calls else episode

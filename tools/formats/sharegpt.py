@@ -4,11 +4,10 @@ All other keys, an episode's and a message's, stay where they are: readers leave
 read as well: observation and function_call, which are written when actions are asked for as calls of tools.
 """
 
-import contextlib
 from typing import Any
 
 from tools import BadInput
-from tools.formats import KEYS, CannotHold, calls, text_of
+from tools.formats import KEYS, CannotHold, Ordinary, calls, ordinary, text_of
 
 TAGS = {"user": "human", "assistant": "gpt", "system": "system", "developer": "developer"}
 ROLES = {tag: role for role, tag in TAGS.items()} | {"user": "user", "assistant": "assistant", "chatgpt": "assistant"}
@@ -18,17 +17,19 @@ TAKEN = ("conversations", "system")
 TAKEN_IN_TURNS = ("from", "value", "loss")
 
 
-def read(row: dict[str, Any]) -> dict[str, Any]:
-    """The episode of an object. A `system` column becomes the first turn. Raises BadInput for what is none."""
+def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
+    """The episode of an object, and its roles and texts when there is no more in its messages.
+
+    A `system` column becomes the first turn. Raises BadInput for what is none.
+    """
     turns = row.get("conversations")
     if type(turns) is not list or not turns:
         raise BadInput('no "conversations"; an episode is {"conversations": [{"from": "human", "value": "..."}, ...]}')
-    with contextlib.suppress(LookupError, TypeError):
-        if set(map(tuple, turns)) == {("from", "value")} and "system" not in row:
-            messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
-            return {("messages" if key == "conversations" else key): value for key, value in row.items()} | {
-                "messages": messages
-            }
+    found = ordinary(turns, ("from", "value"))
+    if found and "system" not in row and ROLES.keys() >= set(found[0]):
+        roles, texts = [ROLES[tag] for tag in found[0]], found[1]
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+        return put(row, "conversations", "messages", messages), (roles, texts)
     messages, called = [], False
     for number, turn in enumerate(turns, 1):
         tag = turn.get("from") if type(turn) is dict else None
@@ -42,14 +43,20 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
             messages.append(renamed(turn, role, number))
     if called:
         messages = calls.to_text(messages)
-    episode = {("messages" if key == "conversations" else key): value for key, value in row.items()}
+    episode = put(row, "conversations", "messages", messages)
     system = episode.get("system")
     if type(system) is str:
         del episode["system"]
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-    episode["messages"] = messages
-    return episode
+    return episode, ordinary(messages)
+
+
+def put(row: dict[str, Any], old: str, new: str, turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row with its turns under another key, in the same place. Raises BadInput when it has that key too."""
+    if new in row:
+        raise BadInput(f'both "{old}" and "{new}" in one episode; keep one of them')
+    return {(new if key == old else key): (turns if key == old else value) for key, value in row.items()}
 
 
 def renamed(turn: dict[str, Any], role: str, number: int) -> dict[str, Any]:
@@ -84,8 +91,8 @@ def called_turn(turn: dict[str, Any], number: int) -> dict[str, Any]:
     return calls.from_value(value) | rest
 
 
-def write(episode: dict[str, Any], with_calls: bool, ordinary: bool) -> dict[str, Any]:
-    """The object of an episode; `ordinary`: its messages are. `with_calls`: its actions as calls.
+def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[str, Any]:
+    """The object of an episode; `plain`: its roles and texts, when they are all. `with_calls`: its actions as calls.
 
     Raises CannotHold for parts in place of a text, and for keys that readers take.
     """
@@ -93,15 +100,13 @@ def write(episode: dict[str, Any], with_calls: bool, ordinary: bool) -> dict[str
         if key in episode:
             raise CannotHold(f'a key "{key}" of its own, which readers of ShareGPT take for theirs')
     messages = episode["messages"]
-    if ordinary and not with_calls:
-        turns = [{"from": TAGS[turn["role"]], "value": turn["content"]} for turn in messages]
+    if plain and not with_calls:
+        turns = [{"from": TAGS[role], "value": text} for role, text in zip(*plain, strict=True)]
     else:
         turns = [
             tagged(turn, number) for number, turn in enumerate(calls.from_text(messages) if with_calls else messages, 1)
         ]
-    return {("conversations" if key == "messages" else key): value for key, value in episode.items()} | {
-        "conversations": turns
-    }
+    return put(episode, "messages", "conversations", turns)
 
 
 def tagged(message: dict[str, Any], number: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tools import BadInput, formats
 from tools.formats import CannotHold, agentinstruct, alpaca, chunks, messages, sharegpt, transcript
 
 READERS = {"messages": messages.read, "sharegpt": sharegpt.read, "agentinstruct": sharegpt.read, "alpaca": alpaca.read}
+WRITERS = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}
 CONSTANT = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
 TOO_DEEP = "nested too deep (more than 250 levels); flatten what the episode carries beside its messages"
 
@@ -69,15 +70,17 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     aside: list[bytes] = []
     counts: dict[str, int] = {}
     at = 0
+    given, made.newlines = (data, 0) if kind == "episodes" else texts(kind, data)
     try:
-        given: Iterator[tuple[int, Any]] = data if kind == "episodes" else texts(kind, data)
         for at, row in given:  # noqa: B007
-            episode: dict[str, Any] = row if kind == "episodes" else READERS[source](loaded(row))
+            if kind == "episodes":
+                episode, plain = row, formats.ordinary(row["messages"])
+            else:
+                episode, plain = READERS[source](loaded(row))
             made.read += 1
-            ordinary = formats.ordinary(episode["messages"])
-            count_extra(episode, counts, task, ordinary)
+            count_extra(episode, counts, task, plain)
             try:
-                rows += written(episode, task, ordinary, number + made.read - 1)
+                rows += written(episode, task, plain, number + made.read - 1)
                 made.written += 1
             except CannotHold as error:
                 if not task.apart:
@@ -87,27 +90,23 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
         made.fault = str(error)
     except orjson.JSONEncodeError:
         made.fault = TOO_DEEP
-    if kind != "episodes":
-        made.newlines = (data[0] if kind == "array" else data).count(b"\n")
     made.line = line_of(kind, data, at) if made.fault else 0
     made.rows, made.set_apart, made.extra = len(rows), len(aside), dict(counts)
     made.apart = b"".join(aside)
     if task.array:
         made.data = b",\n".join(rows)
     else:
-        made.data = b"".join(rows) if task.to in formats.TEXT else b"".join([row + b"\n" for row in rows])
+        made.data = b"".join(rows) if task.to in formats.TEXT else b"\n".join([*rows, b""])
     return made
 
 
-def texts(kind: str, data: Any) -> Iterator[tuple[int, bytes]]:
-    """The texts of a chunk's rows, numbered by line or by element from 0."""
+def texts(kind: str, data: Any) -> tuple[Iterator[tuple[int, Any]], int]:
+    """The texts of a chunk's rows, numbered by line or by element from 0, and how many newlines it has."""
     if kind == "lines":
-        for number, line in enumerate(data.split(b"\n")):
-            if line and not line.isspace():
-                yield number, line
-    else:
-        for number, (begin, end) in enumerate(data[1]):
-            yield number, data[0][begin:end]
+        lines = data.split(b"\n")
+        return ((number, line) for number, line in enumerate(lines) if line and not line.isspace()), len(lines) - 1
+    text, spans = data
+    return ((number, text[begin:end]) for number, (begin, end) in enumerate(spans)), text.count(b"\n")
 
 
 def loaded(text: bytes) -> dict[str, Any]:
@@ -168,19 +167,19 @@ def line_of(kind: str, data: Any, at: int) -> int:
     return int(data[0].count(b"\n", 0, data[1][at][0])) if kind == "array" else at
 
 
-def count_extra(episode: dict[str, Any], counts: dict[str, int], task: Task, ordinary: bool) -> None:
+def count_extra(episode: dict[str, Any], counts: dict[str, int], task: Task, plain: formats.Ordinary) -> None:
     """Count what an episode carries that the target may have no place for."""
     if task.to in formats.TEXT and episode["messages"][0]["role"] == "system":
         counts["the system turn"] = counts.get("the system turn", 0) + 1
     for key in episode:
         if key != "messages":
             counts[key] = counts.get(key, 0) + 1
-    if not ordinary:
+    if not plain:
         for key in {key for turn in episode["messages"] for key in turn} - set(formats.KEYS):
             counts[f"messages.{key}"] = counts.get(f"messages.{key}", 0) + 1
 
 
-def written(episode: dict[str, Any], task: Task, ordinary: bool, number: int) -> list[bytes]:
+def written(episode: dict[str, Any], task: Task, plain: formats.Ordinary, number: int) -> list[bytes]:
     """The rows of an episode in the target's format. Raises CannotHold."""
     if task.to in formats.TEXT:
         log = task.to == "alfworld"
@@ -191,13 +190,12 @@ def written(episode: dict[str, Any], task: Task, ordinary: bool, number: int) ->
         episode = {"messages": turns}
     if task.to == "alpaca":
         rows = (
-            alpaca.write_steps(episode, not task.drop, ordinary)
+            alpaca.write_steps(episode, not task.drop, plain)
             if task.steps
-            else [alpaca.write(episode, not task.drop, ordinary)]
+            else [alpaca.write(episode, not task.drop, plain)]
         )
         return [orjson.dumps(row) for row in rows]
-    writer = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}[task.to]
-    return [orjson.dumps(writer(episode, task.calls, ordinary))]
+    return [orjson.dumps(WRITERS[task.to](episode, task.calls, plain))]
 
 
 def put(handle: int, data: bytes) -> None:

@@ -35,9 +35,9 @@ DIRECTIONS = (
 NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; the median of three rounds,
 in each of which all three run in turn. MB is the largest sum of the resident memory of all its processes, looked at
 every 20 ms (pages that processes share count once for each). datasets: load_dataset, map and to_json, in as many
-processes as cores, in an empty cache (an array is written with lines=False as one batch, the only way that it can). orjson: one
-process, `loads` and `dumps` of each line and the same renaming, nothing checked, counted or kept beside it; an array is
-read whole. All read and write the same episodes."""
+processes as cores, in an empty cache (an array is written with lines=False as one batch, the only way that it can).
+orjson: one process, `loads` and `dumps` of each line and the same renaming, nothing checked, counted or kept beside it;
+an array is read whole. All read and write the same episodes."""
 # The conversion as a user of `datasets` writes it: (from, to) -> the body of a function of one row.
 MAPS = {
     ("messages", "sharegpt"): """

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tools import BadInput, chain, ollama, recipe, run
+from tools import BadInput, chain, ollama, recipe, run, serve
 
 NAME = "smollm2-135m-lora"
 
@@ -30,7 +30,7 @@ def this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Run:
 
 def spec(quant: str = "Q8_0", other: str = "", name: str = "") -> Any:
     """What Ollama is told of the run's tuned model."""
-    return chain.spec(chain.tuned(NAME, other), quant, "tuned", name)
+    return serve.spec(chain.tuned(NAME, other), quant, "tuned", name)
 
 
 def test_ollama_is_told_what_training_saw(this: run.Run) -> None:
@@ -58,14 +58,14 @@ def test_without_llama_quantize_ollama_is_asked_to_quantise(this: run.Run, monke
         spec("Q4_K_M")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("REACT_RECIPES_CACHE", str(this.folder / "no-cache"))
-    wanted = chain.spec(model, "Q4_K_M", "tuned", "")
+    wanted = serve.spec(model, "Q4_K_M", "tuned", "")
     assert (wanted.gguf, wanted.quantize) == (this.gguf("F16"), "Q4_K_M")
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_made(this: run.Run) -> None:
     code = (
-        "from tools import chain; model = chain.tuned(NAME); "
-        "chain.publish(None, model, chain.spec(model, 'Q8_0', 'tuned', ''))"
+        "from tools import chain, serve; model = chain.tuned(NAME); "
+        "serve.publish(None, model, serve.spec(model, 'Q8_0', 'tuned', ''))"
     )
     before = set(this.folder.iterdir())
     this.folder.chmod(0o555)
@@ -109,10 +109,10 @@ def test_a_model_that_is_not_there_names_the_command_that_makes_it(this: run.Run
 
 
 def test_a_proof_is_for_one_file_and_one_modelfile(this: run.Run) -> None:
-    first = chain.proof_inputs(spec())
+    first = serve.proof_inputs(spec())
     run.write(this.gguf("Q8_0"), b"GGUF2")
-    second = chain.proof_inputs(spec())
-    third = chain.proof_inputs(spec(name="react-other"))
+    second = serve.proof_inputs(spec())
+    third = serve.proof_inputs(spec(name="react-other"))
     assert first != second != third and first["modelfile"] == second["modelfile"] != third["modelfile"]
 
 

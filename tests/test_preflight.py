@@ -138,3 +138,15 @@ def test_checkpoints_of_another_recipe_are_announced(tmp_path: Path, monkeypatch
     run.write_json(this.checkpoints / "inputs.json", now | {"recipe": "another"})
     (found,) = preflight.leftovers(path, recipe.load(path), str)
     assert "of another recipe" in found.what
+
+
+def test_a_stopped_build_of_deepspeed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    settings = {"deepspeed": "zero2.json"}
+    assert list(preflight.stopped_build(settings, str)) == []
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    (found,) = preflight.stopped_build(settings, str)
+    assert "deepspeed_shm_comm" in found.what and str(lock) in found.mend
+    assert list(preflight.stopped_build({}, str)) == []

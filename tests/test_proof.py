@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests import models
-from tools import Failed, chain, llamacpp, ollama, proof, recipe, run
+from tools import Failed, chain, llamacpp, ollama, proof, recipe, run, serve
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    chain.parity(str(path), "", "F16", "react-tiny", answers=True, as_json=True)
+    serve.parity(str(path), "", "F16", "react-tiny", answers=True, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(recipe.folder(path).parity.read_bytes())
     assert found["equal"] is True and found["greedy"]["equal"] is True

@@ -1,15 +1,13 @@
 """The stages in their order, each done once: what a stage was made from stands in run.json beside its seconds."""
 
 import contextlib
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,6 @@ from tools import BadInput, Failed, base, catalog, doctor, recipe, run
 from tools.catalog import Tier
 from tools.run import Run
 
-# Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
-SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
 # The first prompt that people try.
 CLASSIC = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
@@ -252,38 +248,6 @@ def gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = F
                 gguf.build(model.base, folder, file, quant, model.metadata, f16, guide)
 
 
-def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> Any:
-    """All that Ollama is told of a tuned model or of its base, `name` in place of its own.
-
-    Where llama-quantize is not there, the f16 GGUF takes its place, for Ollama to quantise. Raises BadInput when there
-    is no GGUF and it is `needed`.
-    """
-    from tools import llamacpp, ollama
-
-    file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
-    by_ollama = not file.exists() and f16.exists() and llamacpp.find("llama-quantize") is None
-    if needed and not file.exists() and not by_ollama:
-        asked = f"RECIPE={model.name}" if model.run.recipe.exists() else f"ADAPTER={model.adapter}"
-        raise BadInput(f"{file}: not there; make gguf {asked} QUANT={quant} makes it")
-    known = catalog.model_of(model.base_name)
-    called = name or model.served
-    ends = base.end_texts(model.tokenizer, model.base)
-    return ollama.Spec(
-        name=called if who == "tuned" else f"{called}-base",
-        gguf=f16 if by_ollama else file,
-        recipe=model.name,
-        recipe_hash=model.hashes.get("recipe", model.hashes["adapter"]),
-        license=known.licence if known else "that of the base model",
-        parameters={"num_ctx": model.sequence_len, **SAMPLING},
-        # Where there is no such template in Go, the one in the GGUF serves.
-        family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
-        system=model.system,
-        # All tokens that end an answer: by training's tokenizer, the base's settings, the catalog.
-        stop=list(dict.fromkeys([*ends, *([known.eos] if known else [])])),
-        quantize=quant if by_ollama else None,
-    )
-
-
 def name_of(path: Path) -> str:
     """A recipe's model in Ollama, where NAME= says nothing else: react-smollm2 for smollm2-135m-lora."""
     from tools import ollama
@@ -306,128 +270,25 @@ def test_set() -> Iterator[dict[str, Any]]:
     return trajectory.read(TEST_DATA)
 
 
-def ollama(name: str, other: str, quant: str, called: str, force: bool = False, adapter: str = "") -> None:
-    """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
-
-    `force`: also in place of another model of that name, and when its answers do not end.
-    """
-    with player(tuned(name, other, adapter), quant.upper(), "tuned", called, force):
-        pass
-
-
-@contextlib.contextmanager
-def player(
-    model: Tuned, quant: str, who: str, called: str, force: bool = False
-) -> Iterator[Callable[[list[Any]], Any]]:
-    """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
-    from tools import evaluate, llamacpp
-    from tools import ollama as server
-
-    wanted = spec(model, quant, who, called)
-    with contextlib.ExitStack() as stack:
-        try:
-            session = stack.enter_context(server.session())
-        except server.NoOllama as missing:
-            print(f"{missing}: the chain ends in llama-server")
-            if who == "tuned":
-                publish(None, model, wanted)
-            context = int(wanted.parameters["num_ctx"])
-            yield evaluate.openai(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
-            return
-        if who == "tuned":
-            publish(session.client, model, wanted, force)
-        else:
-            server.create(session.client, wanted)
-        yield evaluate.ollama(session.client, wanted.name)
-
-
-def publish(client: Any, model: Tuned, wanted: Any, force: bool = False) -> None:
-    """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
-
-    Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
-    stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
-    """
-    from transformers import AutoTokenizer
-
-    from tools import ollama as server
-    from tools import proof, trial
-
-    this, inputs, episode = model.run, proof_inputs(wanted), next(test_set())["messages"]
-    run.need_space(this.folder, 0.01)
-    there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
-    if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
-        print(f"{wanted.name}: there, its tokens proven before")
-        return
-    if client is not None and not force:
-        server.free(client, wanted)
-    tokenizer = AutoTokenizer.from_pretrained(model.tokenizer)
-    first = [{"role": "user", "content": CLASSIC}]
-    with this.stage("ollama", inputs) as notes, proof.sides(client, wanted, tokenizer, episode) as (tried, seen):
-        found = proof.tokens(this, model.tokenizer, seen, test_set())
-        proof.stop(found, "so the model gets no name: ")
-        notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
-        if client is not None:
-            notes |= {"template": tried.family or "in the GGUF"}
-            asked = {"the first prompt": first, "an observation": episode[:4]}
-            notes["ends"] = trial.ends(client, tried.name, asked, force)
-        run.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
-        if client is None:
-            return
-        client.copy(tried.name, wanted.name)
-    print(f"{wanted.name}: in Ollama, its tokens proven")
-
-
-def parity(name: str, other: str, quant: str, called: str, answers: bool, as_json: bool, adapter: str = "") -> None:
-    """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
-
-    Raises Failed with the first difference.
-    """
-    from transformers import AutoTokenizer
-
-    from tools import ollama, proof
-
-    model = tuned(name, other, adapter)
-    this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
-    with contextlib.ExitStack() as stack:
-        try:
-            client = stack.enter_context(ollama.session()).client
-        except ollama.NoOllama:
-            client = None
-        tokenizer, episode = AutoTokenizer.from_pretrained(model.tokenizer), next(test_set())["messages"]
-        _, seen = stack.enter_context(proof.sides(client, wanted, tokenizer, episode))
-        found = proof.tokens(this, model.tokenizer, seen, test_set())
-    if answers and found["equal"]:
-        with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
-            gguf(name, other, "F16", adapter)
-        found["greedy"] = proof.answers(model.base, model.adapter, this.gguf("F16"), test_set())
-        run.write_json(this.parity, found)
-    proof.tell(found, as_json)
-
-
-def proof_inputs(wanted: Any) -> dict[str, str]:
-    """What a proof of parity depends on: the model's file and what Ollama is told of it."""
-    from tools import ollama
-
-    return {"gguf": run.sha256(wanted.gguf), "modelfile": run.sha256_of(ollama.modelfile(wanted).encode())}
-
-
 def evaluate(name: str, other: str, quant: str, rooms: int, called: str) -> None:
     """Let the base and the tuned model play the same unseen rooms; print the table."""
     from rich.console import Console
 
-    from tools import evaluate, report
+    from tools import evaluate, report, serve
     from tools.household import episodes
 
     model, quant = tuned(name, other), quant.upper()
     this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system())
     for who in ("base", "tuned"):
         stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
-        wanted = spec(model, quant, who, called)
-        inputs = proof_inputs(wanted) | {"rooms": run.sha256_of("".join(each.introduction for each in drawn).encode())}
+        wanted = serve.spec(model, quant, who, called)
+        inputs = serve.proof_inputs(wanted) | {
+            "rooms": run.sha256_of("".join(each.introduction for each in drawn).encode())
+        }
         if this.done(stage, inputs) and file.exists():
             print(f"{file}: already played")
             continue
-        with this.stage(stage, inputs), player(model, quant, who, called) as chat:
+        with this.stage(stage, inputs), serve.player(model, quant, who, called) as chat:
             start = time.monotonic()
             games = evaluate.play_all(chat, drawn, words, title=f"{who} {quant}")
             summary = evaluate.summary(games, time.monotonic() - start)
@@ -464,42 +325,3 @@ def demo(name: str, quant: str, called: str) -> None:
     print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{tuned['classic']['answer']}\n")
     console.print(report.table(played))
     print(report.closing(this, called or name_of(path), own=server.users_own() is None))
-
-
-def talk(name: str, model: str) -> None:
-    """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
-    from tools import ollama as server
-
-    path = find(name)
-    title = model or name_of(path)
-    with server.session() as session:
-        if not server.there(session.client, title):
-            raise BadInput(f"{title} is not in Ollama; make ollama RECIPE={name} brings it")
-        program = server.find()
-        if program is None:
-            raise BadInput("the program `ollama` is not on PATH")
-        subprocess.run([str(program), "run", title], env=os.environ | {"OLLAMA_HOST": session.url}, check=False)
-
-
-def forget(model: str) -> None:
-    """Remove one of our models from Ollama. Raises BadInput when there is none of that name, or it is not ours."""
-    from tools import ollama as server
-
-    server.ours(model)
-    with server.session() as session:
-        if not server.remove(session.client, model):
-            held = (each.model or "" for each in session.client.list().models)
-            names = ", ".join(sorted(name for name in held if name.startswith(server.PREFIX)))
-            raise BadInput(f"{model} is not in Ollama; ours there: {names or 'none'}")
-        print(f"removed {model}")
-
-
-def clean() -> None:
-    """Remove our models from Ollama, and nothing else."""
-    from tools import ollama
-
-    with ollama.session() as session:
-        for each in session.client.list().models:
-            if each.model and each.model.startswith(ollama.PREFIX):
-                ollama.remove(session.client, each.model)
-                print(f"removed {each.model}")

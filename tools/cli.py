@@ -387,14 +387,14 @@ def ollama(
     adapter: Adapter = "",
 ) -> None:
     """Give the model to Ollama, after proof that it sees the tokens of training and that its answers end."""
-    from tools import chain, extras
+    from tools import extras, serve
 
     if not recipe and not adapter:
         raise BadInput("ollama of what? A recipe, or --adapter FOLDER and --base")
     if adapter_only:
         extras.adapter_ollama(recipe, base, quant, name, over, force)
     else:
-        chain.ollama(recipe, base, quant, name, force, adapter)
+        serve.ollama(recipe, base, quant, name, force, adapter)
 
 
 @app.command()
@@ -417,12 +417,12 @@ def parity(
     """Compare tokens, and answers, of training and of serving; the first difference, its cause and its mend."""
     from pathlib import Path
 
-    from tools import chain, proof
+    from tools import proof, serve
 
     if bool(recipe) == bool(gguf or adapter) or (gguf and not base):
         raise BadInput("parity of what? A recipe, --adapter FOLDER --base BASE, or --gguf FILE --base BASE")
     if not gguf:
-        chain.parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
+        serve.parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
     else:
         of = Path(adapter) if adapter else None
         proof.tell(proof.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
@@ -453,25 +453,25 @@ def demo(recipe: Recipe, quant: Quant = "Q8_0", name: Name = "") -> None:
 @app.command()
 def ollama_run(recipe: Recipe, name: Name = "") -> None:
     """Talk to the model in Ollama."""
-    from tools import chain
+    from tools import serve
 
-    chain.talk(recipe, name)
+    serve.talk(recipe, name)
 
 
 @app.command()
 def ollama_rm(name: Annotated[str, typer.Argument(help="a model of ours in Ollama (react-...)")]) -> None:
     """Remove one of our models from Ollama."""
-    from tools import chain
+    from tools import serve
 
-    chain.forget(name)
+    serve.forget(name)
 
 
 @app.command()
 def clean_ollama() -> None:
     """Remove our models from Ollama."""
-    from tools import chain
+    from tools import serve
 
-    chain.clean()
+    serve.clean()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from tools import Failed, chain, recipe, run
+from tools import Failed, chain, recipe, run, serve
 
 
 def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data: str) -> None:
@@ -83,7 +83,7 @@ def adapter_ollama(name: str, other: str, quant: str, model: str, over: str, for
     this, file_of = tuned.run, tuned.run.gguf
     if not over and not file_of(quant, "base").exists():
         gguf.build(tuned.base, None, file_of(quant, "base"), quant, tuned.metadata, file_of("F16", "base"))
-    wanted = replace(chain.spec(tuned, quant, "base", model, not over), adapter=file, base=over)
+    wanted = replace(serve.spec(tuned, quant, "base", model, not over), adapter=file, base=over)
     wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
     with server.session() as session:
         if not force:
@@ -150,7 +150,7 @@ def export(name: str, other: str, quant: str, model: str, to: Sequence[str]) -> 
     this = tuned.run
     if any(each in export.MERGED for each in places):
         merge(name, other)
-    wanted = chain.spec(tuned, quant, "tuned", model)
+    wanted = serve.spec(tuned, quant, "tuned", model)
     exported = export.Model(
         this=this,
         name=wanted.name,

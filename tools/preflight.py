@@ -125,6 +125,7 @@ def quick(path: Path, settings: Mapping[str, Any], tier: Tier, machine: Machine)
         *precision(settings, machine, at),
         *gate(model, settings, machine, at),
         *sharding(settings, at),
+        *stopped_build(settings, at),
         *leftovers(path, settings, at),
         *edited(path),
     ]
@@ -222,6 +223,18 @@ def sharding(settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
             at("fsdp_config", "state_dict_type"),
             "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
         )
+
+
+def stopped_build(settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+    """A lock of a build of DeepSpeed's extensions that was killed: every later training waits for it without a word.
+
+    Where torch builds them, see torch/utils/cpp_extension.py, `_get_build_directory`; its FileBaton waits for ever.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(home, "torch_extensions"))
+    for lock in sorted(place.rglob("lock")) if settings.get("deepspeed") else ():
+        what = f"a build of DeepSpeed's {lock.parent.name} was stopped, or runs now: training would wait for it"
+        yield Finding("warning", what, at("deepspeed"), f"where no other training runs: rm {lock}")
 
 
 def edited(path: Path) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -226,7 +227,8 @@ def main() -> None:
     written = {
         "title": f"Converting {given.mb:g} MB of episodes, {cores} cores",
         "command": "python bench/convert.py",
-        "versions": {each: version(each) for each in ("orjson", "datasets", "pyarrow")},
+        "versions": {"Python": platform.python_version()}
+        | {each: version(each) for each in ("orjson", "datasets", "pyarrow")},
         "table": table(rows, memory),
         "notes": NOTES,
         "cases": rows,

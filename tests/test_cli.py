@@ -135,3 +135,12 @@ def test_doctor_shows_what_is_there() -> None:
     done = tools("doctor")
     assert done.returncode == 0
     assert "llama-server" in done.stdout and "axolotl" in done.stdout.lower()
+
+
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word() -> None:
+    command = [sys.executable, "-m", "tools", "list", "--tier", "24gb"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=run.ROOT)
+    assert process.stdout and process.stderr
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == b"" and process.wait() == 1
+    process.stderr.close()

@@ -50,16 +50,23 @@ def answers(path: Path) -> list[list[str]]:
     return [[said(turn) for turn in each["messages"] if turn["role"] == "assistant"] for each in trajectory.read(path)]
 
 
-def trained(folder: Path, entry: dict[str, Any], path: Path) -> list[list[str]]:
-    """The text of each span that Axolotl trains on, of each row of a file."""
+def prepared(folder: Path, entries: list[dict[str, Any]], where: Path) -> list[list[str]]:
+    """The text of each span that Axolotl trains on, of each row of these `datasets:`, by its own `preprocess`."""
+    from datasets import load_from_disk
     from transformers import AutoTokenizer
 
+    settings = recipe.load(recipe.find("smollm2-135m-lora")) | {"base_model": str(folder), "datasets": entries}
+    settings |= {"dataset_prepared_path": str(where / "prepared"), "output_dir": str(where / "out"), "val_set_size": 0}
+    settings |= {"sequence_len": 4096, "shuffle_merged_datasets": False}
+    config = where / "preprocess.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [str(Path(sys.executable).with_name("axolotl")), "preprocess", str(config)]
+    done = subprocess.run(command, env=os.environ | {"AXOLOTL_DO_NOT_TRACK": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (rows,) = (load_from_disk(str(each.parent)) for each in (where / "prepared").rglob("dataset_info.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    data = path.read_bytes()
-    rows = orjson.loads(data) if data.startswith(b"[") else [orjson.loads(line) for line in data.splitlines()]
-    settings = recipe.load(recipe.find("smollm2-135m-lora"))
     found = []
-    for _, labels in trajectory.tokenise(folder, entry, rows, 4096, settings):
+    for labels in rows["labels"]:
         spans: list[list[int]] = [[]]
         for label in labels:
             if label == -100:
@@ -71,14 +78,15 @@ def trained(folder: Path, entry: dict[str, Any], path: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(folder: Path, files: Path) -> None:
+def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(
+    folder: Path, files: Path, tmp_path: Path
+) -> None:
+    ours = recipe.dataset(recipe.find("smollm2-135m-lora")) | {"path": str(files / "train.jsonl")}
+    (sharegpt,) = yaml.safe_load((files / "axolotl.yaml").read_text())["datasets"]
+    steps = {"path": str(files / "steps.json"), "type": "alpaca", "ds_type": "json"}
     expected = answers(files / "train.jsonl")
-    ours = recipe.dataset(recipe.find("smollm2-135m-lora"))
-    assert trained(folder, ours, files / "train.jsonl") == expected
-    (stanza,) = yaml.safe_load((files / "axolotl.yaml").read_text())["datasets"]
-    assert trained(folder, stanza, Path(stanza["path"])) == expected
     every = [[answer] for episode in expected for answer in episode]
-    assert trained(folder, {"type": "alpaca", "ds_type": "json"}, files / "steps.json") == every
+    assert prepared(folder, [ours, sharegpt, steps], tmp_path) == [*expected, *expected, *every]
 
 
 @pytest.fixture(scope="module")

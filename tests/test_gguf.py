@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
+from tests import models
 from tools import BadInput, Failed, base, gguf, merge, run
 
 METADATA = {"react_recipes.recipe": "smollm2-135m-lora", "react_recipes.data": "é" * 200, "general.name": "react tiny"}
@@ -42,19 +43,6 @@ def make_base(folder: Path, tokenizer: Path, hidden: int = 64, layers: int = 2) 
     return folder
 
 
-def make_adapter(folder: Path, base_model: Path) -> Path:
-    """A LoRA adapter that changes the model well above rounding; as peft saves it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    model: Any = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
-    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False))
-    tuned.save_pretrained(str(folder))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def real() -> Path:
     return base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct", gguf.convert)
@@ -68,7 +56,7 @@ def tiny(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tiny: Path) -> Path:
     """An adapter as Axolotl leaves it: its own tokenizer files beside it, here with another end token and template."""
-    folder = make_adapter(tiny.with_name("adapter"), tiny)
+    folder = models.make_adapter(tiny.with_name("adapter"), tiny)
     shutil.copy2(tiny / "tokenizer.json", folder)
     config = json.loads((tiny / "tokenizer_config.json").read_bytes()) | {"eos_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

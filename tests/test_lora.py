@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests import models
 from tools import BadInput, lora
 
 WORDS = 96
@@ -50,27 +51,6 @@ def load(folder: Path) -> Any:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def make_adapter(folder: Path, base: Path, resized: int = 0, **options: Any) -> Path:
-    """A random adapter that peft saved: every tensor of it moved well away from where training begins."""
-    torch.manual_seed(1)
-    model = load(base)
-    if resized:
-        model.resize_token_embeddings(resized, mean_resizing=False)
-    settings: dict[str, Any] = {
-        "r": 4,
-        "lora_alpha": 6,
-        "target_modules": "all-linear",
-        "task_type": "CAUSAL_LM",
-    } | options
-    tuned: Any = get_peft_model(model, LoraConfig(**settings))
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    tuned.save_pretrained(str(folder), save_embedding_layers=bool(resized) or "auto")
-    return folder
-
-
 def by_peft(base: Path, adapter: Path, resized: int = 0) -> dict[str, torch.Tensor]:
     """All tensors after peft's own merge, each rounded to the base's type."""
     model = load(base)
@@ -98,7 +78,7 @@ def by_us(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_tensor_is_that_of_pefts_merge(kind: str, tied: bool, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tied)
-    adapter = make_adapter(tmp_path / "adapter", base, **KINDS[kind])
+    adapter = models.make_adapter(tmp_path / "adapter", base, **KINDS[kind])
     if tied and kind == "dora embedding":
         with pytest.raises(lora.Unsupported, match="DoRA on a head that its base ties"):
             by_us(base, adapter)
@@ -113,7 +93,7 @@ def test_every_tensor_is_that_of_pefts_merge(kind: str, tied: bool, tmp_path: Pa
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_resized_embedding_comes_with_the_adapter(tied: bool, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tied)
-    adapter = make_adapter(tmp_path / "adapter", base, resized=WORDS + 8)
+    adapter = models.make_adapter(tmp_path / "adapter", base, resized=8)
     wanted, got = by_peft(base, adapter, WORDS + 8), by_us(base, adapter)
     for name, value in wanted.items():
         assert torch.equal(got.get(name, got[lora.EMBEDDING]), value), name
@@ -123,7 +103,7 @@ def test_a_resized_embedding_comes_with_the_adapter(tied: bool, tmp_path: Path) 
 
 def test_an_adapter_of_another_base_is_told_by_both_shapes(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
+    adapter = models.make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
     other = {name: tuple(2 * size for size in shape) for name, shape in lora.shapes(base).items()}
     lines = lora.fit(lora.plan(adapter), other, adapter)[1]
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -171,7 +151,7 @@ def test_what_is_no_whole_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    adapter = make_adapter(tmp_path / "adapter", base)
+    adapter = models.make_adapter(tmp_path / "adapter", base)
     config = json.loads((adapter / "adapter_config.json").read_bytes()) | {"r": 8}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="has rank 4, and 8 in adapter_config.json"):

@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFReader
 
 from tests import models
-from tests.converters import Converters, make_adapter
+from tests.converters import Converters
 from tools import merge
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def test_every_bit_is_that_of_a_merge_and_a_conversion(case: str, converters: Co
         wide = tmp_path / "wide" / "base"
         stored_in_4_bits(base, tmp_path / "4bit" / "base", wide)
         base = tmp_path / "4bit" / "base"
-    adapter = make_adapter(tmp_path / "adapter", wide, **options)
+    adapter = models.make_adapter(tmp_path / "adapter", wide, **options)
     merge.merge(wide, adapter, tmp_path / "merged" / "base")
     for type_, bare in (("f32", True), ("f16", False)):
         converters.theirs(tmp_path / "merged" / "base", tmp_path / "theirs.gguf", type_, bare)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import models
-from tests.converters import Converters, make_adapter
+from tests.converters import Converters
 from tools import gguf
 
 pytestmark = pytest.mark.slow
@@ -17,7 +17,7 @@ def wide_rows(converters: Converters, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("wide")
     changes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
     base = models.make("mistral", folder / "base", **changes, tie_word_embeddings=True)
-    make_adapter(folder / "adapter", base)
+    models.make_adapter(folder / "adapter", base)
     assert converters.ours(base, folder / "f16.gguf", folder / "adapter", "F16") == ""
     return folder
 

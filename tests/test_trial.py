@@ -1,6 +1,5 @@
 """A model on trial: the template that is right here, and answers that end by their token."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tests.test_ollama_templates import ASSISTANT, FAMILIES, LLAMAS, OBSERVATION, SYSTEM, USER, Family, jinja, model
-from tools import Failed, llamacpp, ollama, trial
+from tools import Failed, ollama, trial
 
 EPISODE = [SYSTEM, USER, ASSISTANT, OBSERVATION, ASSISTANT]
 BY_NAME = {family.name: family for family in FAMILIES} | {family.template: family for family in LLAMAS}
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ollama.Session]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
-        patch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")
-        if ollama.install() is None:
-            pytest.skip("neither Ollama nor Go is installed")
-        with ollama.session() as here:
-            yield here
 
 
 def tokenizer_of(family: Family) -> Any:

@@ -1,6 +1,7 @@
 """The command line: names, help, exit codes. Heavy modules are imported by the command that needs them."""
 
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -481,7 +482,13 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:
+        # Who reads us, `| head`, has seen enough; at the exit Python would try to write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except BadInput as error:
         stop(error, 2)
     except Failed as error:

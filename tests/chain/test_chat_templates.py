@@ -1,4 +1,4 @@
-"""Recipes with a chat template of their own: Axolotl's tokens are llama-server's and Ollama's, at every turn."""
+"""Chat templates of our own, and Phi's: Axolotl's tokens are llama-server's and Ollama's, at every turn."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,7 @@ import orjson
 import pytest
 
 from tests import models
-from tests.converters import make_adapter
-from tests.test_ollama_templates import ASSISTANT, OBSERVATION, SYSTEM, USER
+from tests.test_ollama_templates import ASSISTANT, OBSERVATION, PHI4_MINI, SYSTEM, USER
 from tools import catalog, gguf, llamacpp, ollama, preflight, recipe, trajectory
 
 TALKS = [
@@ -35,6 +34,7 @@ class Tuned:
     params=[
         ("mistral-7b-qlora", "mistral", "mistral_v2v3"),
         ("qwen3-4b-qlora", "qwen3", "Qwen-Qwen3-0.6B"),
+        ("phi4-mini-qlora", "phi3", PHI4_MINI),
         ("llama3.2-1b-qlora", "llama", "meta-llama-Llama-3.2-3B-Instruct"),
         pytest.param(("llama3.1-8b-qlora", "llama", "meta-llama-Llama-3.1-8B-Instruct"), marks=pytest.mark.slow),
     ],
@@ -51,11 +51,11 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model = catalog.model_of(recipe.load(path)["base_model"])
     assert model
     base = models.make(kind, folder / "base")
-    (base / "chat_template.jinja").write_text(models.template(template))
+    (base / "chat_template.jinja").write_text(template if "{" in template else models.template(template))
     settings = recipe.load(path, {"base_model": str(base)})
     episodes = [{"messages": talk} for talk in TALKS]
     trained = trajectory.tokenise(base, recipe.dataset(path), episodes, 2048, settings)
-    adapter = make_adapter(folder / "adapter", base)
+    adapter = models.make_adapter(folder / "adapter", base)
     load_tokenizer(DictDefault(settings | {"tokenizer_config": str(base)})).save_pretrained(adapter)
     gguf.build(base, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
     return Tuned(base, model.family, trained, folder / "model.gguf")
@@ -65,17 +65,6 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def url(tuned: Tuned) -> Iterator[str]:
     with llamacpp.server(tuned.file, 2048) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ollama.Session]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
-        patch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")
-        if ollama.install() is None:
-            pytest.skip("neither Ollama nor Go is installed")
-        with ollama.session() as here:
-            yield here
 
 
 def prompts(tuned: Tuned) -> Iterator[tuple[list[dict[str, str]], list[int]]]:

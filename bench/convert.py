@@ -33,12 +33,12 @@ DIRECTIONS = (
     ("alpaca", "messages"),
     ("sharegpt", "alpaca"),
 )
-NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; the median of three rounds,
-in each of which all three run in turn. MB is the largest sum of the resident memory of all its processes, looked at
-every 20 ms (pages that processes share count once for each). datasets: load_dataset, map and to_json, in as many
-processes as cores, in an empty cache (an array is written with lines=False as one batch, the only way that it can).
-orjson: one process, `loads` and `dumps` of each line and the same renaming, nothing checked, counted or kept beside it;
-an array is read whole. All read and write the same episodes."""
+NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; of lines the median of three
+rounds, in each of which all three run in turn, of an array, which takes a minute, one round. MB is the largest sum of
+the resident memory of all its processes, looked at every 20 ms (pages that processes share count once for each).
+datasets: load_dataset, map and to_json, in as many processes as cores, in an empty cache (an array is written with
+lines=False as one batch, the only way that it can). orjson: one process, `loads` and `dumps` of each line and the same
+renaming, nothing checked, counted or kept beside it; an array is read whole. All read and write the same episodes."""
 # The conversion as a user of `datasets` writes it: (from, to) -> the body of a function of one row.
 MAPS = {
     ("messages", "sharegpt"): """
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=float, default=500, help="size of the file of messages")
     parser.add_argument("--sizes", default="50,5000", help="MB, comma between: our memory at other sizes; 0 for none")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds with lines, of which the median counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--folder", help="where the files are made; they are removed")
     given = parser.parse_args()
@@ -216,7 +216,7 @@ def main() -> None:
         lines = made(folder, given.mb)
         for array in (False, True):
             for source, target in DIRECTIONS:
-                rows.append(direction(folder, lines, source, target, array, given.repeats))
+                rows.append(direction(folder, lines, source, target, array, 1 if array else given.repeats))
                 if not given.json:
                     print(json.dumps(rows[-1]), flush=True)
         for path in folder.iterdir():

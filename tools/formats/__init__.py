@@ -35,6 +35,14 @@ def ordinary(turns: list[dict[str, Any]], keys: tuple[str, str] = KEYS) -> Ordin
     return roles, texts
 
 
+def whole(episode: dict[str, Any], plain: Ordinary) -> dict[str, Any]:
+    """An episode with its messages, which a reader leaves as None where all that they are is in `plain`."""
+    if plain and episode["messages"] is None:
+        pairs = zip(*plain, strict=True)
+        return episode | {"messages": [{"role": role, "content": text} for role, text in pairs]}
+    return episode
+
+
 def text_of(message: dict[str, Any], number: int) -> str:
     """A message's text. Raises CannotHold for one without, or with parts (images) in its place."""
     content = message.get("content")

@@ -18,7 +18,7 @@ TAKEN_IN_TURNS = ("from", "value", "loss")
 
 
 def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
-    """The episode of an object, and its roles and texts when there is no more in its messages.
+    """The episode of an object, and its roles and texts when there is no more in its messages, which are left None.
 
     A `system` column becomes the first turn. Raises BadInput for what is none.
     """
@@ -27,9 +27,7 @@ def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
         raise BadInput('no "conversations"; an episode is {"conversations": [{"from": "human", "value": "..."}, ...]}')
     found = ordinary(turns, ("from", "value"))
     if found and "system" not in row and ROLES.keys() >= set(found[0]):
-        roles, texts = [ROLES[tag] for tag in found[0]], found[1]
-        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-        return put(row, "conversations", "messages", messages), (roles, texts)
+        return put(row, "conversations", "messages", None), ([ROLES[tag] for tag in found[0]], found[1])
     messages, called = [], False
     for number, turn in enumerate(turns, 1):
         tag = turn.get("from") if type(turn) is dict else None
@@ -52,7 +50,7 @@ def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
     return episode, ordinary(messages)
 
 
-def put(row: dict[str, Any], old: str, new: str, turns: list[dict[str, Any]]) -> dict[str, Any]:
+def put(row: dict[str, Any], old: str, new: str, turns: list[dict[str, Any]] | None) -> dict[str, Any]:
     """A row with its turns under another key, in the same place. Raises BadInput when it has that key too."""
     if new in row:
         raise BadInput(f'both "{old}" and "{new}" in one episode; keep one of them')
@@ -99,10 +97,10 @@ def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[st
     for key in TAKEN:
         if key in episode:
             raise CannotHold(f'a key "{key}" of its own, which readers of ShareGPT take for theirs')
-    messages = episode["messages"]
     if plain and not with_calls:
         turns = [{"from": TAGS[role], "value": text} for role, text in zip(*plain, strict=True)]
     else:
+        messages = episode["messages"]
         turns = [
             tagged(turn, number) for number, turn in enumerate(calls.from_text(messages) if with_calls else messages, 1)
         ]

@@ -70,6 +70,7 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     aside: list[bytes] = []
     counts: dict[str, int] = {}
     at = 0
+    needed = task.calls or task.drop or task.to not in ("sharegpt", "agentinstruct", "alpaca")
     given, made.newlines = (data, 0) if kind == "episodes" else texts(kind, data)
     try:
         for at, row in given:  # noqa: B007
@@ -77,6 +78,8 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
                 episode, plain = row, formats.ordinary(row["messages"])
             else:
                 episode, plain = READERS[source](loaded(row))
+                if needed:
+                    episode = formats.whole(episode, plain)
             made.read += 1
             count_extra(episode, counts, task, plain)
             try:
@@ -85,7 +88,7 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
             except CannotHold as error:
                 if not task.apart:
                     raise BadInput(f"{task.to} cannot hold this: {error}; --apart FILE sets such aside") from error
-                aside.append(orjson.dumps(episode) + b"\n")
+                aside.append(orjson.dumps(formats.whole(episode, plain)) + b"\n")
     except BadInput as error:
         made.fault = str(error)
     except orjson.JSONEncodeError:
@@ -186,7 +189,7 @@ def written(episode: dict[str, Any], task: Task, plain: formats.Ordinary, number
         held = transcript.without_extra(episode, log) if task.drop else episode
         return [transcript.write(held, log, number).encode()]
     if task.drop:
-        turns = [{key: turn[key] for key in ("role", "content") if key in turn} for turn in episode["messages"]]
+        turns = [{key: turn[key] for key in formats.KEYS if key in turn} for turn in episode["messages"]]
         episode = {"messages": turns}
     if task.to == "alpaca":
         rows = (

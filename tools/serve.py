@@ -87,12 +87,9 @@ def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -
     Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
     stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
     """
-    from transformers import AutoTokenizer
-
     from tools import ollama as server
-    from tools import proof, trial
 
-    this, inputs, episode = model.run, proof_inputs(wanted), next(chain.test_set())["messages"]
+    this, inputs = model.run, proof_inputs(wanted)
     run.need_space(this.folder, 0.01)
     there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
     if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
@@ -100,7 +97,12 @@ def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -
         return
     if client is not None and not force:
         server.free(client, wanted)
-    tokenizer = AutoTokenizer.from_pretrained(model.tokenizer)
+    # Heavy, and not needed where all is there.
+    from transformers import AutoTokenizer
+
+    from tools import proof, trial
+
+    tokenizer, episode = AutoTokenizer.from_pretrained(model.tokenizer), next(chain.test_set())["messages"]
     first = [{"role": "user", "content": chain.CLASSIC}]
     with this.stage("ollama", inputs) as notes, proof.sides(client, wanted, tokenizer, episode) as (tried, seen):
         found = proof.tokens(this, model.tokenizer, seen, chain.test_set())

@@ -79,3 +79,20 @@ def small_f16(small_base: Path) -> Path:
     path = small_base.with_name("base-f16.gguf")
     gguf.convert(small_base, path)
     return path
+
+
+@pytest.fixture
+def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A base folder and an adapter folder that no recipe of ours made."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
+    source, adapter = tmp_path / "their-base", tmp_path / "their-adapter"
+    for folder, name in ((source, "model"), (adapter, "adapter_model")):
+        folder.mkdir()
+        save_file({"model.embed_tokens.weight": np.zeros((2, 2))}, folder / f"{name}.safetensors")
+    (source / "config.json").write_text('{"max_position_embeddings": 1024}')
+    (source / "tokenizer.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return source, adapter

@@ -392,3 +392,17 @@ def test_each_family_with_its_own_template(family: str, kind: str | None, tmp_pa
     first = found["first_difference"]
     assert (first and first["kind"]) == kind, parity.words(first) if first else kind
     assert found["refused"] == 0 or family == "gemma2"
+
+
+@pytest.mark.slow
+def test_letters_that_the_tokenizer_of_training_joins(tmp_path: Path) -> None:
+    """Qwen's writes e and an accent as one letter, NFC, before it splits a text; llama.cpp does not."""
+    from transformers import AutoTokenizer
+
+    base_model = models.make("qwen2", tmp_path / "qwen2")
+    gguf.convert(base_model, tmp_path / "f16.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    talk = [{"role": "user", "content": "Where is the cafe\u0301?"}, ANSWER]
+    with llamacpp.server(tmp_path / "f16.gguf", 512) as url:
+        found = parity.prove([talk], base_model, [parity.llama_server(url)], tokenizer=tokenizer)
+    assert found["first_difference"]["kind"] == "normalised", parity.words(found["first_difference"])

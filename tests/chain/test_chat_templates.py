@@ -1,4 +1,4 @@
-"""Chat templates of our own, and Phi's: Axolotl's tokens are llama-server's and Ollama's, at every turn."""
+"""Recipes with a chat template of their own: Axolotl's tokens are llama-server's and Ollama's, at every turn."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from tests import models
-from tests.test_ollama_templates import ASSISTANT, OBSERVATION, PHI4_MINI, SYSTEM, USER
+from tests.test_ollama_templates import ASSISTANT, OBSERVATION, SYSTEM, USER
 from tools import catalog, gguf, llamacpp, ollama, preflight, recipe, trajectory
 
 TALKS = [
@@ -34,7 +34,6 @@ class Tuned:
     params=[
         ("mistral-7b-qlora", "mistral", "mistral_v2v3"),
         ("qwen3-4b-qlora", "qwen3", "Qwen-Qwen3-0.6B"),
-        ("phi4-mini-qlora", "phi3", PHI4_MINI),
         ("llama3.2-1b-qlora", "llama", "meta-llama-Llama-3.2-3B-Instruct"),
         pytest.param(("llama3.1-8b-qlora", "llama", "meta-llama-Llama-3.1-8B-Instruct"), marks=pytest.mark.slow),
     ],
@@ -51,7 +50,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model = catalog.model_of(recipe.load(path)["base_model"])
     assert model
     base = models.make(kind, folder / "base")
-    (base / "chat_template.jinja").write_text(template if "{" in template else models.template(template))
+    (base / "chat_template.jinja").write_text(models.template(template))
     settings = recipe.load(path, {"base_model": str(base)})
     episodes = [{"messages": talk} for talk in TALKS]
     trained = trajectory.tokenise(base, recipe.dataset(path), episodes, 2048, settings)

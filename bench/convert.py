@@ -5,7 +5,6 @@ python bench/convert.py --mb 100 --json       less, and one JSON object on stdou
 """
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -21,7 +20,6 @@ from typing import Any
 import orjson
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = os.sysconf("SC_PAGE_SIZE")
 sys.path.insert(0, str(ROOT))
 
 from tools import run  # noqa: E402
@@ -100,23 +98,12 @@ def timed(command: list[str]) -> tuple[float, float]:
     began, peak = time.monotonic(), 0
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None:
-        peak = max(peak, resident(process.pid))
+        peak = max(peak, run.resident_bytes(process.pid))
         time.sleep(0.02)
     seconds = time.monotonic() - began
     if process.returncode:
         raise SystemExit(process.stderr.read().decode()[-2000:] if process.stderr else "")
     return round(seconds, 2), round(peak / 1e6, 1)
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory of a process and its children. psutil looks at all processes to find them: at every 20 ms, that
-    takes a tenth of a machine of two cores from what is measured."""
-    total, tasks = 0, Path("/proc", str(pid), "task")
-    with contextlib.suppress(OSError):
-        total = int(Path("/proc", str(pid), "statm").read_text().split()[1]) * PAGE
-        for task in tasks.iterdir():
-            total += sum(resident(int(child)) for child in (task / "children").read_text().split())
-    return total
 
 
 def made(folder: Path, megabytes: float) -> Path:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -88,21 +86,6 @@ class Cost:
         return Cost(self.seconds + other.seconds, self.written + other.written, max(self.peak_mb, other.peak_mb))
 
 
-def resident(pid: int) -> int:
-    """Bytes that a process and all its children have in memory."""
-    total = 0
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
-        return 0
-    for process in family:
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:
-            continue
-    return total
-
-
 def cost(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> Cost:
     """Run one step that writes into `folder`. Raises SystemExit with its last words when it fails."""
     before, peak, done = size(folder), 0, threading.Event()
@@ -115,7 +98,7 @@ def cost(command: Sequence[str], folder: Path, environment: dict[str, str] | Non
         def watch() -> None:
             nonlocal peak
             while not done.wait(0.05):
-                peak = max(peak, resident(process.pid))
+                peak = max(peak, run.resident_bytes(process.pid))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

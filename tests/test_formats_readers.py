@@ -10,7 +10,7 @@ import orjson
 import pytest
 import yaml
 
-from tools import base, convert, doctor, gguf, recipe, run, trajectory
+from tools import base, convert, doctor, gguf, preflight, recipe, run, trajectory
 from tools.formats.worker import Task
 
 LOCK = run.ROOT / "tests" / "locks" / "llamafactory.lock"
@@ -66,14 +66,8 @@ def prepared(folder: Path, entries: list[dict[str, Any]], where: Path) -> list[l
     (rows,) = (load_from_disk(str(each.parent)) for each in (where / "prepared").rglob("dataset_info.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = []
-    for labels in rows["labels"]:
-        spans: list[list[int]] = [[]]
-        for label in labels:
-            if label == -100:
-                spans += [[]] if spans[-1] else []
-            else:
-                spans[-1].append(label)
-        found.append([str(tokenizer.decode(span)) for span in spans if span])
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        found.append([str(tokenizer.decode(span)) for span in preflight.spans(ids, labels)])
     return found
 
 

@@ -1,6 +1,5 @@
 """Parity: equal with real servers, and each way to break a good model is caught and named, with its mend."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -324,19 +323,9 @@ MODELFILES: dict[str, tuple[str, dict[str, str], int, str]] = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An Ollama of our own."""
-    if ollama.install() is None:
-        pytest.skip("neither Ollama nor Go is installed")
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path_factory.mktemp("ollama")))
-        patch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")  # no Ollama of the user's
-        yield stack.enter_context(ollama.session()).client
-
-
-@pytest.fixture(scope="module")
-def served(client: Any, good: Path, url: str) -> Callable[..., parity.Side]:
+def served(session: ollama.Session, good: Path, url: str) -> Callable[..., parity.Side]:
     """The good model in Ollama, with a Modelfile of one's own."""
+    client: Any = session.client
 
     def create(expected: str | None = None, **said: str) -> parity.Side:
         client.create(model="react-parity", files={good.name: ollama.send(client, good)}, **said)

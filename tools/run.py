@@ -243,12 +243,14 @@ class Run:
         write_json(self.folder / "run.json", self.provenance() | {name: notes})
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process and all its children, in bytes."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process (by default this one) and all its children, in bytes; 0 when it has gone."""
     import psutil  # only here: most commands ask for no process, and are quicker without
 
-    total, me = 0, psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_info().rss
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        watched = psutil.Process(pid)
+        for process in [watched, *watched.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
     return total

@@ -34,9 +34,10 @@ def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
             called = True
         elif len(turn) > 2 and ("tool_calls" in turn or "function_call" in turn):
             called = True
-    if called:
-        row = row | {"messages": calls.to_text(messages)}
-    return row, ordinary(row["messages"])
+    if not called:
+        return row, None  # More in its messages than roles and texts.
+    told = calls.to_text(messages)
+    return row | {"messages": told}, ordinary(told)
 
 
 def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[str, Any]:

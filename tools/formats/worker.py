@@ -70,6 +70,7 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     aside: list[bytes] = []
     counts: dict[str, int] = {}
     at = 0
+    # Only these targets need messages as they are; the others are made of roles and texts.
     needed = task.calls or task.drop or task.to not in ("sharegpt", "agentinstruct", "alpaca")
     given, made.newlines = (data, 0) if kind == "episodes" else texts(kind, data)
     try:

@@ -1,5 +1,6 @@
 """What several tests share: real parts, made once."""
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,13 @@ from tools import base, catalog, llamacpp, ollama, run
 
 # A job in the background may have been told to ignore Ctrl-C, and all it starts with it: here it is sent on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each worker of pytest-xdist, and all that it starts, has its share of the cores: llama.cpp's threads wait for each
+# other by spinning, and are several times slower where two programs have as many threads as cores.
+worker = os.environ.get("PYTEST_XDIST_WORKER")
+if worker and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])])
 
 
 @pytest.fixture(scope="session")

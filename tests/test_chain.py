@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from tools import BadInput, chain, run
+from tools.train import Launch
 
 
 def test_anothers_adapter_gets_a_run_of_its_own(others: tuple[Path, Path]) -> None:
@@ -27,3 +28,14 @@ def test_anothers_adapter_names_its_base_or_a_person_does(others: tuple[Path, Pa
     assert chain.tuned("", "", str(adapter)).base == source
     with pytest.raises(BadInput, match="not an adapter"):
         chain.tuned("", "", str(source))
+
+
+@pytest.mark.parametrize("how", ["dry-run", "slurm", "ray"])
+def test_a_command_for_another_machine_is_of_a_recipe_that_axolotl_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
+    job = chain.job("qwen7b-qlora", "24gb", pairs=["sequense_len=1024"])
+    with pytest.raises(BadInput, match="sequense_len: no such key; did you mean sequence_len?"):
+        chain.submit(job, Launch(), how)
+    assert not list(tmp_path.iterdir())

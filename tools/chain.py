@@ -132,9 +132,13 @@ def train(job: Job, launch: Any, force: bool = False, resume: bool = False) -> N
 
 
 def submit(job: Job, launch: Any, how: str) -> None:
-    """Print the command of a training (`how`: dry-run), or give it to Slurm or Ray where they are, else say how."""
+    """Print the command of a training (`how`: dry-run), or give it to Slurm or Ray where they are, else say how.
+
+    Raises BadInput for a recipe that Axolotl refuses.
+    """
     from tools import cluster
 
+    recipe.validate(job.path, job.changes, job.tier)
     base_model = job.other or recipe.load(job.path)["base_model"]
     if how == "dry-run":
         print(cluster.dry_run(job.path, base_model, job.changes, job.tier, launch))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tools import recipe, run
+from tools import cli, recipe, run
 
 GOOD = (
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Thought: a\\nAction: look"}]}\n'
@@ -50,6 +50,23 @@ def test_every_make_target_has_one_line_of_help() -> None:
     assert "demo" in targets
     for target in targets:
         assert sum(line.startswith(f"  make {target} ") for line in shown.splitlines()) == 1
+
+
+def test_every_command_of_the_makefile_is_there() -> None:
+    wanted = set(re.findall(r"\$\(TOOLS\) ([a-z-]+)", (run.ROOT / "Makefile").read_text()))
+    assert {"convert", "train", "gguf", "eval"} <= wanted
+    named = {each.callback.__name__ if each.callback else "": each.name for each in cli.app.registered_commands}
+    known = {name or function.replace("_", "-") for function, name in named.items()}
+    assert wanted <= known
+
+
+def test_episodes_are_written_the_same_from_the_same_seed(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        done = tools("episodes", str(tmp_path / name), "--count", "12", "--tasks", "look,two", "--seed", "5")
+        assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "a.jsonl").read_bytes().splitlines()
+    assert len(lines) == 12
+    assert (tmp_path / "b.jsonl").read_bytes().splitlines() == lines
 
 
 def with_data(tmp_path: Path, data: str | None) -> str:

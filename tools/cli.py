@@ -146,6 +146,7 @@ def convert(
     convert.command(paths[:-1], paths[-1], Task(to, calls, per == "step", drop), wanted, apart, as_json)
 
 
+@app.command()
 def episodes(
     out: Annotated[str, typer.Argument(help="the JSONL file to write: messages, one episode a line")],
     count: Annotated[int, typer.Option(min=1, help="episodes")] = 1000,

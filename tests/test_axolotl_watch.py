@@ -3,9 +3,18 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tools import train
-from tools.axolotl_watch import STOPPED, Watch
+from tools.axolotl_watch import STOPPED, Watch, WatchPlugin
+
+
+def test_an_adapter_begins_the_same_from_the_same_seed() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        WatchPlugin().pre_lora_load(SimpleNamespace(seed=seed), None)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_signal_ends_the_step_with_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
-"""The Axolotl plugin that watches a training: a checkpoint when told to stop, an end when the loss is no number."""
+"""The Axolotl plugin that watches a training: the recipe's seed from its begin, a checkpoint when told to stop, an end
+when the loss is no number."""
 
 import math
 import signal
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 # What train.py reads in the log; Axolotl itself ends with status 0 after either a stop or the last step.
 STOPPED = "react-recipes: stopped, with a checkpoint, at step"
@@ -13,6 +14,11 @@ STOPPED = "react-recipes: stopped, with a checkpoint, at step"
 
 class WatchPlugin(BasePlugin):
     """Adds the watch to every training, whatever the trainer."""
+
+    def pre_lora_load(self, cfg: Any, model: Any) -> None:
+        """Draw the adapter's first values from the recipe's seed: Axolotl sets it only after they are drawn."""
+        if cfg.seed is not None:
+            set_seed(cfg.seed)
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         """The callback; Axolotl adds it to the trainer."""

@@ -256,24 +256,28 @@ def test_paths_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_path_without_permission_is_one_line(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir()
-    (closed / "in.jsonl").write_bytes(GOOD)
-    (closed / "in.jsonl").chmod(0)
+    closed, sealed = tmp_path / "closed", tmp_path / "sealed"
+    for folder in (closed, sealed):
+        folder.mkdir()
+        (folder / "in.jsonl").write_bytes(GOOD)
+        (folder / "in.jsonl").chmod(0)
     closed.chmod(0o555)
+    sealed.chmod(0)
     tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
+    for parent in tmp_path.parents[:3]:
         parent.chmod(parent.stat().st_mode | 0o055)
     me = os.geteuid()
     if me == 0:  # To root everything is permitted.
         os.seteuid(65534)
     try:
-        with pytest.raises(BadInput, match="in.jsonl: cannot be read .Permission denied"):
-            to(tmp_path / "out.jsonl", closed / "in.jsonl")
-        with pytest.raises(BadInput, match="out.jsonl: cannot be written .Permission denied"):
-            to(closed / "out.jsonl", DATA)
+        for folder in (closed, sealed):
+            with pytest.raises(BadInput, match="in.jsonl: cannot be read .Permission denied"):
+                to(tmp_path / "out.jsonl", folder / "in.jsonl")
+            with pytest.raises(BadInput, match="out.jsonl: cannot be written .Permission denied"):
+                to(folder / "out.jsonl", DATA)
     finally:
         os.seteuid(me)
+        sealed.chmod(0o700)
 
 
 def test_a_wrong_name_of_a_format_is_one_line() -> None:

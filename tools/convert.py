@@ -91,7 +91,7 @@ def convert(inputs: list[str], out: str, task: Task, wanted: str = "", apart: st
     task = replace(task, packed=suffix[1:] if suffix in PACKED else "", apart=bool(apart))
     task = replace(task, array=(stem if task.packed else out).endswith(".json") and task.to in formats.JSON)
     counts, began = Counts(), time.monotonic()
-    size = sum(source.path.stat().st_size for source in sources if source.path and source.path.is_file())
+    size = sum(os.path.getsize(each.path) for each in sources if each.path and os.path.isfile(each.path))
     several = size >= LARGE and task.to in formats.JSON
     with opened(out) as handle, opened(apart) if apart else contextlib.nullcontext(-1) as aside:
         output = Output(handle, task.packed)
@@ -192,7 +192,7 @@ def found(inputs: list[str]) -> list[Path | None]:
         path = Path(each)
         if each == "-":
             paths.append(None)
-        elif path.is_dir():
+        elif os.path.isdir(path):  # False, too, for what may not be looked at: to read it will say so
             inside = [item for item in sorted(path.rglob("*")) if item.is_file() and is_data(item.name)]
             if not inside:
                 raise BadInput(
@@ -222,9 +222,9 @@ def opened(out: str) -> Iterator[int]:
     Raises BadInput when it cannot be written, Failed when the disk is full.
     """
     path = Path(out)
-    if path.is_dir():
-        raise BadInput(f"{out}: a folder; name a file in it")
     try:
+        if path.is_dir():
+            raise BadInput(f"{out}: a folder; name a file in it")
         if out == "-":
             sys.stdout.flush()
             yield sys.stdout.fileno()

@@ -14,14 +14,14 @@ import signal
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import orjson
 
 from tools import BadInput, formats
-from tools.formats import CannotHold, agentinstruct, alpaca, chunks, messages, sharegpt, transcript
+from tools.formats import CannotHold, agentinstruct, alpaca, chunks, messages, sharegpt, transcript, usual
 
 READERS = {"messages": messages.read, "sharegpt": sharegpt.read, "agentinstruct": sharegpt.read, "alpaca": alpaca.read}
 WRITERS = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}
@@ -72,15 +72,12 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     at = 0
     # Only these targets need messages as they are; the others are made of roles and texts.
     needed = task.calls or task.drop or task.to not in ("sharegpt", "agentinstruct", "alpaca")
-    given, made.newlines = (data, 0) if kind == "episodes" else texts(kind, data)
+    given, read = rows_of(source, kind, data)
     try:
         for at, row in given:  # noqa: B007
-            if kind == "episodes":
-                episode, plain = row, formats.ordinary(row["messages"])
-            else:
-                episode, plain = READERS[source](loaded(row))
-                if needed:
-                    episode = formats.whole(episode, plain)
+            episode, plain = read(row)
+            if needed:
+                episode = formats.whole(episode, plain)
             made.read += 1
             count_extra(episode, counts, task, plain)
             try:
@@ -95,6 +92,7 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     except orjson.JSONEncodeError:
         made.fault = TOO_DEEP
     made.line = line_of(kind, data, at) if made.fault else 0
+    made.newlines = 0 if kind == "episodes" else (data if kind == "lines" else data[0]).count(b"\n")
     made.rows, made.set_apart, made.extra = len(rows), len(aside), dict(counts)
     made.apart = b"".join(aside)
     if task.array:
@@ -104,13 +102,22 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     return made
 
 
-def texts(kind: str, data: Any) -> tuple[Iterator[tuple[int, Any]], int]:
-    """The texts of a chunk's rows, numbered by line or by element from 0, and how many newlines it has."""
+def rows_of(source: str, kind: str, data: Any) -> tuple[Iterable[tuple[int, Any]], Callable[[Any], Any]]:
+    """The rows of a chunk, numbered by line or by element from 0, and what makes (episode, roles and texts) of one."""
+    if kind == "episodes":
+        return data, lambda episode: (episode, formats.ordinary(episode["messages"]))
+    if kind == "lines" and (found := usual.read(source, data)):
+        return enumerate(found), lambda row: row
+    reader = READERS[source]
+    return texts(kind, data), lambda text: reader(loaded(text))
+
+
+def texts(kind: str, data: Any) -> Iterator[tuple[int, bytes]]:
+    """The texts of a chunk's rows, numbered by line or by element from 0."""
     if kind == "lines":
-        lines = data.split(b"\n")
-        return ((number, line) for number, line in enumerate(lines) if line and not line.isspace()), len(lines) - 1
+        return ((number, line) for number, line in enumerate(data.split(b"\n")) if line and not line.isspace())
     text, spans = data
-    return ((number, text[begin:end]) for number, (begin, end) in enumerate(spans)), text.count(b"\n")
+    return ((number, text[begin:end]) for number, (begin, end) in enumerate(spans))
 
 
 def loaded(text: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ STEP = "step_of"  # in `extra` of a row a step: [which, of how many]
 
 
 def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
-    """The episode of a row, and its roles and texts when there is no more in its messages.
+    """The episode of a row, and its roles and texts when there is no more in its messages, which are left None.
 
     Instruction and input are joined by a newline, as LLaMA-Factory does.
 
@@ -32,20 +32,23 @@ def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
     if len(pairs) != len(history) or not all(type(text) is str for pair in pairs for text in pair):
         raise BadInput('"history" must be a list of [question, answer]')
     question = f"{row['instruction']}\n{asked}" if asked and row["instruction"] else row["instruction"] or asked
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    for text, answer in [*pairs, [question, row["output"]]]:
-        messages += ({"role": "user", "content": text}, {"role": "assistant", "content": answer})
+    texts = [text for pair in pairs for text in pair] + [question, row["output"]]
+    roles = ["user", "assistant"] * (len(texts) // 2)
+    if system:
+        roles, texts = ["system", *roles], [system, *texts]
     others = {key: value for key, value in row.items() if key not in OWN}
     extra = row.get("extra")
     if type(extra) is not dict:
-        return others | ({} if extra is None else {"extra": extra}) | {"messages": messages}, ordinary(messages)
-    episode = others | restored(messages, extra)
+        return others | ({} if extra is None else {"extra": extra}) | {"messages": None}, (roles, texts)
+    if extra.get("messages", []) == []:
+        return others | placed(None, extra), (roles, texts)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    episode = others | placed(restored(messages, extra["messages"]), extra)
     return episode, ordinary(episode["messages"])
 
 
-def restored(messages: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
-    """The episode again, from its turns and what `kept_of` kept."""
-    kept = extra.get("messages", [])
+def restored(messages: list[dict[str, Any]], kept: Any) -> list[dict[str, Any]]:
+    """The messages again, from their roles and texts and what `kept_of` kept of them."""
     if (
         type(kept) is not list
         or len(kept) > len(messages)
@@ -56,6 +59,11 @@ def restored(messages: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str,
         if each is not None:
             text = {"content": messages[number]["content"]}
             messages[number] = each | text if "role" in each else messages[number] | each
+    return messages
+
+
+def placed(messages: list[dict[str, Any]] | None, extra: dict[str, Any]) -> dict[str, Any]:
+    """The episode again: what `extra` kept, and its messages where they stood."""
     episode = {key: messages if key == "messages" else value for key, value in extra.items() if key != STEP}
     return episode if "messages" in episode else episode | {"messages": messages}
 

@@ -113,7 +113,7 @@ class Source:
                     yield loaded(text[begin:end])
                 at = base + text.count(b"\n")
 
-        episodes = ((at + 1, alpaca.read(row)[0]) for row in alpaca.joined(rows()))
+        episodes = ((at + 1, formats.whole(*alpaca.read(row))) for row in alpaca.joined(rows()))
         try:
             yield from batches(episodes)
         except BadInput as error:

@@ -4,6 +4,7 @@ What is the least unusual in a chunk is left to the readers of its format, which
 """
 
 from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +17,7 @@ SHAPES: dict[str, tuple[str, tuple[str, str], dict[str, str]]] = {
     "messages": ("messages", KEYS, {role: role for role in messages.ROLES}),
     "sharegpt": ("conversations", ("from", "value"), sharegpt.ROLES),
 }
+ROLE, TEXT = attrgetter("role"), attrgetter("text")  # In a map they take half of the time of a loop.
 # What may stand beside the turns. orjson, which the readers use, makes floats of larger integers; msgspec does not.
 Scalar = None | bool | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | float | str
 Value = Scalar | list[Scalar] | dict[str, Scalar]
@@ -55,7 +57,7 @@ def read(source: str, data: bytes) -> list[tuple[dict[str, Any], Ordinary]] | No
             return None
         episode = dict(zip(names, values, strict=True))
         episode["messages"] = None
-        found.append((episode, ([roles[turn.role] for turn in turns], [turn.text for turn in turns])))
+        found.append((episode, ([*map(roles.__getitem__, map(ROLE, turns))], [*map(TEXT, turns)])))
     return found
 
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import select
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ DIRECTIONS = (
 )
 NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; of lines the median of three
 rounds, in each of which all three run in turn, of an array, which takes a minute, one round. MB is the largest sum of
-the resident memory of all its processes, looked at every 20 ms (pages that processes share count once for each).
+the resident memory of all its processes, looked at every 50 ms (pages that processes share count once for each).
 datasets: load_dataset, map and to_json, in as many processes as cores, in an empty cache (an array is written with
 lines=False as one batch, the only way that it can). orjson: one process, `loads` and `dumps` of each line and the same
 renaming, nothing checked, counted or kept beside it; an array is read whole. All read and write the same episodes."""
@@ -97,10 +98,13 @@ def timed(command: list[str]) -> tuple[float, float]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     began, peak = time.monotonic(), 0
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None:
+    ended = os.pidfd_open(process.pid)
+    # Each look takes time of cores that are all at work; the end is told at once.
+    while not select.select([ended], [], [], 0.05)[0]:
         peak = max(peak, run.resident_bytes(process.pid))
-        time.sleep(0.02)
     seconds = time.monotonic() - began
+    os.close(ended)
+    process.wait()
     if process.returncode:
         raise SystemExit(process.stderr.read().decode()[-2000:] if process.stderr else "")
     return round(seconds, 2), round(peak / 1e6, 1)

@@ -21,7 +21,7 @@ def main() -> None:
     """Convert as the JSON object in the first argument says; see gguf.convert. Exit status 1, one line, on failure."""
     asked = json.loads(sys.argv[1])
     quant = asked["quant"]
-    # transformers imports it wherever it is installed, for assisted generation; to start without it takes 3 s less.
+    # transformers imports it wherever it is installed, for assisted generation: 2.7 s by -X importtime.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
     try:
         folder = Path(asked["base"])

@@ -77,3 +77,13 @@ def test_whatever_is_read_at_once_is_read_the_same(rows: list[dict[str, Any]]) -
     if (found := usual.read("messages", data)) is None:
         return
     assert [formats.whole(*each) for each in found] == [episode for episode, _ in one_by_one("messages", data)]
+
+
+def test_a_file_of_ever_other_keys_does_not_fill_the_memory() -> None:
+    """Beyond a bound of sets of keys, lines are left to the reader; the sets known by then are read at once as before."""
+    chunks = [orjson.dumps({"messages": TURNS, f"key{number}": 1}) + b"\n" for number in range(2 * usual.MOST_KEY_SETS)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(usual, "DECODERS", {})
+        at_once = [usual.read("messages", each) is not None for each in chunks]
+        assert at_once == [True] * usual.MOST_KEY_SETS + [False] * usual.MOST_KEY_SETS
+        assert usual.read("messages", chunks[0])

@@ -3,7 +3,6 @@
 What is the least unusual in a chunk is left to the readers of its format: the conversion then takes a quarter longer.
 """
 
-from functools import cache
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,10 @@ Scalar = None | bool | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] |
 Value = Scalar | list[Scalar] | dict[str, Scalar]
 # Keys that mean something of their own to the reader of a format.
 TAKEN = {"messages": (), "sharegpt": ("system", "messages")}
+# A decoder is two classes, which Python hardly lets go of again: a file whose every chunk begins with other keys would
+# fill the memory with them.
+MOST_KEY_SETS = 64
+DECODERS: dict[tuple[str, tuple[str, ...]], msgspec.json.Decoder[Any]] = {}
 
 
 def read(source: str, data: bytes) -> list[tuple[dict[str, Any], Ordinary]] | None:
@@ -40,7 +43,8 @@ def read(source: str, data: bytes) -> list[tuple[dict[str, Any], Ordinary]] | No
         keys = tuple(orjson.loads(first))
         if place not in keys or any(key in keys for key in TAKEN[source]):
             return None
-        lines = decoder(source, keys)
+        if (lines := decoder(source, keys)) is None:
+            return None
         if msgspec.json.encode(lines.decode(first)) != first:
             return None  # The whole chunk is hardly better.
         made = lines.decode_lines(data)
@@ -61,8 +65,16 @@ def read(source: str, data: bytes) -> list[tuple[dict[str, Any], Ordinary]] | No
     return found
 
 
-@cache
-def decoder(source: str, keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+def decoder(source: str, keys: tuple[str, ...]) -> msgspec.json.Decoder[Any] | None:
+    """Of a line with these keys, in their order; None where a file has too many sets of keys."""
+    if (source, keys) not in DECODERS:
+        if len(DECODERS) >= MOST_KEY_SETS:
+            return None
+        DECODERS[source, keys] = new_decoder(source, keys)
+    return DECODERS[source, keys]
+
+
+def new_decoder(source: str, keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
     """Of a line with these keys, in their order. Raises TypeError for keys that are no text."""
     place, (role, text), roles = SHAPES[source]
     names: list[tuple[str, Any, Any]] = [

@@ -1,12 +1,15 @@
 """Small random models of every architecture, with true vocabularies and chat templates: a hub's folder, in seconds.
 
 llama.cpp's source holds vocabularies (as GGUF, without the rest of a tokenizer) and chat templates; mistral_common
-holds Mistral's; what else makes text of tokens (the pre-tokenizer's pattern, a normaliser) is written here as in the
-model's own tokenizer.json.
+holds Mistral's, and litellm tiktoken's, which are Phi 4's; what else makes text of tokens (the pre-tokenizer's pattern,
+a normaliser) is written here as in the model's own tokenizer.json. llama.cpp's converter knows true vocabularies by a
+hash of what they make of a long text: one that was not the model's would be refused.
 """
 
 import json
 import shutil
+import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,37 @@ from tools import base, llamacpp, run
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Phi 4 mini's, and the two vocabularies by their files in litellm: Phi 4's has SPLIT with digits in threes.
+SPLIT_BY_CASE = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TIKTOKEN = {
+    "cl100k": ("9b5ad71b2ce5302211f9c61530b329a4922fc6a4", SPLIT.replace("DIGITS", "{1,3}")),
+    "o200k": ("fb374d419588a4632f3f557e76b4b70aebbca790", SPLIT_BY_CASE),
+}
+# Phi 4's tokens beyond tiktoken's: https://huggingface.co/microsoft/phi-4, and Phi-4-mini-instruct.
+PHI4_WORDS = {100257: "<|endoftext|>", 100258: "<|fim_prefix|>", 100259: "<|fim_middle|>", 100260: "<|fim_suffix|>"}
+PHI4_WORDS |= {100264: "<|im_start|>", 100265: "<|im_end|>", 100266: "<|im_sep|>", 100276: "<|endofprompt|>"}
+for number, free in enumerate(sorted(set(range(100256, 100352)) - set(PHI4_WORDS))):
+    PHI4_WORDS[free] = f"<|dummy_{number}|>"
+PHI4_MINI_NAMES = "endofprompt assistant end user system tool /tool tool_call /tool_call tool_response tag"
+PHI4_MINI_WORDS = {199999: "<|endoftext|>"}
+PHI4_MINI_WORDS |= {200018 + number: f"<|{name}|>" for number, name in enumerate(PHI4_MINI_NAMES.split())}
+PHI4 = (
+    "{% for message in messages %}{% if (message['role'] == 'system') %}"
+    "{{'<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'user') %}"
+    "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'assistant') %}"
+    "{{'<|im_start|>assistant<|im_sep|>' + message['content'] + '<|im_end|>'}}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+)
+PHI4_MINI = (
+    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not "
+    "none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + "
+    "'<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
 # What Qwen3's vocabulary has beyond Qwen2's; they are no control tokens (its tokenizer_config.json).
 QWEN3_WORDS = {151657: "<tool_call>", 151658: "</tool_call>", 151665: "<tool_response>", 151666: "</tool_response>"}
@@ -37,7 +71,8 @@ SIZES: dict[str, Any] = {
 class Kind:
     """One architecture: transformers' name of it, its vocabulary's and template's names, its special tokens.
 
-    `template`: a file of llama.cpp's models/templates, or of Axolotl's chat templates. `own`: changes of SIZES.
+    `template`: a file of llama.cpp's models/templates, or of Axolotl's chat templates, or a template's text. `own`:
+    changes of SIZES. `strips`: the sides on which its special tokens take white space away.
     """
 
     model_type: str
@@ -48,6 +83,7 @@ class Kind:
     pad: str | None = None
     words: dict[int, str] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
+    strips: tuple[str, ...] = ()
 
 
 KINDS = {
@@ -66,6 +102,12 @@ KINDS = {
         "gemma3_text", "gemma-4", "gemma3", "<end_of_turn>", "<bos>", "<pad>", GEMMA_TURNS, {"head_dim": 32}
     ),
     "phi3": Kind("phi3", "phi-3", "microsoft-Phi-3.5-mini-instruct", "<|end|>", "<s>", "<|endoftext|>"),
+    "phi4": Kind(
+        "phi3", "cl100k", PHI4, "<|im_end|>", "<|endoftext|>", "<|dummy_85|>", PHI4_WORDS, strips=("lstrip", "rstrip")
+    ),
+    "phi4-mini": Kind(
+        "phi3", "o200k", PHI4_MINI, "<|end|>", "<|endoftext|>", "<|endoftext|>", PHI4_MINI_WORDS, strips=("rstrip",)
+    ),
 }
 
 
@@ -102,18 +144,25 @@ def make_tokenizer(name: str, folder: Path) -> Any:
             with run.whole(made) as partial:
                 partial.mkdir()
                 kind = KINDS[name]
-                (byte_level if kind.vocabulary in {"qwen2", "llama-bpe"} else sentence_piece)(kind, partial)
+                write = byte_level if kind.vocabulary in {"qwen2", "llama-bpe"} else sentence_piece
+                write = tiktoken if kind.vocabulary in TIKTOKEN else write
+                write(kind, partial)
+                settings = json.loads((partial / "tokenizer_config.json").read_text())
                 tokenizer: Any = AutoTokenizer.from_pretrained(partial)
                 tokenizer.chat_template = template(kind.template)
                 tokenizer.save_pretrained(partial)
+                if kind.vocabulary in TIKTOKEN:  # transformers 5 saves another class than the hub's files name
+                    run.write_json(partial / "tokenizer_config.json", settings)
     shutil.copytree(made, folder, dirs_exist_ok=True)
     return AutoTokenizer.from_pretrained(folder)
 
 
 def template(name: str) -> str:
-    """The text of a chat template by its name at llama.cpp or at Axolotl."""
+    """The text of a chat template by its name at llama.cpp or at Axolotl; a text is taken as it is."""
     import axolotl
 
+    if "{" in name:
+        return name
     places = (llamacpp.source() / "models" / "templates", Path(axolotl.__path__[0]) / "utils/chat_templates/templates")
     return next(file for place in places if (file := place / f"{name}.jinja").exists()).read_text()
 
@@ -163,6 +212,27 @@ def byte_level(kind: Kind, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(parts))
     settings = {"tokenizer_class": "Qwen2Tokenizer" if qwen else "PreTrainedTokenizerFast"}
     write_settings(kind, folder, settings | {"clean_up_tokenization_spaces": False})
+
+
+def tiktoken(kind: Kind, folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json of a vocabulary that tiktoken has too (Phi 4's)."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    name, pattern = TIKTOKEN[kind.vocabulary]
+    with tempfile.TemporaryDirectory() as temporary:
+        wheel = zipfile.ZipFile(run.download("litellm", Path(temporary)))
+        ranks = wheel.extract(f"litellm/litellm_core_utils/tokenizers/{name}", temporary)
+        parts = json.loads(TikTokenConverter(ranks, pattern).converted().to_str())
+    parts["model"]["vocab"] |= {word: number for number, word in kind.words.items()}
+    parts["added_tokens"] = [
+        {"id": number, "content": word, "special": True, "single_word": False, "normalized": False}
+        | {side: side in kind.strips for side in ("lstrip", "rstrip")}
+        for number, word in sorted(kind.words.items())
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    # By which transformers 5 knows that the class in these models' files splits a text as GPT-2 did, and takes another.
+    run.write_json(folder / "config.json", {"model_type": kind.model_type})
+    write_settings(kind, folder, {"tokenizer_class": "GPT2Tokenizer", "clean_up_tokenization_spaces": False})
 
 
 def sentence_piece(kind: Kind, folder: Path) -> None:

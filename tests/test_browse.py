@@ -7,6 +7,7 @@ import orjson
 import pytest
 import yaml
 
+from tests import models
 from tools import BadInput, browse, catalog, plan, recipe, render
 
 
@@ -81,6 +82,16 @@ def test_a_copied_recipe_is_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.splitlines()[-1] == "lora_r: 16 becomes 32"
 
 
+def test_a_model_is_added_with_what_its_tokenizer_strips(tmp_path: Path) -> None:
+    for kind, model in (("phi4", "phi4"), ("phi4-mini", "phi4-mini")):
+        models.make_tokenizer(kind, tmp_path / kind)
+        known = catalog.models()[model]
+        found = browse.tokens_of(str(tmp_path / kind))
+        assert (found["eos"], set(found["strips"])) == (known.eos, {*known.strips}), kind
+    with pytest.raises(BadInput, match="its tokenizer cannot be read"):
+        browse.tokens_of(str(tmp_path))
+
+
 def test_a_model_is_added_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(catalog.CATALOG, tmp_path / "catalog")
     shutil.copytree(render.RECIPES / "deepspeed", tmp_path / "recipes" / "deepspeed")
@@ -88,7 +99,7 @@ def test_a_model_is_added_from_its_folder(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(render, "RECIPES", tmp_path / "recipes")
     catalog.models.cache_clear()
     folder = tmp_path / "Tiny-Qwen-Instruct"
-    folder.mkdir()
+    models.make_tokenizer("qwen2", folder)
     config = {
         "model_type": "qwen2", "hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16,
         "num_key_value_heads": 4, "intermediate_size": 2816, "vocab_size": 32000, "max_position_embeddings": 8192,
@@ -97,6 +108,7 @@ def test_a_model_is_added_from_its_folder(tmp_path: Path, monkeypatch: pytest.Mo
     try:
         browse.add_model(str(folder), "")
         assert catalog.models()["tiny-qwen"].sizes.hidden == 1024
+        assert (catalog.models()["tiny-qwen"].eos, catalog.models()["tiny-qwen"].strips) == ("<|im_end|>", ())
         assert (tmp_path / "recipes" / "24gb" / "tiny-qwen-lora.yaml").exists()
         with pytest.raises(BadInput, match="in the catalog already, as tiny-qwen"):
             browse.add_model(str(folder), "")

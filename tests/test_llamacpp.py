@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -108,6 +109,15 @@ def test_compiling_makes_the_programs(tiny_source: Path) -> None:
     llamacpp.compile_programs(tiny_source.parent)
     for name in llamacpp.PROGRAMS:
         assert subprocess.run([tiny_source.parent / "build" / "bin" / name]).returncode == 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a matter of x86 processors")
+def test_it_is_compiled_without_amx_and_with_the_users_own_flags(
+    tiny_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-march=sapphirerapids -DMINE")
+    (tiny_source / "lib.cpp").write_text("#if defined __AMX_INT8__ || !defined __AVX512F__ || !defined MINE\n#error\n#endif")
+    llamacpp.compile_programs(tiny_source.parent)
 
 
 def test_a_failed_build_tells_its_first_error_and_goes_on_later(tiny_source: Path) -> None:

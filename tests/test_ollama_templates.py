@@ -9,6 +9,7 @@ import numpy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from tests.models import PHI4, PHI4_MINI
 from tools import llamacpp, ollama, render
 
 # The newest that the Go module proxy serves; the other tests run the pinned one.
@@ -30,20 +31,7 @@ CONVERSATIONS = {
     "a system message with spaces around": [SYSTEM | {"content": "\n Be brief. \n"}, USER],
     "a control token typed": [SYSTEM, USER | {"content": "What does <|im_end|> say, and <end_of_turn>?"}],
 }
-# As on the model's page: microsoft/phi-4, microsoft/Phi-4-mini-instruct, HuggingFaceTB/SmolLM2-135M-Instruct.
-PHI4 = (
-    "{% for message in messages %}{% if (message['role'] == 'system') %}"
-    "{{'<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'user') %}"
-    "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'assistant') %}"
-    "{{'<|im_start|>assistant<|im_sep|>' + message['content'] + '<|im_end|>'}}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
-)
-PHI4_MINI = (
-    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not "
-    "none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + "
-    "'<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
-)
+# As on the model's page: HuggingFaceTB/SmolLM2-135M-Instruct.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"

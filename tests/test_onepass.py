@@ -22,6 +22,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", {}, {}),
     "gemma3": ("gemma3", {}, {"target_modules": ["embed_tokens", "o_proj"]}),
     "phi3": ("phi3", {}, {"target_modules": ["qkv_proj", "gate_up_proj", "down_proj", "o_proj"]}),
+    "phi4": ("phi4", {}, {}),
+    "phi4-mini": ("phi4-mini", {"tie_word_embeddings": True}, {"use_rslora": True}),
     "tied, both saved": ("mistral", {"tie_word_embeddings": True}, {"modules_to_save": ["embed_tokens", "lm_head"]}),
     "resized": ("mistral", {"tie_word_embeddings": True}, {"resized": 64}),
     "resized, not tied": ("mistral", {}, {"resized": 128}),

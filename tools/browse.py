@@ -1,5 +1,6 @@
 """The catalog and its recipes for a person at the keyboard: list, recommend, plan, copy, compare, add."""
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping
@@ -250,13 +251,9 @@ def add_model(hub: str, key: str) -> None:
     key = key or re.sub(r"[^a-z0-9.]+", "-", Path(hub).name.lower().removesuffix("-instruct")).strip("-")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", key) or key in catalog.models():
         raise BadInput(f"{key}: taken, or no name for a recipe; --key gives another")
-    folder = Path(hub)
     made = catalog.described(orjson.loads(config_of(hub)), key, hub)
-    tokenizer = folder / "tokenizer_config.json"
-    eos = orjson.loads(tokenizer.read_bytes()).get("eos_token", "") if tokenizer.exists() else ""
-    eos = eos.get("content", "") if isinstance(eos, dict) else eos
-    names = ("title", "hub", "licence", "gated", "family", "eos", "context", "architecture")
-    entry = {name: getattr(made, name) for name in names} | {"eos": eos or "see its tokenizer_config.json"}
+    names = ("title", "hub", "licence", "gated", "family", "context", "architecture")
+    entry = {name: getattr(made, name) for name in names} | tokens_of(hub)
     entry |= {"sizes": made.sizes.model_dump(exclude={"key"}), "parameters": made.parameters}
     text = (catalog.CATALOG / "models.yaml").read_text(encoding="utf-8")
     added = yaml.safe_dump({key: entry}, sort_keys=False, default_flow_style=None, width=110)
@@ -269,6 +266,31 @@ def add_model(hub: str, key: str) -> None:
     counts = render.write()
     print(f"{key}: {made.parameters / 1e9:.2f} billion parameters, {counts['written']} files written in recipes/")
     print("licence and gated stand in catalog/models.yaml as unknown; mend them there")
+
+
+def tokens_of(hub: str) -> dict[str, Any]:
+    """What the catalog says of a model's tokenizer: its end token, and the other tokens of its chat template that strip.
+
+    Raises BadInput where there is no tokenizer, or it names no end token.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(hub)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{hub}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+    if not tokenizer.eos_token:
+        raise BadInput(f"{hub}: its tokenizer names no eos_token")
+    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
+    written = str(tokenizer.bos_token)
+    for talk in (turns, turns[1:]):  # Some templates take no system message.
+        with contextlib.suppress(TemplateError):
+            written += tokenizer.apply_chat_template(talk, tokenize=False)
+    known = tokenizer.added_tokens_decoder.values()
+    strips = [each.content for each in known if (each.lstrip or each.rstrip) and each.content in written]
+    strips = [each for each in strips if each != tokenizer.eos_token]
+    return {"eos": tokenizer.eos_token} | ({"strips": strips} if strips else {})
 
 
 def config_of(hub: str) -> bytes:

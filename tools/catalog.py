@@ -61,7 +61,10 @@ class Sizes(Fact):
 
 
 class Model(Fact):
-    """A base model. `tower`: the `parameters` beside the language model; `stored_twice`: those that are loaded once."""
+    """A base model. `tower`: the `parameters` beside the language model; `stored_twice`: those that are loaded once.
+
+    `strips`: control tokens beside `eos` that its tokenizer lets take the white space around them.
+    """
 
     title: str
     hub: str
@@ -69,6 +72,7 @@ class Model(Fact):
     gated: bool
     family: str
     eos: str
+    strips: tuple[str, ...] = ()
     context: int
     architecture: str
     sizes: Sizes

@@ -156,7 +156,19 @@ def by_template(pair: Pair) -> dict[str, str] | None:
             return named("no_template", side, token=first)
         return named("other_template", side, token=first, stops=foreign)
     if "".join(mine.split()) == "".join(theirs.split()) or (lost.split() == added.split() and lost != added):
+        if token := stripping(pair):
+            return named("stripped", side, token=token)
         return named("space", side, who=side if len(theirs) < len(mine) else TRAINING)
+    return None
+
+
+def stripping(pair: Pair) -> str | None:
+    """The control token of training that takes the white space at the place where the two part; None without one."""
+    known, place = pair.tokenizer.added_tokens_decoder, pair.place
+    for at, side in ((place - 1, "rstrip"), (place, "lstrip")):
+        token = known.get(pair.trained[at]) if 0 <= at < len(pair.trained) else None
+        if token and getattr(token, side):
+            return str(token.content)
     return None
 
 

@@ -43,6 +43,9 @@ FLAGS = (
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
+# Without AMX, of x86 processors with it: gcc before 13.3 leaves the tiles' settings out (measured with 12.2: a general
+# protection fault at the first Q8_0 multiplication; ggml-org/llama.cpp 20824, 26954; ollama/ollama 17006, 17249).
+WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 
 
 class Refused(Failed):
@@ -54,7 +57,7 @@ def home() -> Path:
 
     Its name tells the version and, by a hash, what was built of it and how.
     """
-    how = run.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS)).encode())[:8]
+    how = run.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS, WITHOUT_AMX)).encode())[:8]
     return run.cache() / f"llama.cpp-{base.pinned_version('llama-cpp-python')}-{how}"
 
 
@@ -145,10 +148,18 @@ def compile_programs(work: Path) -> None:
     compile_all = ["cmake", "--build", str(tree), "--parallel", str(jobs), "--target", *PROGRAMS]
     with log.open("w", encoding="utf-8") as file:
         for command in (configure, compile_all):
-            follow(command, file)
+            follow(command, file, compiler_flags())
             file.flush()
     if not all((tree / "bin" / name).exists() for name in PROGRAMS):
         raise Failed(f"llama.cpp's build ended without its programs; {log} has all of its output")
+
+
+def compiler_flags() -> dict[str, str]:
+    """CFLAGS and CXXFLAGS, for CMake: the user's, and WITHOUT_AMX where the compiler knows these options."""
+    command = [str(doctor.compiler()), *WITHOUT_AMX, "-x", "c++", "-fsyntax-only", os.devnull]
+    known = subprocess.run(command, capture_output=True).returncode == 0
+    ours = WITHOUT_AMX if known else ()
+    return {name: " ".join([os.environ.get(name, ""), *ours]).strip() for name in ("CFLAGS", "CXXFLAGS")}
 
 
 def link_library(work: Path) -> None:
@@ -159,8 +170,11 @@ def link_library(work: Path) -> None:
         follow([str(doctor.compiler()), "-shared", "-o", str(work / "build" / "bin" / LIBRARY), *everything], log)
 
 
-def follow(command: list[str], log: Any) -> None:
-    """Run one command of the build, its output into `log`, its [k/n] or [k%] on a progress bar. Raises Failed."""
+def follow(command: list[str], log: Any, environment: dict[str, str] | None = None) -> None:
+    """Run one command of the build, its output into `log`, its [k/n] or [k%] on a progress bar. Raises Failed.
+
+    `environment`: what it gets beside ours.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -169,7 +183,12 @@ def follow(command: list[str], log: Any) -> None:
     with (
         Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress,
         subprocess.Popen(
-            run.tied(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+            run.tied(command),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, **(environment or {})},
         ) as process,
     ):
         task = progress.add_task("building" if "--build" in command else "configuring", total=None)

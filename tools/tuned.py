@@ -8,6 +8,7 @@ from typing import Any
 from tools import Failed, base, lora, run
 
 SENTENCE_PIECE = "tokenizer.model"
+BACKEND = "TokenizersBackend"
 # What makes text of a conversation and tokens of text, in a Hugging Face folder.
 TOKENIZER_PARTS = (
     *base.TOKENIZER_FILES,
@@ -69,8 +70,20 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
         if isinstance(ends, list):  # some models end a turn and a text with different tokens
             settings["eos_token_id"] = list(dict.fromkeys([ids["eos_token_id"], *ends]))
         run.write_json(path, settings)
+    name_class(base_model, out)
     if (base_model / SENTENCE_PIECE).is_file() and "\u2581a" in tokenizer.get_vocab():
         for_converter(base_model, out, tokenizer)
+
+
+def name_class(base_model: Path, out: Path) -> None:
+    """Name the tokenizer's class in `out` as the base does, where transformers 5 saved the name of its own backend.
+
+    transformers 4 does not know that name, and llama.cpp's converter (0.3.36, Phi3MiniModel) tells Phi 4 from Phi 3 by
+    the base's. transformers 5 looks at the model's type too, and comes to the same tokenizer as training did.
+    """
+    settings, theirs = (base.settings(folder / "tokenizer_config.json") for folder in (out, base_model))
+    if settings.get("tokenizer_class") == BACKEND and "tokenizer_class" in theirs:
+        run.write_json(out / "tokenizer_config.json", settings | {"tokenizer_class": theirs["tokenizer_class"]})
 
 
 def for_converter(base_model: Path, out: Path, tokenizer: Any) -> None:

@@ -116,7 +116,9 @@ def test_it_is_compiled_without_amx_and_with_the_users_own_flags(
     tiny_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXXFLAGS", "-march=sapphirerapids -DMINE")
-    (tiny_source / "lib.cpp").write_text("#if defined __AMX_INT8__ || !defined __AVX512F__ || !defined MINE\n#error\n#endif")
+    (tiny_source / "lib.cpp").write_text(
+        "#if defined __AMX_INT8__ || !defined __AVX512F__ || !defined MINE\n#error\n#endif"
+    )
     llamacpp.compile_programs(tiny_source.parent)
 
 

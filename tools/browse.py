@@ -269,7 +269,7 @@ def add_model(hub: str, key: str) -> None:
 
 
 def tokens_of(hub: str) -> dict[str, Any]:
-    """What the catalog says of a model's tokenizer: its end token, and the other tokens of its chat template that strip.
+    """Of a model's tokenizer, as the catalog has it: its end token, and what else of its chat template strips.
 
     Raises BadInput where there is no tokenizer, or it names no end token.
     """

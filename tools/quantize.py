@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tools import BadInput, Failed, run
 
@@ -38,7 +39,7 @@ class Half:
 
     def tofile(self, file: Any) -> None:
         """Write all of it: the converter's own rounding, on all cores."""
-        for part in spread(lambda rows: rows.astype(np.float16), self.rows(), self.threads):
+        for part in spread(halved, self.rows(), self.threads):
             part.tofile(file)
 
 
@@ -56,7 +57,7 @@ class Quantised:
         row_size = self.nbytes // len(rows)
 
         def quantise(part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            values = part.astype(np.float16).astype(np.float32)
+            values = widened(halved(part))
             made = np.empty((len(part), row_size), dtype=np.uint8)
             count, width = values.shape
             # The call releases Python's lock.
@@ -77,6 +78,16 @@ class Quantised:
 
         for part in spread(quantise, rows, self.half.threads):
             part.tofile(file)
+
+
+def halved(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """float32 values as f16: numpy's rounding, by torch, which takes a quarter of its time (two cores with AVX-512)."""
+    return torch.from_numpy(rows).half().numpy()
+
+
+def widened(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """f16 values as float32."""
+    return torch.from_numpy(rows).float().numpy()
 
 
 def spread(work: Any, rows: np.ndarray[Any, Any], threads: int) -> Iterator[np.ndarray[Any, Any]]:

@@ -90,14 +90,16 @@ def for_converter(base_model: Path, out: Path, tokenizer: Any) -> None:
     """Bring what llama.cpp's converter reads of a SentencePiece `tokenizer` into its folder `out`, or tokens differ.
 
     transformers 5 saves no tokenizer.model: without it the converter (0.3.36, LlamaHfVocab) gives each token the same
-    score, and added tokens it knows by the key of transformers 4. It takes add_prefix_space for a space after each
-    control token; transformers means the beginning of a text alone, unless the tokenizer does otherwise.
+    score, and added tokens it knows by the key of transformers 4. Whether a text begins with the token for that is not
+    saved either, and taken for granted. It takes add_prefix_space for a space after each control token; transformers
+    means the beginning of a text alone, unless the tokenizer does otherwise.
     """
     settings = base.settings(out / "tokenizer_config.json")
     if not (out / SENTENCE_PIECE).is_file():
         shutil.copy2(base_model / SENTENCE_PIECE, out)
         added = tokenizer.added_tokens_decoder.items()
         settings["added_tokens_decoder"] = {str(number): token.__getstate__() for number, token in added}
+    settings["add_bos_token"] = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     control = tokenizer.bos_token or tokenizer.eos_token
     if tokenizer.tokenize(f"{control}a")[-1] == "a":
         settings["add_prefix_space"] = False

@@ -92,4 +92,5 @@ def test_the_table_has_a_line_for_each(found: dict[str, Any]) -> None:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(quality.table(found["models"]))
     text = console.export_text()
+    assert "…" not in text
     assert all(word in text for word in ("F16", "Q8_0", "Q2_K", "perplexity", "mean KL", "same token", " %"))

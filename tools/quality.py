@@ -125,17 +125,20 @@ def table(models: Sequence[Mapping[str, Any]]) -> "Table":
 
     Same token: how often the likeliest one is f16's.
     """
+    from rich import box
     from rich.table import Table
 
-    drawn = Table(title="What each quantisation costs, on held-out episodes", title_justify="left")
+    # Without lines between, so that no figure is cut off on 80 columns.
+    title = "What each quantisation costs, on held-out episodes"
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     drawn.add_column("", no_wrap=True)
-    for title in ("MB", "perplexity", "mean KL", "99.9 % KL", "max KL", "same token"):
-        drawn.add_column(title, justify="right", no_wrap=True)
+    for head in ("MB", "perplexity", "mean KL", "99.9 % KL", "max KL", "same token"):
+        drawn.add_column(head, justify="right", no_wrap=True)
     for each in models:
         name = f"{each['quant']}{' +imatrix' if each['imatrix'] else ''}"
-        row = [f"{each['bytes'] / 1e6:,.0f}", f"{each['perplexity']:.5g} ± {each['perplexity_error']:.2g}"]
+        row = [f"{each['bytes'] / 1e6:,.0f}", f"{each['perplexity']:.4g} ± {each['perplexity_error']:.2g}"]
         if "mean_kld" in each:
-            row += [f"{each[key]:.5f}" for key in ("mean_kld", "kld_99_9", "max_kld")]
+            row += [f"{each[key]:.4f}" for key in ("mean_kld", "kld_99_9", "max_kld")]
             row += [f"{each['same_top_percent']:.2f} %"]
         drawn.add_row(name, *row)
     return drawn

@@ -284,8 +284,8 @@ def tokens_of(hub: str) -> dict[str, Any]:
         raise BadInput(f"{hub}: its tokenizer names no eos_token")
     turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
     written = str(tokenizer.bos_token)
-    for talk in (turns, turns[1:]):  # Some templates take no system message.
-        with contextlib.suppress(TemplateError):
+    for talk in (turns, turns[1:]):  # Some models have no template, some of these no system message.
+        with contextlib.suppress(TemplateError, ValueError):
             written += tokenizer.apply_chat_template(talk, tokenize=False)
     known = tokenizer.added_tokens_decoder.values()
     strips = [each.content for each in known if (each.lstrip or each.rstrip) and each.content in written]

@@ -43,7 +43,7 @@ FLAGS = (
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
-# Without AMX, of x86 processors with it: gcc before 13.3 leaves the tiles' settings out (measured with 12.2: a general
+# Without AMX, of x86 processors with it: gcc to 13.2 leaves the tiles' settings out (measured with 12.2: a general
 # protection fault at the first Q8_0 multiplication; ggml-org/llama.cpp 20824, 26954; ollama/ollama 17006, 17249).
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 

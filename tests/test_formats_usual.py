@@ -1,5 +1,6 @@
 """Usual lines, read a chunk at once, are the episodes that the format's own reader makes; others are left to it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -18,6 +19,14 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | TEXT, st.lists, max_leaves=4
 )
 TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": TEXT})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_decoders_of_other_tests() -> Iterator[None]:
+    """As in a process that has just begun: the sets of keys that are read at once are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(usual, "DECODERS", {})
+        yield
 
 
 def one_by_one(source: str, data: bytes) -> list[tuple[dict[str, Any], formats.Ordinary]]:

@@ -144,9 +144,7 @@ def make_tokenizer(name: str, folder: Path) -> Any:
             with run.whole(made) as partial:
                 partial.mkdir()
                 kind = KINDS[name]
-                write = byte_level if kind.vocabulary in {"qwen2", "llama-bpe"} else sentence_piece
-                write = tiktoken if kind.vocabulary in TIKTOKEN else write
-                write(kind, partial)
+                WRITERS.get(kind.vocabulary, sentence_piece)(kind, partial)
                 settings = json.loads((partial / "tokenizer_config.json").read_text())
                 tokenizer: Any = AutoTokenizer.from_pretrained(partial)
                 tokenizer.chat_template = template(kind.template)
@@ -275,6 +273,10 @@ def sentence_piece(kind: Kind, folder: Path) -> None:
         if types[number] == base.CONTROL and token != "<unk>" and not token.startswith("<|image")
     }
     write_settings(kind, folder, settings)
+
+
+# By vocabulary; the others are SentencePiece's.
+WRITERS = {"qwen2": byte_level, "llama-bpe": byte_level, **dict.fromkeys(TIKTOKEN, tiktoken)}
 
 
 def write_settings(kind: Kind, folder: Path, settings: dict[str, Any]) -> None:

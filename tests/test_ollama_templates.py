@@ -9,6 +9,7 @@ import numpy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from tests import models
 from tests.models import PHI4, PHI4_MINI
 from tools import llamacpp, ollama, render
 
@@ -71,14 +72,8 @@ MISTRAL = Family("mistral", "mistral_v2v3", "</s>", "<s>")
 
 def jinja(family: Family) -> str:
     """The text of a family's template: ours of that name, else the maker's own, which llama.cpp or Axolotl holds."""
-    import axolotl
-
-    if "{" in family.template:
-        return family.template
-    if ours := render.chat(family.template):
-        return ours
-    places = (llamacpp.source() / "models" / "templates", Path(axolotl.__path__[0]) / "utils/chat_templates/templates")
-    return next(path for each in places if (path := each / f"{family.template}.jinja").exists()).read_text()
+    ours = "" if "{" in family.template else render.chat(family.template)
+    return ours or models.template(family.template)
 
 
 def model(path: Path, family: Family, ends: bool = False, recipe: str = "") -> Path:

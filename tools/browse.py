@@ -287,9 +287,8 @@ def tokens_of(hub: str) -> dict[str, Any]:
     for talk in (turns, turns[1:]):  # Some models have no template, some of these no system message.
         with contextlib.suppress(TemplateError, ValueError):
             written += tokenizer.apply_chat_template(talk, tokenize=False)
-    known = tokenizer.added_tokens_decoder.values()
-    strips = [each.content for each in known if (each.lstrip or each.rstrip) and each.content in written]
-    strips = [each for each in strips if each != tokenizer.eos_token]
+    taking = [each.content for each in tokenizer.added_tokens_decoder.values() if each.lstrip or each.rstrip]
+    strips = [token for token in taking if token in written and token != tokenizer.eos_token]
     return {"eos": tokenizer.eos_token} | ({"strips": strips} if strips else {})
 
 

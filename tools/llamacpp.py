@@ -146,9 +146,10 @@ def compile_programs(work: Path) -> None:
     jobs = max(1, min(doctor.cores(), int(psutil.virtual_memory().available / 2**30)))
     configure = ["cmake", "-S", str(work / "source"), "-B", str(tree), *generator, *FLAGS]
     compile_all = ["cmake", "--build", str(tree), "--parallel", str(jobs), "--target", *PROGRAMS]
+    flags = compiler_flags()
     with log.open("w", encoding="utf-8") as file:
         for command in (configure, compile_all):
-            follow(command, file, compiler_flags())
+            follow(command, file, flags)
             file.flush()
     if not all((tree / "bin" / name).exists() for name in PROGRAMS):
         raise Failed(f"llama.cpp's build ended without its programs; {log} has all of its output")

@@ -23,7 +23,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import run  # noqa: E402
+from tools import files, run  # noqa: E402
 
 DIRECTIONS = (
     ("messages", "sharegpt"),
@@ -211,7 +211,7 @@ def main() -> None:
                 if not given.json:
                     print(json.dumps(rows[-1]), flush=True)
         for path in folder.iterdir():
-            run.remove(path)
+            files.remove(path)
         sizes = [float(each) for each in given.sizes.split(",") if float(each)] if given.mb == 500 else []
         memory = flat(folder, sizes)
     cores = len(os.sched_getaffinity(0))
@@ -227,7 +227,7 @@ def main() -> None:
     }
     print(orjson.dumps(written).decode() if given.json else "\n".join(written["table"]))
     if given.mb == 500:
-        run.write_json(ROOT / "bench" / "results" / "convert.json", written)
+        files.write_json(ROOT / "bench" / "results" / "convert.json", written)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import run  # noqa: E402
+from tools import files  # noqa: E402
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         table = "\n".join(found["table"])
         parts.append(f"\n## {found['title']}\n\n`{found['command']}`, with {versions}\n\n{table}\n\n{found['notes']}\n")
-    run.write(ROOT / "BENCHMARKS.md", "".join(parts).encode())
+    files.write(ROOT / "BENCHMARKS.md", "".join(parts).encode())
 
 
 if __name__ == "__main__":

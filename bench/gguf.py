@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import doctor, llamacpp, run  # noqa: E402
+from tools import doctor, files, llamacpp, run  # noqa: E402
 
 # Qwen2.5's shape, with random weights: 1.5 B, and one to try the bench with.
 SIZES: dict[str, dict[str, int]] = {
@@ -120,7 +120,7 @@ def model(name: str) -> tuple[Path, Path]:
     """Base and adapter of one size, made once into the cache."""
     folder = run.cache() / f"bench-gguf-{name}"
     if not folder.exists():
-        with run.whole(folder) as partial:
+        with files.whole(folder) as partial:
             partial.mkdir()
             command = [sys.executable, "-c", MAKE, str(partial), repr(SIZES[name])]
             subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -264,7 +264,7 @@ def main() -> None:
         path.read_bytes()
     made = as_json(name, measure(base, adapter))
     if name == "1.5b":
-        run.write_json(ROOT / "bench" / "results" / "gguf.json", made)
+        files.write_json(ROOT / "bench" / "results" / "gguf.json", made)
     print("\n".join([*made["table"], made["notes"]]))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import run  # noqa: E402
+from tools import files  # noqa: E402
 from tools.household import episodes  # noqa: E402
 from tools.household.rooms import make_room_for  # noqa: E402
 from tools.household.world import facts  # noqa: E402
@@ -58,7 +58,7 @@ def main() -> None:
         "notes": NOTES,
         "cases": cases,
     }
-    run.write_json(ROOT / "bench" / "results" / "household.json", found)
+    files.write_json(ROOT / "bench" / "results" / "household.json", found)
     print("\n".join(table))
 
 

@@ -20,7 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import catalog, doctor, memory, plan, recipe, run  # noqa: E402
+from tools import catalog, doctor, files, memory, plan, recipe  # noqa: E402
 from tools.catalog import Model, Sizes  # noqa: E402
 from tools.memory import GIB, Settings  # noqa: E402
 
@@ -377,7 +377,7 @@ def main() -> None:
             "notes": NOTES,
             "cases": rows,
         }
-        run.write_json(ROOT / "bench" / "results" / "memory.json", written)
+        files.write_json(ROOT / "bench" / "results" / "memory.json", written)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from typing import Any
 import brotli
 import orjson
 
-from tools import run
+from tools import files, run
+from tools.process import Program
 
 # A headless Chromium that needs no root: the npm package, and its SHA-256.
 CHROMIUM = "@sparticuz/chromium@153.0.0"
@@ -37,9 +38,9 @@ def chromium() -> tuple[str, dict[str, str]]:
     if own := shutil.which("chromium"):
         return own, {}
     folder = run.cache() / CHROMIUM.rpartition("/")[2]
-    with run.locked(folder):
+    with files.locked(folder):
         if not folder.exists():
-            with run.whole(folder) as partial:
+            with files.whole(folder) as partial:
                 unpack(partial)
     return str(folder / "chromium"), {"LD_LIBRARY_PATH": str(folder / "lib")}
 
@@ -51,7 +52,7 @@ def unpack(folder: Path) -> None:
     assert npm, "the page's test needs a browser: install chromium, or npm, which brings one into the cache"
     subprocess.run([npm, "pack", "--silent", CHROMIUM], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
     package = next(folder.glob("*.tgz"))
-    assert run.sha256(package) == CHROMIUM_SHA256
+    assert files.sha256(package) == CHROMIUM_SHA256
     with tarfile.open(package) as tar:
         packed = {}
         for name in ("chromium", "al2023.tar"):
@@ -139,8 +140,8 @@ def browse(file: Path, ready: str) -> Iterator[Page]:
     theirs = [fcntl.fcntl(each, fcntl.F_DUPFD, 10) for each in (pipes[0][0], pipes[1][1])]
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
-        subprocess.Popen(
-            run.tied([sys.executable, "-c", PIPED, *map(str, theirs), program, *FLAGS, f"--user-data-dir={profile}"]),
+        Program(
+            [sys.executable, "-c", PIPED, *map(str, theirs), program, *FLAGS, f"--user-data-dir={profile}"],
             env=os.environ | environment,
             pass_fds=theirs,
             stdout=subprocess.DEVNULL,
@@ -154,9 +155,6 @@ def browse(file: Path, ready: str) -> Iterator[Page]:
             opened.send("Page.bringToFront")
             yield opened
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=5)
-            process.kill()
+            process.stop(5)
             os.close(pipes[0][1])
             os.close(pipes[1][0])

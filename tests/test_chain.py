@@ -5,7 +5,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tools import BadInput, chain, run
+from tools import BadInput, chain, files, run
 from tools.train import Launch
 
 
@@ -14,7 +14,7 @@ def test_anothers_adapter_gets_a_run_of_its_own(others: tuple[Path, Path]) -> No
     model = chain.tuned("", str(source), str(adapter))
     assert model.run.folder == run.outputs() / "adapters" / "their-adapter"
     assert (model.name, model.base, model.sequence_len) == ("their-adapter", source, 1024)
-    assert model.metadata["react_recipes.adapter_sha256"] == run.sha256(adapter)
+    assert model.metadata["react_recipes.adapter_sha256"] == files.sha256(adapter)
     assert model.metadata["react_recipes.base_model"] == str(source)
     assert "react_recipes.data_sha256" not in model.metadata
 

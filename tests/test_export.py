@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tools import BadInput, export, gguf, llamacpp, merge, recipe, run
+from tools import BadInput, export, files, gguf, llamacpp, merge, recipe, run
 
 NAME = "smollm2-135m-lora"
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
@@ -23,18 +23,18 @@ def model(small_base: Path, small_adapter: Path, tmp_path_factory: pytest.TempPa
     merge.merge(small_base, small_adapter, this.merged)
     gguf.convert(this.merged, this.gguf("F16"))
     gguf.quantize(this.gguf("F16"), this.gguf("Q8_0"), "Q8_0")
-    run.write(this.recipe, recipe.find(NAME, "cpu").read_bytes())
+    files.write(this.recipe, recipe.find(NAME, "cpu").read_bytes())
     trained = {"recipe": "ab" * 32, "data": "cd" * 32, "base": "ef" * 32}
-    run.write_json(this.folder / "run.json", {"train": {"inputs": trained}})
-    run.write_json(
+    files.write_json(this.folder / "run.json", {"train": {"inputs": trained}})
+    files.write_json(
         this.parity, {"equal": True, "conversations": 20, "tokens": 30000, "sides": ["llama-server", "Ollama"]}
     )
     summary = {"won": 36, "rooms": 48, "rate": 0.75, "wilson95": [0.61, 0.85]}
     for who in ("base", "tuned"):
-        run.write_json(this.evaluation(f"{who}-q8_0"), {"player": who, "quant": "Q8_0", "summary": summary})
+        files.write_json(this.evaluation(f"{who}-q8_0"), {"player": who, "quant": "Q8_0", "summary": summary})
     scored: list[dict[str, Any]] = [{"quant": "F16", "bytes": 271_000_000, "imatrix": False, "perplexity": 1.5}]
     scored += [scored[0] | {"quant": "Q8_0", "mean_kld": 0.001, "kld_99_9": 0.02, "same_top_percent": 99.1}]
-    run.write_json(this.quality, {"models": scored})
+    files.write_json(this.quality, {"models": scored})
     return export.Model(
         this=this,
         name="react-smollm2",

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from gguf import GGUFReader
 
-from tools import BadInput, chain, extras, recipe, run
+from tools import BadInput, chain, extras, files, recipe, run
 
 NAME = "cpu/smollm2-135m-lora"
 
@@ -19,9 +19,9 @@ def this(small_base: Path, small_adapter: Path, tmp_path_factory: pytest.TempPat
         patch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
         this = recipe.folder(recipe.find(NAME))
     shutil.copytree(small_adapter, this.adapter)
-    run.write(this.recipe, recipe.find(NAME).read_bytes())
+    files.write(this.recipe, recipe.find(NAME).read_bytes())
     inputs = {"recipe": "ab" * 32, "data": "cd" * 32, "base": "ef" * 32}
-    run.write_json(this.folder / "run.json", {"train": {"inputs": inputs}})
+    files.write_json(this.folder / "run.json", {"train": {"inputs": inputs}})
     return this
 
 

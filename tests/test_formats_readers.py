@@ -10,7 +10,7 @@ import orjson
 import pytest
 import yaml
 
-from tools import base, convert, doctor, gguf, preflight, recipe, run, trajectory
+from tools import base, convert, doctor, files, gguf, preflight, recipe, run, trajectory
 from tools.formats.worker import Task
 
 LOCK = run.ROOT / "tests" / "locks" / "llamafactory.lock"
@@ -28,7 +28,7 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The classic file set of a few episodes, an odd one among them, and rows of steps beside it."""
     where = tmp_path_factory.mktemp("set")
     for split in ("train", "test"):
@@ -40,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     convert.convert(inputs[:1], str(where / "steps.json"), Task("alpaca", steps=True))
     info = orjson.loads((where / "dataset_info.json").read_bytes())
     steps = info["react_training"] | {"file_name": "steps.json"}
-    run.write_json(where / "dataset_info.json", info | {"steps": steps})
+    files.write_json(where / "dataset_info.json", info | {"steps": steps})
     return where
 
 
@@ -73,12 +73,12 @@ def prepared(folder: Path, entries: list[dict[str, Any]], where: Path) -> list[l
 
 @pytest.mark.slow
 def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(
-    folder: Path, files: Path, tmp_path: Path
+    folder: Path, file_set: Path, tmp_path: Path
 ) -> None:
-    ours = recipe.dataset(recipe.find("smollm2-135m-lora")) | {"path": str(files / "train.jsonl")}
-    (sharegpt,) = yaml.safe_load((files / "axolotl.yaml").read_text())["datasets"]
-    steps = {"path": str(files / "steps.json"), "type": "alpaca", "ds_type": "json"}
-    expected = answers(files / "train.jsonl")
+    ours = recipe.dataset(recipe.find("smollm2-135m-lora")) | {"path": str(file_set / "train.jsonl")}
+    (sharegpt,) = yaml.safe_load((file_set / "axolotl.yaml").read_text())["datasets"]
+    steps = {"path": str(file_set / "steps.json"), "type": "alpaca", "ds_type": "json"}
+    expected = answers(file_set / "train.jsonl")
     every = [[answer] for episode in expected for answer in episode]
     assert prepared(folder, [ours, sharegpt, steps], tmp_path) == [*expected, *expected, *every]
 
@@ -87,8 +87,8 @@ def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(
 def llamafactory() -> Path:
     """LLaMA-Factory's Python, in an environment of its own, made once from its lock."""
     where = run.cache() / "llamafactory-0.9.5"
-    ready = where / run.sha256(LOCK)
-    with run.locked(where):
+    ready = where / files.sha256(LOCK)
+    with files.locked(where):
         if not ready.exists():
             uv = doctor.uv()
             assert uv
@@ -102,18 +102,19 @@ def llamafactory() -> Path:
 
 @pytest.mark.slow
 def test_llamafactory_trains_on_the_assistant_s_turns_alone_in_every_format(
-    folder: Path, files: Path, llamafactory: Path, tmp_path: Path
+    folder: Path, file_set: Path, llamafactory: Path, tmp_path: Path
 ) -> None:
     entries = ["react_training", "react_training_sharegpt", "react_testing", "react_testing_sharegpt", "steps"]
     script = run.ROOT / "tests" / "llamafactory_spans.py"
-    command = [str(llamafactory), str(script), str(files), str(folder), "smollm2", *entries]
+    command = [str(llamafactory), str(script), str(file_set), str(folder), "smollm2", *entries]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "DISABLE_VERSION_CHECK": "0"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = orjson.loads(done.stdout.splitlines()[-1])
     # Its templates end an answer with the newline after the token that ends the turn, and train on it.
     train, test = (
-        [[f"{text}\n" for text in spans] for spans in answers(files / f"{split}.jsonl")] for split in ("train", "test")
+        [[f"{text}\n" for text in spans] for spans in answers(file_set / f"{split}.jsonl")]
+        for split in ("train", "test")
     )
     assert found["react_training"] == found["react_training_sharegpt"] == train
     assert found["react_testing"] == found["react_testing_sharegpt"] == test

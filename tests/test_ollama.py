@@ -21,7 +21,7 @@ import psutil
 import pytest
 from gguf import GGUFReader
 
-from tools import BadInput, Failed, llamacpp, ollama, run, serve
+from tools import BadInput, Failed, files, llamacpp, ollama, run, serve
 
 # What SmolLM2's own template puts first when a conversation brings no system message.
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -203,7 +203,7 @@ def test_a_newer_model_of_the_same_recipe_takes_its_name(session: ollama.Session
     first = ollama.Spec("react-test-again", ours[0], "a-lora", "0", "none", {"num_ctx": 512})
     ollama.create(session.client, first)
     ollama.create(session.client, replace(first, gguf=ours[1]))
-    assert run.sha256(ours[1]) in str(session.client.show(first.name).modelfile)
+    assert files.sha256(ours[1]) in str(session.client.show(first.name).modelfile)
     with pytest.raises(BadInput, match="a model of the recipe a-lora"):
         ollama.create(session.client, replace(first, gguf=ours[0], recipe="b-lora"))
     assert ollama.remove(session.client, first.name)
@@ -304,7 +304,7 @@ def test_killed_while_a_model_is_created_leaves_none_of_its_name(
             ours.kill()
         assert not ollama.there(client, spec.name)
         ollama.create(client, spec)
-        assert run.sha256(spec.gguf) in {item.name[7:] for item in (tmp_path / "store" / "blobs").iterdir()}
+        assert files.sha256(spec.gguf) in {item.name[7:] for item in (tmp_path / "store" / "blobs").iterdir()}
         assert ollama.chat(client, spec.name, [USER], 4, 0.0).tokens == 4
 
 

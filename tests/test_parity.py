@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests import models
-from tools import Failed, base, causes, cli, gguf, llamacpp, ollama, parity, run, trajectory
+from tools import Failed, base, causes, cli, files, gguf, llamacpp, ollama, parity, run, trajectory
 
 # What the good model's template is made of; each break replaces one part of it in the GGUF. The comment leaves room.
 SYSTEM = "<|im_start|>system\nYou are good. Today Date: 26 Jul 2024<|im_end|>\n"
@@ -237,7 +237,7 @@ def test_an_end_token_that_is_not_trained(url: str, folder: Path, tokenizer: Any
     """As for a base whose eos is not the token that ends its template's turns, before the recipe says so."""
     other = Path(shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("*.gguf")))
     settings = json.loads((other / "tokenizer_config.json").read_bytes())
-    run.write_json(other / "tokenizer_config.json", settings | {"eos_token": "<repo_name>"})
+    files.write_json(other / "tokenizer_config.json", settings | {"eos_token": "<repo_name>"})
     trained = trajectory.tokenise(other, parity.ENTRY | parity.SHAPE, [{"messages": BARE}], 2048)
     first = parity.check([BARE], trained, [parity.llama_server(url)], tokenizer)["first_difference"]
     assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["mend"]

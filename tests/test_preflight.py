@@ -6,7 +6,7 @@ import orjson
 import pytest
 import yaml
 
-from tools import base, catalog, doctor, gguf, preflight, recipe, run
+from tools import base, catalog, doctor, files, gguf, preflight, recipe, run
 from tools.preflight import Machine
 
 EPISODES = [orjson.loads(line) for line in (run.ROOT / "data" / "test.jsonl").read_bytes().splitlines()[:4]]
@@ -132,10 +132,10 @@ def test_checkpoints_of_another_recipe_are_announced(tmp_path: Path, monkeypatch
     path = recipe.find("smollm2-135m-lora", "cpu")
     this = recipe.folder(path)
     (this.checkpoints / "checkpoint-4").mkdir(parents=True)
-    now = {"recipe": run.sha256(path), "data": run.sha256(run.ROOT / "data" / "train.jsonl")}
-    run.write_json(this.checkpoints / "inputs.json", now)
+    now = {"recipe": files.sha256(path), "data": files.sha256(run.ROOT / "data" / "train.jsonl")}
+    files.write_json(this.checkpoints / "inputs.json", now)
     assert list(preflight.leftovers(path, recipe.load(path), str)) == []
-    run.write_json(this.checkpoints / "inputs.json", now | {"recipe": "another"})
+    files.write_json(this.checkpoints / "inputs.json", now | {"recipe": "another"})
     (found,) = preflight.leftovers(path, recipe.load(path), str)
     assert "of another recipe" in found.what
 

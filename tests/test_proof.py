@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests import models
-from tools import Failed, chain, llamacpp, ollama, proof, recipe, run, serve
+from tools import Failed, chain, files, llamacpp, ollama, proof, recipe, serve
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     get_peft_model(model, wanted).save_pretrained(str(this.adapter))
     AutoTokenizer.from_pretrained(base).save_pretrained(this.adapter)
-    run.write(this.recipe, path.read_bytes())
+    files.write(this.recipe, path.read_bytes())
     hashes = {"recipe": "a", "data": "b", "base": "c"}
-    run.write_json(this.folder / "run.json", {"train": {"inputs": hashes}})
+    files.write_json(this.folder / "run.json", {"train": {"inputs": hashes}})
     chain.gguf(str(path), "", "F16")
     return path
 

@@ -20,7 +20,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_committed_files_are_what_the_templates_give() -> None:
-    made = render.files()
+    made = render.generated()
     there = {str(path.relative_to(render.RECIPES)) for path in render.RECIPES.rglob("*") if path.is_file()}
     assert there == set(made)
     for name, text in made.items():
@@ -28,7 +28,7 @@ def test_the_committed_files_are_what_the_templates_give() -> None:
 
 
 def test_there_are_recipes_for_every_tier_and_method() -> None:
-    names = [name for name in render.files() if name.split("/")[0] in catalog.tiers()]
+    names = [name for name in render.generated() if name.split("/")[0] in catalog.tiers()]
     assert len(names) >= 150
     assert {name.split("/")[0] for name in names} == set(catalog.tiers())
     for method in catalog.methods():

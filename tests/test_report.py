@@ -9,7 +9,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from tools import evaluate, report, run
+from tools import evaluate, files, report
 from tools.household import episodes
 from tools.household.expert import SYSTEM, Expert
 from tools.run import Run
@@ -76,7 +76,7 @@ def test_demo_sums_up_a_runs_folder(tmp_path: Path, played: list[dict[str, Any]]
         notes["tokens_per_second"] = 400.0
     before = report.demo(this, [])
     assert before["parity"] is False and before["base"] is None and before["tuned"] is None
-    run.write_json(this.parity, {"equal": True})
+    files.write_json(this.parity, {"equal": True})
     found = report.demo(this, played)
     assert set(found["seconds"]) == {"check", "train"}
     assert found["seconds_total"] == pytest.approx(sum(found["seconds"].values()))

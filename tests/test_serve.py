@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tools import BadInput, chain, ollama, recipe, run, serve
+from tools import BadInput, chain, files, ollama, recipe, run, serve
 
 NAME = "smollm2-135m-lora"
 
@@ -22,9 +22,9 @@ def this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Run:
     this = recipe.folder(recipe.find(NAME))
     this.adapter.mkdir(parents=True)
     (this.adapter / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    run.write_json(this.folder / "run.json", {"train": {"inputs": {"recipe": "abc", "data": "def", "base": "123"}}})
+    files.write_json(this.folder / "run.json", {"train": {"inputs": {"recipe": "abc", "data": "def", "base": "123"}}})
     shutil.copy2(recipe.find(NAME), this.recipe)
-    run.write(this.gguf("Q8_0"), b"GGUF")
+    files.write(this.gguf("Q8_0"), b"GGUF")
     return this
 
 
@@ -52,7 +52,7 @@ def test_every_end_token_stops_an_answer(this: run.Run) -> None:
 
 
 def test_without_llama_quantize_ollama_is_asked_to_quantise(this: run.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write(this.gguf("F16"), b"GGUF")
+    files.write(this.gguf("F16"), b"GGUF")
     model = chain.tuned(NAME)
     with pytest.raises(BadInput, match="make gguf"):
         spec("Q4_K_M")
@@ -110,7 +110,7 @@ def test_a_model_that_is_not_there_names_the_command_that_makes_it(this: run.Run
 
 def test_a_proof_is_for_one_file_and_one_modelfile(this: run.Run) -> None:
     first = serve.proof_inputs(spec())
-    run.write(this.gguf("Q8_0"), b"GGUF2")
+    files.write(this.gguf("Q8_0"), b"GGUF2")
     second = serve.proof_inputs(spec())
     third = serve.proof_inputs(spec(name="react-other"))
     assert first != second != third and first["modelfile"] == second["modelfile"] != third["modelfile"]

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools import BadInput, Failed, gguf, llamacpp, lora, merge, run
+from tools import BadInput, Failed, files, gguf, llamacpp, lora, merge
 
 # Runs a converter of llama.cpp's with keys of our own in the metadata: its --metadata knows a fixed set of keys only.
 CONVERTER = """import json, runpy, sys
@@ -33,7 +33,7 @@ def convert(adapter: Path, base_model: Path, out: Path, metadata: dict[str, str]
     paths = os.pathsep.join([str(source / "gguf-py"), str(source)])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", CONVERTER, json.dumps(metadata or {}), str(source / "convert_lora_to_gguf.py")]
-    with tempfile.TemporaryDirectory() as folder, run.whole(out) as partial:
+    with tempfile.TemporaryDirectory() as folder, files.whole(out) as partial:
         prepare(adapter, pairs, Path(folder))
         command += [folder, "--base", str(base_model), "--outfile", str(partial), "--outtype", "f16"]
         gguf.follow(command, f"{out.name}: converting", environment)

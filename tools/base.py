@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, catalog, run
+from tools import BadInput, Failed, catalog, files, run
 
 # The names of a llama model's tensors in a GGUF and in a Hugging Face folder.
 LLAMA_TENSORS = {
@@ -167,7 +167,7 @@ def packaged(model: catalog.Model, convert: Callable[[Path, Path], None]) -> Pat
     assert model.package
     folder = run.cache() / "base" / f"{model.title.lower()}-{pinned_version(model.package.project)}"
     if not folder.is_dir():
-        with run.locked(folder):
+        with files.locked(folder):
             if not folder.is_dir():  # Else another process made it while this one waited.
                 make(model, model.package, folder, convert)
     return folder
@@ -178,23 +178,23 @@ def make(model: catalog.Model, package: catalog.Package, folder: Path, convert: 
     from rich.console import Console
 
     version = pinned_version(package.project)
-    with Console(stderr=True).status("") as status, run.whole(folder) as partial:
+    with Console(stderr=True).status("") as status, files.whole(folder) as partial:
         work = partial / "work"
         status.update(f"{model.title}: downloading {package.project} {version}")
         gguf = unpack(run.download(package.project, work), package.gguf, work)
         status.update(f"{model.title}: making a Hugging Face folder of its GGUF")
-        source = {"package": f"{package.project}=={version}", "gguf": gguf.name, "gguf_sha256": run.sha256(gguf)}
+        source = {"package": f"{package.project}=={version}", "gguf": gguf.name, "gguf_sha256": files.sha256(gguf)}
         unpack_gguf(gguf, partial, package.pre_tokenizer)
         for text in work.glob("*.dist-info/LICENSE"):
             text.rename(partial / "LICENSE")
-        run.write_json(partial / "base.json", {"hub": model.hub, "licence": model.licence} | source)
+        files.write_json(partial / "base.json", {"hub": model.hub, "licence": model.licence} | source)
         status.stop()
         convert(partial, work / "proof.gguf")  # has a progress bar of its own
         status.update(f"{model.title}: comparing its tokenizer with the original")
         status.start()
         if differences := tokenizer_differences(gguf, work / "proof.gguf"):
             raise Failed(f"{model.title}: the tokenizer made from {gguf.name} is not its own: {'; '.join(differences)}")
-        run.remove(work)
+        files.remove(work)
 
 
 def end_texts(*folders: Path) -> list[str]:
@@ -294,7 +294,7 @@ def write_config(reader: Any, folder: Path) -> None:
         dtype="bfloat16",
         **ids,
     ).save_pretrained(folder)
-    run.write_json(folder / "generation_config.json", ids)
+    files.write_json(folder / "generation_config.json", ids)
 
 
 def write_tokenizer(reader: Any, folder: Path, pre_tokenizer: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import yaml
 
-from tools import BadInput, catalog, doctor, plan, recipe, render, run
+from tools import BadInput, catalog, doctor, files, plan, recipe, render
 from tools.catalog import Model, Tier
 from tools.plan import Plan
 
@@ -219,7 +219,7 @@ def new(model: str, method: str, tier: str, out: str) -> None:
     if target.suffix not in (".yaml", ".yml"):
         raise BadInput(f"{out}: a recipe's name ends in .yaml")
     text = render.HASH.sub(f"# from {path.parent.name}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
-    run.write(target, text.encode())
+    files.write(target, text.encode())
     print(f"{out}: edit it, then make train RECIPE={out}")
 
 
@@ -257,7 +257,7 @@ def add_model(hub: str, key: str) -> None:
     entry |= {"sizes": made.sizes.model_dump(exclude={"key"}), "parameters": made.parameters}
     text = (catalog.CATALOG / "models.yaml").read_text(encoding="utf-8")
     added = yaml.safe_dump({key: entry}, sort_keys=False, default_flow_style=None, width=110)
-    run.write(
+    files.write(
         catalog.CATALOG / "models.yaml",
         f"{text.rstrip()}\n\n# Its sizes were read in its config.json.\n{added}".encode(),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, catalog, doctor, recipe, run
+from tools import BadInput, Failed, base, catalog, doctor, files, recipe, run
 from tools.catalog import Tier
 from tools.run import Run
 
@@ -203,7 +203,7 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
         raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
     asrun = recipe.load(path)
     trained = this.provenance()["train"]["inputs"]
-    hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": run.sha256(this.adapter)}
+    hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": files.sha256(this.adapter)}
     called, source = other or asrun["base_model"], base_folder(path, other)
     length, words = int(asrun["sequence_len"]), system(run.ROOT / recipe.load(this.recipe)["datasets"][0]["path"])
     return Tuned(this, path.stem, name_of(path), this.adapter, source, called, hashes, length, words)
@@ -218,7 +218,7 @@ def foreign(folder: Path, other: str) -> Tuned:
     if not called:
         raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
     source = base.resolve(called, gguf.convert)
-    hashes = {"adapter": run.sha256(folder), "base": train.folder_hash(source)}
+    hashes = {"adapter": files.sha256(folder), "base": train.folder_hash(source)}
     name = folder.resolve().name
     longest = orjson.loads((source / "config.json").read_bytes()).get("max_position_embeddings", CONTEXT)
     this, served = Run(run.outputs() / "adapters" / name), ollama.PREFIX + re.sub(r"[^\w.-]", "-", name)
@@ -287,7 +287,7 @@ def evaluate(name: str, other: str, quant: str, rooms: int, called: str) -> None
         stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
         wanted = serve.spec(model, quant, who, called)
         inputs = serve.proof_inputs(wanted) | {
-            "rooms": run.sha256_of("".join(each.introduction for each in drawn).encode())
+            "rooms": files.sha256_of("".join(each.introduction for each in drawn).encode())
         }
         if this.done(stage, inputs) and file.exists():
             print(f"{file}: already played")
@@ -299,7 +299,7 @@ def evaluate(name: str, other: str, quant: str, rooms: int, called: str) -> None
             turns = [{"role": "system", "content": words}, {"role": "user", "content": CLASSIC}]
             classic = {"prompt": CLASSIC, "answer": chat(turns).text}
             written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
-            run.write_json(file, written | {"games": [evaluate.as_json(game) for game in games]})
+            files.write_json(file, written | {"games": [evaluate.as_json(game) for game in games]})
     Console().print(report.table(evaluations(this)))
 
 
@@ -321,7 +321,7 @@ def demo(name: str, quant: str, called: str) -> None:
     tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
     if tuned is None:
         raise BadInput(f"{this.folder}: no games of {quant}; make eval RECIPE={name} QUANT={quant} plays them")
-    run.write_json(this.folder / "demo.json", report.demo(this, played, quant.upper()))
+    files.write_json(this.folder / "demo.json", report.demo(this, played, quant.upper()))
     console = Console()
     won = next((game for game in tuned["games"] if game["won"]), None)
     if won:

@@ -10,7 +10,7 @@ from typing import Annotated
 import click
 import typer
 
-from tools import BadInput, Failed
+from tools import BadInput, Failed, files
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -65,7 +65,7 @@ def data() -> None:
 
     for name, made in (("train", episodes.train_episodes()), ("test", episodes.test_episodes())):
         lines = [orjson.dumps(each) + b"\n" for each in made]
-        run.write(run.ROOT / "data" / f"{name}.jsonl", b"".join(lines))
+        files.write(run.ROOT / "data" / f"{name}.jsonl", b"".join(lines))
         print(f"data/{name}.jsonl: {len(lines)} episodes")
 
 

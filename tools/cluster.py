@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import yaml
 
-from tools import recipe, render, run, train
+from tools import files, recipe, render, run, train
 from tools.catalog import Tier
 from tools.train import Launch
 
@@ -17,7 +17,7 @@ def dry_run(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launc
     """Write the composed recipe and return the command, with its environment, as a shell takes it."""
     this = recipe.folder(path)
     file = this.folder / "dry-run.yaml"
-    run.write(file, yaml.safe_dump(train.compose(path, this, base, changes, tier, launch), sort_keys=False).encode())
+    files.write(file, yaml.safe_dump(train.compose(path, this, base, changes, tier, launch), sort_keys=False).encode())
     start, environment = train.command(file, tier, launch)
     assigned = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
     return f"cd {shlex.quote(str(run.ROOT))} && {assigned} {shlex.join(start)}"
@@ -27,7 +27,7 @@ def slurm(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch:
     """Write the run's train.sbatch: a job on the tier's machines, queued again when it is preempted."""
     this = recipe.folder(path)
     composed = this.folder / "cluster.yaml"
-    run.write(
+    files.write(
         composed, yaml.safe_dump(train.compose(path, this, base, changes, tier, launch), sort_keys=False).encode()
     )
     # One task a machine starts its processes; the rank and the meeting point are Slurm's, known when it runs.
@@ -46,7 +46,7 @@ def slurm(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch:
         command=" ".join(each if each.startswith("$") else shlex.quote(each) for each in start),
     )
     file = this.folder / "train.sbatch"
-    run.write(file, text.encode())
+    files.write(file, text.encode())
     return file
 
 
@@ -60,7 +60,7 @@ def ray(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: L
         "resources_per_worker": {"GPU": 1} if tier.gpu else {"CPU": 1},
     }
     file = this.folder / "ray.yaml"
-    run.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
+    files.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
     environment = orjson.dumps({"env_vars": train.ENVIRONMENT}).decode()
     start = ["axolotl", "train", str(file)]
     return shlex.join(["ray", "job", "submit", "--runtime-env-json", environment, "--", *start])

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, formats, run
+from tools import BadInput, Failed, files, formats, run
 from tools.formats import worker
 from tools.formats.source import Source
 from tools.formats.worker import Made, Task
@@ -143,8 +143,8 @@ def file_set(inputs: list[str], folder: str, task: Task, wanted: str = "", apart
         known = orjson.loads(info.read_bytes()) if info.exists() else {}
     except orjson.JSONDecodeError as error:
         raise BadInput(f"{info}:1: not JSON ({error}); mend or remove it") from error
-    run.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder)))
-    run.write(Path(folder) / "axolotl.yaml", render("axolotl.yaml.j2", folder).encode())
+    files.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder)))
+    files.write(Path(folder) / "axolotl.yaml", render("axolotl.yaml.j2", folder).encode())
     return counts
 
 
@@ -232,7 +232,7 @@ def opened(out: str) -> Iterator[int]:
             with path.open("wb", buffering=0) as file:
                 yield file.fileno()
         else:
-            with run.whole(path) as beside, beside.open("wb", buffering=0) as file:
+            with files.whole(path) as beside, beside.open("wb", buffering=0) as file:
                 yield file.fileno()
     except OSError as error:
         raise BadInput(f"{out}: cannot be written ({error.strerror}); name another file") from error

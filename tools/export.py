@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, catalog, llamacpp, recipe, run
+from tools import BadInput, catalog, files, llamacpp, recipe, run
 from tools.run import Run
 
 TEMPLATES = run.ROOT / "templates" / "export"
@@ -128,7 +128,7 @@ def chosen(names: list[str]) -> list[str]:
 
 def write(model: Model, to: str) -> str:
     """Write export/<to>/ in the run's folder, whole; the command that goes with it."""
-    with run.whole(model.this.folder / "export" / to) as partial:
+    with files.whole(model.this.folder / "export" / to) as partial:
         partial.mkdir()
         return WRITERS[to](model, partial)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from tools import Failed, chain, recipe, run, serve
+from tools import Failed, chain, files, recipe, run, serve
 
 
 def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data: str) -> None:
@@ -29,14 +29,14 @@ def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data:
     this, held_out = recipe.folder(path), Path(data) if data else chain.TEST_DATA
     chain.gguf(name, other, "F16")
     chain.gguf(name, other, " ".join(names), guided=guided)
-    files = {quant: this.gguf(quant) for quant in names}
-    inputs = {quant: run.sha256(file) for quant, file in {"F16": this.gguf("F16"), **files}.items()}
-    inputs |= {"data": run.sha256(held_out), "chunks": str(chunks)}
+    made = {quant: this.gguf(quant) for quant in names}
+    inputs = {quant: files.sha256(file) for quant, file in {"F16": this.gguf("F16"), **made}.items()}
+    inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
     if not this.done("quality", inputs) or not this.quality.exists():
         with this.stage("quality", inputs) as notes:
             tokenizer = AutoTokenizer.from_pretrained(this.adapter)
-            found = score.compare(this.gguf("F16"), files, trajectory.read(held_out), tokenizer, chunks)
-            run.write_json(this.quality, found)
+            found = score.compare(this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks)
+            files.write_json(this.quality, found)
             notes |= {"tokens": found["tokens"]}
     Console().print(score.table(orjson.loads(this.quality.read_bytes())["models"]))
 
@@ -96,7 +96,7 @@ def adapter_ollama(name: str, other: str, quant: str, model: str, over: str, for
             session.client.copy(trial.name, wanted.name)
         finally:
             server.remove(session.client, trial.name)
-    run.write(this.modelfile, server.modelfile(wanted).encode())
+    files.write(this.modelfile, server.modelfile(wanted).encode())
     print(f"{wanted.name}: in Ollama, the adapter over {over or wanted.gguf.name}")
 
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, base, doctor, llamacpp, lora, merge, run
+from tools import BadInput, Failed, base, doctor, files, llamacpp, lora, merge, run
+from tools.process import Program
 
 # All types of llama-quantize; its --help says what each is, and itself when one needs an importance matrix.
 QUANTS = (
@@ -55,7 +56,7 @@ def build(
     if there and out == f16:
         return
     weights = sum(math.prod(shape) for shape in lora.shapes(base_model).values())
-    run.need_space(out.parent, weights * UNQUANTISED.get(quant, QUANTISED) / 2**30)
+    files.need_space(out.parent, weights * UNQUANTISED.get(quant, QUANTISED) / 2**30)
     if there and quant not in UNQUANTISED:
         quantize(f16, out, quant, imatrix)
     else:
@@ -76,7 +77,7 @@ def convert(
     adapter is another base's, and with the converter's own words.
     """
     work = out.with_name(f".{out.name}.parts")
-    run.remove(work)
+    files.remove(work)
     try:
         stored = four_bits(folder, adapter)
         if stored:
@@ -87,13 +88,13 @@ def convert(
                     f"{adapter}: {why}, and {folder} is stored in 4 bits; --base (BASE=) wants the 16-bit one"
                 )
             print(f"{adapter}: {why}: peft merges it first", file=sys.stderr)
-            run.need_space(out.parent, sum(item.stat().st_size for item in folder.glob("*.safetensors")) / 2**30)
+            files.need_space(out.parent, sum(item.stat().st_size for item in folder.glob("*.safetensors")) / 2**30)
             merged = work / folder.resolve().name  # llama.cpp takes a model's name from its folder
             merge.merge(folder, adapter, merged)
             folder, adapter = merged, None
         one_pass(folder, out, metadata or {}, adapter, quant, work)
     finally:
-        run.remove(work)
+        files.remove(work)
 
 
 def four_bits(folder: Path, adapter: Path | None) -> bool:
@@ -125,7 +126,7 @@ def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | 
     # The converter goes with its own version of the gguf package; nothing may be fetched on the way.
     paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run.ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    with run.whole(out) as partial:
+    with files.whole(out) as partial:
         asked = request(folder, partial, metadata, adapter, quant, work)
         command = [sys.executable, "-m", "tools.onepass", json.dumps(asked)]
         follow(command, f"{out.name}: converting", environment)
@@ -154,7 +155,7 @@ def quantize(f16: Path, out: Path, quant: str, imatrix: Path | None = None) -> N
 
     `imatrix`: what matters most in each weight, from imatrix.make; the file remembers that it was guided.
     """
-    with run.whole(out) as partial:
+    with files.whole(out) as partial:
         # A relative path: the file that others get carries it.
         guide = ["--imatrix", os.path.relpath(imatrix)] if imatrix else []
         command = [str(llamacpp.program("llama-quantize")), *guide, str(f16), str(partial), quant, str(doctor.cores())]
@@ -164,7 +165,7 @@ def quantize(f16: Path, out: Path, quant: str, imatrix: Path | None = None) -> N
 def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
     """Run a program with its own progress on a bar: "45%|" of the converter, "[ 12/ 272]" of llama-quantize.
 
-    It ends when this process does, even by kill -9. Raises Failed with the last line that speaks of an error.
+    Raises Failed with the last line that speaks of an error.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -172,8 +173,8 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
     lines: list[str] = []
     with (
         Progress(console=Console(stderr=True)) as progress,
-        subprocess.Popen(
-            run.tied(command),
+        Program(
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, doctor, llamacpp, recipe, run, trajectory
+from tools import BadInput, Failed, doctor, files, llamacpp, recipe, run, trajectory
+from tools.process import Program
 
 # Tokens that are read at a time, and how many times at most; the size is llama-imatrix's and llama-perplexity's own.
 CONTEXT = 512
@@ -39,7 +40,7 @@ def make(f16: Path, data: Path, tokenizer: Any, out: Path, chunks: int = CHUNKS)
     are drawn from all of the file, the same ones each time. Raises BadInput for data that are none, Failed.
     """
     text = rendered(tokenizer, sample(data, chunks))
-    with tempfile.TemporaryDirectory() as folder, run.whole(out) as partial:
+    with tempfile.TemporaryDirectory() as folder, files.whole(out) as partial:
         # The file carries the name of the text that it was made of: that of the data, not of a passing folder.
         (Path(folder) / data.name).write_text(text, encoding="utf-8")
         command = [str(llamacpp.program("llama-imatrix")), "--model", str(f16.resolve()), "--file", data.name]
@@ -65,7 +66,7 @@ def rendered(tokenizer: Any, episodes: Iterable[dict[str, Any]]) -> str:
 def measure(command: list[str], title: str, chunks: int, folder: Path) -> str:
     """Run llama-imatrix or llama-perplexity in `folder`, the chunks it has read on a bar; what it wrote.
 
-    It ends when this process does. Raises Failed with the last line that speaks of an error.
+    Raises Failed with the last line that speaks of an error.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -74,9 +75,7 @@ def measure(command: list[str], title: str, chunks: int, folder: Path) -> str:
     written = ""
     with (
         Progress(console=Console(stderr=True)) as progress,
-        subprocess.Popen(
-            run.tied(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder
-        ) as process,
+        Program(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder) as process,
     ):
         task = progress.add_task(title, total=chunks)
         assert process.stdout

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import orjson
 import yaml
 
-from tools import BadInput, Failed, base, run, similar, trajectory
+from tools import BadInput, Failed, base, files, run, similar, trajectory
 
 Row = tuple[str, dict[str, Any] | str]
 LEVELS = ("error", "warning", "advice")
@@ -314,7 +314,7 @@ def check(
     did: Counter[str] = Counter()
     rows = trajectory.followed(trajectory.rows(map(Path, paths)), "lint")
     if fix:
-        with run.whole(Path(fix)) as beside, beside.open("wb") as out:
+        with files.whole(Path(fix)) as beside, beside.open("wb") as out:
             show(examine(mended(rows, out, did), Limits(world, count, sequence_len), counts), as_json)
     else:
         show(examine(rows, Limits(world, count, sequence_len), counts), as_json)

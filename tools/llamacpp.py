@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tools import BadInput, Failed, base, doctor, run
+from tools import BadInput, Failed, base, doctor, files, run
+from tools.process import Program, without_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -57,7 +58,7 @@ def home() -> Path:
 
     Its name tells the version and, by a hash, what was built of it and how.
     """
-    how = run.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS, WITHOUT_AMX)).encode())[:8]
+    how = files.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS, WITHOUT_AMX)).encode())[:8]
     return run.cache() / f"llama.cpp-{base.pinned_version('llama-cpp-python')}-{how}"
 
 
@@ -93,8 +94,8 @@ def build() -> None:
     missing = [name for name, found in (("cmake", doctor.cmake()), ("c++", doctor.compiler())) if not found]
     if missing:
         raise Failed(f"llama.cpp needs {' and '.join(missing)} to be built: {doctor.install(*missing)}")
-    run.need_space(run.cache(), 1.5)
-    with run.locked(home()):
+    files.need_space(run.cache(), 1.5)
+    with files.locked(home()):
         if home().exists():  # Another process built it while this one waited.
             return
         work = home().with_name(f"{home().name}.build")
@@ -102,7 +103,7 @@ def build() -> None:
             unpack(work)
         compile_programs(work)
         link_library(work)
-        with run.whole(home()) as partial:
+        with files.whole(home()) as partial:
             (partial / "bin").mkdir(parents=True)
             (partial / "source").mkdir()
             for name in (*PROGRAMS, LIBRARY):
@@ -110,7 +111,7 @@ def build() -> None:
             for name in KEPT:
                 kept = work / "source" / name
                 (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, partial / "source" / name)
-        run.remove(work)
+        files.remove(work)
 
 
 def unpack(work: Path) -> None:
@@ -119,7 +120,7 @@ def unpack(work: Path) -> None:
 
     with (
         Console(stderr=True).status("llama.cpp: downloading and unpacking the source"),
-        run.whole(work / "source") as partial,
+        files.whole(work / "source") as partial,
     ):
         archive = run.download("llama-cpp-python", work / "download")
         with tarfile.open(archive) as tar:
@@ -133,7 +134,7 @@ def unpack(work: Path) -> None:
         if old not in text:
             raise Failed(f"llama.cpp's {file} is another one than was expected: it has no {old}")
         (partial / file).write_text(text.replace(old, new))
-    run.remove(work / "download")
+    files.remove(work / "download")
 
 
 def compile_programs(work: Path) -> None:
@@ -183,8 +184,8 @@ def follow(command: list[str], log: Any, environment: dict[str, str] | None = No
     errors: list[str] = []
     with (
         Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress,
-        subprocess.Popen(
-            run.tied(command),
+        Program(
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -247,22 +248,14 @@ def free_port(port: int | None = None) -> int:
 def started(command: list[str], url: str, log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
     """Start a server, wait until `url` answers 200, and stop it and its children at the end, come what may.
 
-    It gets a session of its own, so that Ctrl-C reaches us alone and we stop it in order; when we are killed, the
-    kernel ends it (on Linux, with the thread that called this). Raises Failed, with the log's first error, when it ends
-    or does not answer within 10 minutes.
+    It is told none of our secrets: servers write their environment into logs. Raises Failed, with the log's first
+    error, when it ends or does not answer within 10 minutes.
     """
     import httpx
 
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            run.tied(command),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )
+    with files.log(log) as file:
+        told = without_secrets() | (environment or {})
+        process = Program(command, stdout=file, stderr=subprocess.STDOUT, env=told)
     try:
         deadline = time.monotonic() + 600
         while True:
@@ -274,22 +267,7 @@ def started(command: list[str], url: str, log: Path, environment: dict[str, str]
             time.sleep(0.1)
         yield
     finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and the processes it started: asked first, after 10 seconds made to."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+        process.stop()
 
 
 def first_error(log: Path) -> str:

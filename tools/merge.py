@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tools import Failed, lora, run
+from tools import Failed, files, lora
 from tools.tuned import copy_tokenizer
 
 EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer)?\.weight$")
@@ -23,7 +23,7 @@ def merge(base_model: Path, adapter: Path, out: Path, shard: str = SHARD) -> Non
     lora.check(adapter)
     from rich.console import Console
 
-    with Console(stderr=True).status("merging the adapter into its base"), run.whole(out) as partial:
+    with Console(stderr=True).status("merging the adapter into its base"), files.whole(out) as partial:
         import torch
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
         from safetensors.torch import load_file

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from tools import BadInput, Failed, llamacpp, run
+from tools import BadInput, Failed, files, llamacpp, run
+from tools.process import Program
 
 if TYPE_CHECKING:
     import httpx
@@ -107,7 +108,7 @@ def install() -> Path | None:
     None, and a line on the screen that says why, when there is no Go or it fails: all else works without Ollama.
     """
     if (found := find()) is None:
-        with run.locked(home()):
+        with files.locked(home()):
             found = find() or compile_ollama()
     if found is not None and found.is_relative_to(home()):
         link_programs(home() / "lib" / "ollama")
@@ -124,7 +125,7 @@ def compile_ollama() -> Path | None:
         console.print("Ollama is not installed and there is no Go to build it: llama-server takes its place.")
         return None
     try:
-        with console.status("Ollama: building with Go") as status, run.whole(home()) as partial:
+        with console.status("Ollama: building with Go") as status, files.whole(home()) as partial:
             (partial / "lib" / "ollama").mkdir(parents=True)
             go_install(partial.resolve() / "bin", lambda line: status.update(escape(f"Ollama: {line[:100]}")))
     except Failed as error:
@@ -138,11 +139,9 @@ def go_install(folder: Path, show: Callable[[str], None]) -> None:
     package = "github.com/ollama/ollama"
     # Without the flag its own version reads 0.0.0.
     flag = f"-ldflags=-X={package}/version.Version={VERSION}"
-    command = run.tied(["go", "install", flag, f"{package}@v{VERSION}"])
+    command = ["go", "install", flag, f"{package}@v{VERSION}"]
     line = "it wrote nothing"
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "GOBIN": str(folder)}
-    ) as process:
+    with Program(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "GOBIN": str(folder)}) as process:
         assert process.stderr is not None
         for line in process.stderr:
             show(line.strip())
@@ -274,7 +273,7 @@ def holder(client: "Client", spec: Spec) -> str | None:
             return None
         shown = client.show(spec.name)
     recipe = (shown.modelinfo or {}).get("react_recipes.recipe")
-    if recipe == spec.recipe or run.sha256(spec.gguf) in (shown.modelfile or ""):
+    if recipe == spec.recipe or files.sha256(spec.gguf) in (shown.modelfile or ""):
         return None
     return f"a model of the recipe {recipe}" if recipe else "a model of no recipe of ours"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 import psutil
 
-from tools import BadInput, catalog, doctor, plan, recipe, render, run, trajectory
+from tools import BadInput, catalog, doctor, files, plan, recipe, render, run, trajectory
 from tools.catalog import Model, Tier
 from tools.plan import Plan
 
@@ -251,7 +251,7 @@ def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Find
         return
     inputs = orjson.loads(begun.read_bytes())
     data = run.ROOT / recipe.dataset(path, settings)["path"]
-    now = {"recipe": run.sha256(path), "data": run.sha256(data)}
+    now = {"recipe": files.sha256(path), "data": files.sha256(data)}
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
         mend = "training starts anew and removes them; copy the folder to keep them"

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, greedy, llamacpp, parity, recipe, run, trajectory
+from tools import BadInput, Failed, base, files, greedy, llamacpp, parity, recipe, run, trajectory
 
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
@@ -55,7 +55,7 @@ def tokens(
         found = parity.prove(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
     else:
         found = parity.prove(talks, source, seen, tokenizer=tokenizer)
-    run.write_json(this.parity, found)
+    files.write_json(this.parity, found)
     return found
 
 

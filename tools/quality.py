@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools import BadInput, Failed, base, imatrix, llamacpp, run
+from tools import BadInput, Failed, base, files, imatrix, llamacpp
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +44,7 @@ def compare(
         raise BadInput(f"the held-out episodes have {len(ids)} tokens; {least} are the least to score, so give more")
     chunks = min(chunks, len(ids) // imatrix.CONTEXT)
     vocabulary = len(base.value(reader(f16), "tokenizer.ggml.tokens"))
-    run.need_space(f16.parent, chunks * imatrix.CONTEXT * vocabulary / 2**30)  # two bytes for each, of half of them
+    files.need_space(f16.parent, chunks * imatrix.CONTEXT * vocabulary / 2**30)  # two bytes for each, of half of them
     with tempfile.TemporaryDirectory(prefix=".quality-", dir=f16.parent) as folder:
         (Path(folder) / "text").write_text(text, encoding="utf-8")
         found = perplexity(f16, folder, ["--file", "text"], chunks)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tools import BadInput, Failed, run
+from tools import BadInput, Failed, files
 
 # Elements that one thread takes at a time: large enough that Python's own share does not show.
 CHUNK = 2**20
@@ -154,7 +154,7 @@ def types(writer: Any, quant: str, program: Path, hollow: Path) -> dict[str, str
         command = [str(program), "--dry-run", str(hollow), quant]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     finally:
-        run.remove(hollow)
+        files.remove(hollow)
     if "will require an imatrix" in done.stdout + done.stderr:
         raise BadInput(f"{quant} needs an importance matrix")
     found = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from tools import BadInput, catalog, index, memory, plan, run
+from tools import BadInput, catalog, files, index, memory, plan, run
 from tools.catalog import Method, Model, Tier
 from tools.memory import Settings
 from tools.plan import Plan
@@ -133,7 +133,7 @@ def number(value: float) -> str:
     )
 
 
-def files() -> dict[str, str]:
+def generated() -> dict[str, str]:
     """All generated files of recipes/: name -> text."""
     plans = list(planned())
     made = {where: sealed(text) for where, text in index.pages(plans, template).items()}
@@ -203,7 +203,7 @@ def write() -> dict[str, int]:
     Touched are only files that we wrote and nobody edited. Raises BadInput, before anything is written, with the files
     that were edited in place: copied elsewhere, they are a person's own.
     """
-    made = files()
+    made = generated()
     there = {str(path.relative_to(RECIPES)): path for path in RECIPES.rglob("*") if path.is_file()}
     changed = [path for where, path in there.items() if path.suffix in (".yaml", ".html", ".md") and edited(path)]
     if changed:
@@ -219,10 +219,10 @@ def write() -> dict[str, int]:
         if where in there and there[where].read_text(encoding="utf-8") == text:
             counts["unchanged"] += 1
             continue
-        run.write(RECIPES / where, text.encode())
+        files.write(RECIPES / where, text.encode())
         counts["written"] += 1
     for where, path in there.items():
         if where not in made and HASH.search(path.read_text(encoding="utf-8")):
-            run.remove(path)
+            files.remove(path)
             counts["removed"] += 1
     return counts

@@ -1,12 +1,7 @@
-"""One run's folder: its names, whole-or-nothing writes, provenance."""
+"""One run's folder: its names, its stages and what each was made from; where folders of ours lie."""
 
 import contextlib
-import errno
-import fcntl
-import hashlib
 import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -17,14 +12,9 @@ from typing import Any
 
 import orjson
 
-from tools import Failed
+from tools import Failed, files, process
 
 ROOT = Path(__file__).resolve().parent.parent
-# Ends with the process that started it, even when that one is killed outright; see prctl(2), PR_SET_PDEATHSIG.
-TIED = """import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 15)
-os.getppid() == int(sys.argv[1]) or sys.exit("its parent is gone")
-os.execvp(sys.argv[2], sys.argv[2:])"""
 
 
 def cache() -> Path:
@@ -37,33 +27,6 @@ def outputs() -> Path:
     return Path(os.environ.get("REACT_RECIPES_OUTPUTS") or ROOT / "outputs")
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write a file or folder under; on success it is fsynced and renamed to `path`.
-
-    On any error, Ctrl-C included, what was written is removed and an older `path` stays as it was. What a killed
-    process left behind is removed at the next call. Raises Failed when the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    remove(partial)
-    try:
-        yield partial
-        for item in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
-            handle = os.open(item, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        if path.is_dir():
-            remove(path)
-        partial.rename(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Failed(f"{path}: no space left on the disk; free some and run the same command again") from error
-        raise
-    finally:
-        remove(partial)
-
-
 def download(project: str, folder: Path) -> Path:
     """Download one package of downloads.lock from the package registry into `folder`, its hash checked; its path.
 
@@ -74,76 +37,11 @@ def download(project: str, folder: Path) -> Path:
     (folder / "requirements.txt").write_text(f"{pins[0]}\n")
     options = ["--quiet", "--no-deps", "--require-hashes", "--no-binary=llama-cpp-python", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, "-r", str(folder / "requirements.txt")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Its temporary files are removed with the folder, whatever becomes of it.
+    done = process.finished(command, env=os.environ | {"TMPDIR": str(folder)})
     if done.returncode:
         raise Failed(f"{pins[0].split()[0]} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
     return next(item for item in folder.iterdir() if item.suffix in {".whl", ".gz"})
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` (a file beside it); wait for it, and say so, while another process makes `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process, which is making {path}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def tied(command: list[str]) -> list[str]:
-    """The command, so started that it ends when we do, even by kill -9. Linux only: elsewhere it is left as it is."""
-    if sys.platform != "linux":
-        return command
-    return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command]
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder with all it holds; nothing happens where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with whole(path) as partial:
-        partial.write_bytes(data)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
-    write(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder, in hexadecimal."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    lines = [f"{item.relative_to(path)} {sha256(item)}\n" for item in sorted(path.rglob("*")) if item.is_file()]
-    return sha256_of("".join(lines).encode())
-
-
-def sha256_of(data: bytes) -> str:
-    """SHA-256 of bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def need_space(folder: Path, gib: float) -> None:
-    """Raise Failed unless `folder`, there or to be made, can be written to and its disk has `gib` GiB free."""
-    while not folder.exists():
-        folder = folder.parent
-    if not os.access(folder, os.W_OK):
-        raise Failed(f"{folder}: cannot be written to; give its owner the right, or choose another folder")
-    free = shutil.disk_usage(folder).free / 2**30
-    if free < gib:
-        raise Failed(
-            f"{folder}: {free:.1f} GiB free and {gib:.1f} GiB needed; free some space and run the same command again"
-        )
 
 
 @dataclass(frozen=True)
@@ -240,7 +138,9 @@ class Run:
             "seconds": round(time.monotonic() - start, 1),
             "peak_gib": round(max(peak, resident_bytes()) / 2**30, 2),
         }
-        write_json(self.folder / "run.json", self.provenance() | {name: notes})
+        path = self.folder / "run.json"
+        with files.locked(path):  # Another stage may end at the same time.
+            files.write_json(path, self.provenance() | {name: notes})
 
 
 def resident_bytes(pid: int | None = None) -> int:

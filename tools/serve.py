@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from tools import BadInput, base, catalog, chain, run
+from tools import BadInput, base, catalog, chain, files
 
 # Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
@@ -90,7 +90,7 @@ def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -
     from tools import ollama as server
 
     this, inputs = model.run, proof_inputs(wanted)
-    run.need_space(this.folder, 0.01)
+    files.need_space(this.folder, 0.01)
     there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
     if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
         print(f"{wanted.name}: there, its tokens proven before")
@@ -112,7 +112,7 @@ def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -
             notes |= {"template": tried.family or "in the GGUF"}
             asked = {"the first prompt": first, "an observation": episode[:4]}
             notes["ends"] = trial.ends(client, tried.name, asked, force)
-        run.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
+        files.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
         if client is None:
             return
         client.copy(tried.name, wanted.name)
@@ -142,7 +142,7 @@ def parity(name: str, other: str, quant: str, called: str, answers: bool, as_jso
         with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
             chain.gguf(name, other, "F16", adapter)
         found["greedy"] = proof.answers(model.base, model.adapter, this.gguf("F16"), chain.test_set())
-        run.write_json(this.parity, found)
+        files.write_json(this.parity, found)
     proof.tell(found, as_json)
 
 
@@ -150,7 +150,7 @@ def proof_inputs(wanted: Any) -> dict[str, str]:
     """What a proof of parity depends on: the model's file and what Ollama is told of it."""
     from tools import ollama
 
-    return {"gguf": run.sha256(wanted.gguf), "modelfile": run.sha256_of(ollama.modelfile(wanted).encode())}
+    return {"gguf": files.sha256(wanted.gguf), "modelfile": files.sha256_of(ollama.modelfile(wanted).encode())}
 
 
 def talk(name: str, model: str) -> None:

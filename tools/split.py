@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools import BadInput, lint, run, similar, trajectory
+from tools import BadInput, files, lint, similar, trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,7 @@ def survey(rows: Iterable[dict[str, Any]]) -> Survey:
     tasks, turns, characters = [], [], []
     for place, episode in enumerate(rows):
         name, sure = room(episode)
-        key = run.sha256_of(name.encode("utf-8", "surrogatepass"))
+        key = files.sha256_of(name.encode("utf-8", "surrogatepass"))
         if key not in named and not sure:
             firsts.frombytes(similar.signature(name))
             told.append(place)
@@ -128,11 +128,11 @@ def split(paths: Sequence[str], out: str, ratios: Mapping[str, float], seed: int
     if min(ratios.values()) < 0:
         raise BadInput("the shares of validation and test must be at least 0 and together at most 1")
     wanted = {part: ratio for part, ratio in ratios.items() if ratio > 0}
-    files = {part: Path(out) / f"{part}.jsonl" for part in ratios}
+    named = {part: Path(out) / f"{part}.jsonl" for part in ratios}
     sources = [Path(each) for each in paths]
-    if taken := [each for each in sources if each.resolve() in [file.resolve() for file in files.values()]]:
+    if taken := [each for each in sources if each.resolve() in [file.resolve() for file in named.values()]]:
         raise BadInput(f"{taken[0]}: would be written over by its own parts; name another folder than {out}")
-    if stale := [file for part, file in files.items() if part not in wanted and file.exists()]:
+    if stale := [file for part, file in named.items() if part not in wanted and file.exists()]:
         raise BadInput(f"{stale[0]}: stands there from another split, and may share rooms with this one; remove it")
     found = survey(episodes(sources, "split, reading"))
     count = len(set(found.groups))
@@ -145,7 +145,7 @@ def split(paths: Sequence[str], out: str, ratios: Mapping[str, float], seed: int
     with contextlib.ExitStack() as stack:
         written = {}
         for part in wanted:
-            beside = stack.enter_context(run.whole(files[part]))
+            beside = stack.enter_context(files.whole(named[part]))
             written[part] = stack.enter_context(beside.open("wb"))
         for part, episode in zip(parts, episodes(sources, "split, writing"), strict=True):
             written[part].write(orjson.dumps(episode, option=orjson.OPT_APPEND_NEWLINE))

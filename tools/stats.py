@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools import base, lint, render, run, split, trajectory
+from tools import base, files, lint, render, split, trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,7 +92,7 @@ def show(paths: Sequence[str], base_name: str, html: str, as_json: bool) -> None
     found = {"files": list(paths), "tokenizer": base_name or Path(tokenizer.name_or_path).name}
     found |= measure(split.episodes(list(map(Path, paths)), "stats"), partial(base.tokens, tokenizer))
     if html:
-        run.write(Path(html), page(found).encode())
+        files.write(Path(html), page(found).encode())
     if as_json:
         print(orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS).decode())
         return

@@ -16,8 +16,9 @@ from typing import IO, Any
 import orjson
 import yaml
 
-from tools import BadInput, Failed, catalog, doctor, plan, recipe, run
+from tools import BadInput, Failed, catalog, doctor, files, plan, recipe, run
 from tools.catalog import Tier
+from tools.process import Program
 from tools.run import Run
 
 # Axolotl and the libraries below it: no telemetry; the plugins are found in the project's root.
@@ -56,16 +57,16 @@ def train(path: Path, base: Path, changes: Mapping[str, Any], tier: Tier, launch
     if this.adapter.exists() and this.done("train", inputs):
         print(f"{this.adapter}: already trained from this recipe, data and base")
         return this
-    run.need_space(this.folder, 2)
+    files.need_space(this.folder, 2)
     composed = compose(path, this, str(base), changes, tier, launch)
     if launch.rank:  # The first machine alone keeps the run's folder.
         file = this.folder / f"recipe-{launch.rank}.yaml"
-        run.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
+        files.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
         follow(this, file, tier, launch)
         return this
     prepare(this, inputs, resume)
     with this.stage("train", inputs) as notes:
-        run.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
+        files.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
         notes |= follow(this, this.recipe, tier, launch) | {"bf16": bool(composed.get("bf16"))} | versions()
         keep(this)
     return this
@@ -75,14 +76,14 @@ def fingerprint(path: Path, base: Path, changes: Mapping[str, Any]) -> dict[str,
     """What a training depends on: SHA-256 of recipe, data, base (see `folder_hash`); changes."""
     data = run.ROOT / recipe.dataset(path, changes)["path"]
     own = {key: value for key, value in changes.items() if key != "datasets"}
-    return {"recipe": run.sha256(path), "data": run.sha256(data), "base": folder_hash(base)} | own
+    return {"recipe": files.sha256(path), "data": files.sha256(data), "base": folder_hash(base)} | own
 
 
 def folder_hash(base: Path) -> str:
     """SHA-256 of a base model's small files, and of the names and sizes of its large ones."""
-    small = {item.name: run.sha256(item) for item in base.iterdir() if item.suffix in {".json", ".jinja"}}
+    small = {item.name: files.sha256(item) for item in base.iterdir() if item.suffix in {".json", ".jinja"}}
     large = {item.name: item.stat().st_size for item in base.glob("*.safetensors")}
-    return run.sha256_of(orjson.dumps({**small, **large}, option=orjson.OPT_SORT_KEYS))
+    return files.sha256_of(orjson.dumps({**small, **large}, option=orjson.OPT_SORT_KEYS))
 
 
 def versions() -> dict[str, str]:
@@ -101,13 +102,13 @@ def prepare(this: Run, inputs: dict[str, Any], resume: bool = False) -> None:
     if this.checkpoints.exists() and (not begun.exists() or orjson.loads(begun.read_bytes()) != inputs):
         if resume:
             raise BadInput(f"{this.checkpoints}: of another recipe, data or base; make train starts anew")
-        run.remove(this.checkpoints)
+        files.remove(this.checkpoints)
     whole = resumable(this) if resume else checkpoints(this)
     this.checkpoints.mkdir(parents=True, exist_ok=True)
-    run.write_json(begun, inputs)
+    files.write_json(begun, inputs)
     for checkpoint in this.checkpoints.glob("checkpoint-*"):
         if checkpoint not in whole:
-            run.remove(checkpoint)
+            files.remove(checkpoint)
 
 
 def checkpoints(this: Run) -> list[Path]:
@@ -246,8 +247,8 @@ def follow(this: Run, file: Path, tier: Tier, launch: Launch) -> dict[str, Any]:
     log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
     with (
         log.open("wb") as kept,
-        subprocess.Popen(
-            run.tied(start),
+        Program(
+            start,
             cwd=run.ROOT,
             env=os.environ | environment,
             stdout=subprocess.PIPE,
@@ -360,7 +361,7 @@ def last_error(log: Path) -> str:
 
 def keep(this: Run) -> None:
     """Copy the trained adapter or weights, with tokenizer and chat template, under their final name."""
-    with run.whole(this.adapter) as partial:
+    with files.whole(this.adapter) as partial:
         partial.mkdir()
         for item in this.checkpoints.iterdir():
             kept = item.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tools import Failed, base, lora, run
+from tools import Failed, base, files, lora
 
 SENTENCE_PIECE = "tokenizer.model"
 BACKEND = "TokenizersBackend"
@@ -37,7 +37,7 @@ def assemble(base_model: Path, adapter: Path, out: Path) -> None:
     shapes = lora.shapes(base_model)
     rows = lora.rows_after(lora.fit(lora.plan(adapter), shapes, adapter)[0], shapes, adapter)
     config.get("text_config", config)["vocab_size"] = rows
-    run.write_json(out / "config.json", config)
+    files.write_json(out / "config.json", config)
     copy_tokenizer(base_model, adapter, out, rows)
 
 
@@ -69,7 +69,7 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
         settings |= ids
         if isinstance(ends, list):  # some models end a turn and a text with different tokens
             settings["eos_token_id"] = list(dict.fromkeys([ids["eos_token_id"], *ends]))
-        run.write_json(path, settings)
+        files.write_json(path, settings)
     name_class(base_model, out)
     if (base_model / SENTENCE_PIECE).is_file() and "\u2581a" in tokenizer.get_vocab():
         for_converter(base_model, out, tokenizer)
@@ -83,7 +83,7 @@ def name_class(base_model: Path, out: Path) -> None:
     """
     settings, theirs = (base.settings(folder / "tokenizer_config.json") for folder in (out, base_model))
     if settings.get("tokenizer_class") == BACKEND and "tokenizer_class" in theirs:
-        run.write_json(out / "tokenizer_config.json", settings | {"tokenizer_class": theirs["tokenizer_class"]})
+        files.write_json(out / "tokenizer_config.json", settings | {"tokenizer_class": theirs["tokenizer_class"]})
 
 
 def for_converter(base_model: Path, out: Path, tokenizer: Any) -> None:
@@ -103,4 +103,4 @@ def for_converter(base_model: Path, out: Path, tokenizer: Any) -> None:
     control = tokenizer.bos_token or tokenizer.eos_token
     if tokenizer.tokenize(f"{control}a")[-1] == "a":
         settings["add_prefix_space"] = False
-    run.write_json(out / "tokenizer_config.json", settings)
+    files.write_json(out / "tokenizer_config.json", settings)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import orjson
 
-from tools import Failed, run
+from tools import Failed, files, run
 
 LOCK = Path(__file__).with_name("engine.lock")
 DRIVER = Path(__file__).with_name("driver.py")
@@ -17,10 +17,10 @@ DRIVER = Path(__file__).with_name("driver.py")
 def environment() -> Path:
     """The Python that has TextWorld and ALFWorld; made once, in some minutes, since Fast Downward is compiled."""
     version = next(line.split()[0] for line in LOCK.read_text().splitlines() if line.startswith("textworld=="))
-    home = run.cache() / f"{version.replace('==', '-')}-{run.sha256(LOCK)[:8]}"
-    with run.locked(home):
+    home = run.cache() / f"{version.replace('==', '-')}-{files.sha256(LOCK)[:8]}"
+    with files.locked(home):
         if not home.exists():
-            with run.whole(home) as partial:
+            with files.whole(home) as partial:
                 uv = shutil.which("uv") or next(map(str, run.cache().glob("uv-*/bin/uv")), "uv")
                 make = [uv, "venv", "--quiet", "--relocatable", "--python", "3.11", str(partial)]
                 fill = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", str(partial)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, run
+from tools import BadInput, Failed, files
 from tools.household import alfworld
 from tools.household.expert import STYLES, SYSTEM, Expert, Lost, system
 from tools.household.rooms import make_room, make_room_for
@@ -168,7 +168,7 @@ def write(
     from rich.progress import Progress
 
     counts, missed = {"episodes": 0, "left out": 0}, 0
-    with run.whole(out) as partial, partial.open("wb") as file, Progress(console=Console(stderr=True)) as progress:
+    with files.whole(out) as partial, partial.open("wb") as file, Progress(console=Console(stderr=True)) as progress:
         shown = progress.add_task("episodes", total=count)
         for game in played(rooms, slip, style, steps, system(tasks)):
             counts["episodes" if game else "left out"] += 1

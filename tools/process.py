@@ -1,0 +1,97 @@
+"""Programs that we start: none outlives us, and none is told a secret that it does not need."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+KEEPER = Path(__file__).with_name("keeper.py")
+# Seconds that a program which is told to stop has to do so.
+PATIENCE = 10.0
+# Names of environment variables whose values are secrets, or may hold one: a proxy's address may hold a password.
+SECRET = re.compile(
+    r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY|_PROXY$|^AWS_", re.I
+)
+# A shorter value is no secret, and would be found in ordinary words.
+SHORTEST_SECRET = 8
+
+
+class Program(subprocess.Popen[Any]):
+    """A program in a session of its own, under keeper.py: it and all that it starts end when we do, even by kill -9.
+
+    Ctrl-C reaches us alone; when the `with` is left by an exception, the program is stopped. The rest is as in Popen.
+    """
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        lifeline, self.lifeline = os.pipe()
+        kept = [sys.executable, "-I", "-S", str(KEEPER), str(lifeline), str(os.getpid()), *command]
+        passed = (lifeline, *options.pop("pass_fds", ()))
+        options = {"stdin": subprocess.DEVNULL} | options
+        try:
+            super().__init__(kept, pass_fds=passed, start_new_session=True, **options)
+        except BaseException:
+            os.close(self.lifeline)
+            raise
+        finally:
+            os.close(lifeline)
+
+    def stop(self, patience: float = PATIENCE) -> None:
+        """End it: asked first, after `patience` seconds made to, with all that it started."""
+        self.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(patience)
+        self.let_go()
+        self.wait()
+
+    def let_go(self) -> None:
+        """Close our end of the pipe: the keeper ends all that still runs."""
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+            self.lifeline = -1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for its end; stop it after an exception."""
+        try:
+            if kind is not None:
+                self.stop()
+            super().__exit__(kind, value, trace)
+        finally:
+            self.let_go()
+
+
+def finished(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, its output kept as text."""
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with Program(command, **kept, **options) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(list(command), process.returncode, out, err)
+
+
+def without_secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """An environment, by default ours, less the variables that hold secrets: for programs that need none."""
+    given = os.environ if environment is None else environment
+    return {name: value for name, value in given.items() if not SECRET.search(name)}
+
+
+def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The values of an environment's secrets, the longest first."""
+    given = os.environ if environment is None else environment
+    found = {value for name, value in given.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET}
+    return sorted(found, key=len, reverse=True)
+
+
+def redacted(text: bytes, hidden: Iterable[str]) -> bytes:
+    """A text with `***` in place of each of the `hidden` values."""
+    for each in hidden:
+        text = text.replace(each.encode(), b"***")
+    return text

@@ -116,8 +116,8 @@ def test_rows_of_steps_are_joined_again_across_the_file(tmp_path: Path) -> None:
     for name in ("steps.json", "steps.jsonl.gz"):
         counts = to(tmp_path / name, DATA, target="alpaca", steps=True)
         assert counts.rows > 4 * counts.written == 4 * 48
-        to(tmp_path / "back.jsonl", tmp_path / name)
-        assert (tmp_path / "back.jsonl").read_bytes() == DATA.read_bytes()
+        to(tmp_path / f"{name}.back.jsonl", tmp_path / name)
+        assert (tmp_path / f"{name}.back.jsonl").read_bytes() == DATA.read_bytes()
 
 
 @pytest.mark.parametrize("target", formats.TEXT)
@@ -142,7 +142,7 @@ def test_the_counts_and_the_choice_are_told(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     assert command(DATA, out, "--to", "alpaca").stdout.decode().splitlines()[1] == "kept in `extra`: id 48, task 48"
     assert (
-        command(DATA, out, "--to", "alpaca", "--drop-extra").stdout.decode().splitlines()[1]
+        command(DATA, out, "--to", "alpaca", "--drop-extra", "--force").stdout.decode().splitlines()[1]
         == "left out: id 48, task 48"
     )
     assert "extra" not in orjson.loads(out.read_bytes())[0]
@@ -225,7 +225,7 @@ def test_bad_input_is_one_line_with_its_place_and_the_old_file_stays(tmp_path: P
     path.write_bytes(data)
     out.write_bytes(b"old")
     with pytest.raises(BadInput) as error:
-        to(out, path)
+        to(out, path, force=True)
     said = str(error.value)
     assert said.startswith(f"{path}:") and why in said and "\n" not in said
     assert out.read_bytes() == b"old" and {item.name for item in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
@@ -327,7 +327,7 @@ def test_a_full_disk_is_a_clear_error_and_the_old_file_stays(tmp_path: Path) -> 
         out.write_bytes(b"old")
         limit = path.stat().st_size // 2
         done = subprocess.run(
-            ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@" convert "{path}" "{out}" --to sharegpt', "-", *TOOLS],
+            ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@" convert "{path}" "{out}" --to sharegpt --force', "-", *TOOLS],
             cwd=run.ROOT,
             capture_output=True,
             text=True,
@@ -340,7 +340,7 @@ def test_a_full_disk_is_a_clear_error_and_the_old_file_stays(tmp_path: Path) -> 
 def test_an_interrupted_conversion_leaves_the_old_file(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_bytes(b"old")
-    line = [*TOOLS, "convert", "-", str(out), "--to", "sharegpt"]
+    line = [*TOOLS, "convert", "-", str(out), "--to", "sharegpt", "--force"]
     with subprocess.Popen(line, cwd=run.ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin and process.stderr
         process.stdin.write(b"".join(LINES) * 40)
@@ -459,3 +459,22 @@ def test_an_array_in_any_pieces_is_cut_into_its_elements(
         if kind == "array":
             found += [json.loads(chunk[0][begin:end]) for begin, end in chunk[1]]
     assert found == rows
+
+
+def test_a_set_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "set"
+    source.mkdir()
+    (source / "train.jsonl").write_bytes(b"".join(LINES))
+    (source / "test.jsonl").write_bytes(b"{no json\n")
+    for _ in range(2):
+        with pytest.raises(BadInput, match="test.jsonl:1"):
+            convert.file_set([str(source)], str(out), Task(convert.FILE_SET))
+        assert not list(out.iterdir())
+    (source / "test.jsonl").write_bytes(LINES[0])
+    convert.file_set([str(source)], str(out), Task(convert.FILE_SET))
+    before = {item: item.read_bytes() for item in out.iterdir()}
+    assert len(before) == 6
+    with pytest.raises(BadInput, match="is there already"):
+        convert.file_set([str(source)], str(out), Task(convert.FILE_SET))
+    assert {item: item.read_bytes() for item in out.iterdir()} == before
+    convert.file_set([str(source)], str(out), Task(convert.FILE_SET), force=True)

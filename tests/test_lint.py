@@ -280,11 +280,13 @@ def test_fix_mends_what_is_safe_says_so_and_leaves_the_rest(tmp_path: Path, comm
     assert status == 1
     assert f"{data}:6: error: unreadable" in shown and f"{data}:7: error: observation" in shown
     assert f"{data}:1:" not in shown
-    # Over itself, and what is good stays as it is, byte by byte.
+    # Never over itself; and what is good stays as it is, byte by byte.
     write(data, [rows[1]])
     before = data.read_bytes()
-    assert command(data, fix=data)[0] == 0
+    assert command(data, fix=data)[0] == 2 and command(data, fix=out)[0] == 2
     assert data.read_bytes() == before
+    assert command(data, fix=tmp_path / "again.jsonl")[0] == 0
+    assert (tmp_path / "again.jsonl").read_bytes() == before
 
 
 def test_a_file_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path, command: Command) -> None:

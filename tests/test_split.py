@@ -172,7 +172,7 @@ def test_what_cannot_be_split_is_one_line(
 def test_a_source_is_not_written_over_and_no_older_part_is_left_beside(tmp_path: Path) -> None:
     data = write(tmp_path / "train.jsonl", [told(f"{number} apples") for number in range(9)])
     before = data.read_bytes()
-    with pytest.raises(BadInput, match="would be written over"):
+    with pytest.raises(BadInput, match="read and written at once"):
         split.split([str(data)], str(tmp_path), PARTS, 0, as_json=True)
     split.split([str(data)], str(tmp_path / "out"), PARTS, 0, as_json=True)
     with pytest.raises(BadInput, match=r"validation\.jsonl: stands there from another split"):

@@ -1,11 +1,14 @@
 """Composing and following a training: what a CPU needs, what is resumed, what is read from Axolotl's output."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
 import pytest
 
-from tools import BadInput, base, catalog, gguf, recipe, train
+from tools import BadInput, Failed, base, catalog, files, gguf, recipe, run, train
+from tools.process import Program
 from tools.run import Run
 from tools.train import Launch
 
@@ -60,9 +63,49 @@ def test_checkpoints_of_another_recipe_or_data_are_not_resumed(this: Run) -> Non
     train.prepare(this, {"recipe": "a"})
     (this.checkpoints / "checkpoint-1").mkdir()
     (this.checkpoints / "checkpoint-1" / "trainer_state.json").write_bytes(b"{}")
-    train.prepare(this, {"recipe": "b"})
+    with pytest.raises(BadInput, match="checkpoint-1: of another recipe, data or base; FORCE=1"):
+        train.prepare(this, {"recipe": "b"})
+    assert train.checkpoints(this)
+    train.prepare(this, {"recipe": "b"}, force=True)
     assert not list(this.checkpoints.glob("checkpoint-*"))
     assert orjson.loads((this.checkpoints / "inputs.json").read_bytes()) == {"recipe": "b"}
+
+
+def test_another_trainings_adapter_is_kept_unless_forced(this: Run) -> None:
+    this.adapter.mkdir(parents=True)
+    with pytest.raises(BadInput, match="adapter: of another recipe, data or base"):
+        train.prepare(this, {"recipe": "b"})
+    train.prepare(this, {"recipe": "b"}, force=True)
+    train.prepare(this, {"recipe": "b"})  # begun with leave: it goes on
+
+
+def test_a_second_training_in_the_same_folder_stops_and_says_who_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
+    path = recipe.find("smollm2-135m-lora", "cpu")
+    text = f"""
+from pathlib import Path
+from tools import recipe
+with recipe.folder(Path({str(path)!r})).held("train"): print(flush=True); input()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", text], cwd=run.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout and other.stdout.readline()
+    (tmp_path / "base").mkdir()
+    with pytest.raises(Failed, match=f"process {other.pid} .* is writing it"):
+        train.train(path, tmp_path / "base", {}, catalog.tiers()["cpu"], train.Launch())
+    other.communicate("\n")
+
+
+def test_a_log_of_a_training_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    text = "import os\nfor _ in range(3): print('token', os.environ['HF_TOKEN'], end='', flush=True)\nprint()"
+    command = [sys.executable, "-c", text]
+    with files.log(tmp_path / "train.log") as log, Program(command, stdout=subprocess.PIPE) as program:
+        assert program.stdout and len(list(train.lines(program.stdout, log))) == 1
+    assert (tmp_path / "train.log").read_text() == "token ***token ***token ***\n"
 
 
 def test_going_on_needs_a_checkpoint_of_the_same_training(this: Run) -> None:

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, catalog, files, run
+from tools import BadInput, Failed, catalog, files, gguf_header, hf_folder, progress, run
 
 # The names of a llama model's tensors in a GGUF and in a Hugging Face folder.
 LLAMA_TENSORS = {
@@ -28,6 +29,9 @@ LLAMA_TENSORS = {
 # Type of a special token in a GGUF (gguf.TokenType.CONTROL).
 CONTROL = 3
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
+# As huggingface_hub's validate_repo_id has it, with an organisation.
+HUB_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+HUB_NAME = re.compile(rf"(?=.{{1,96}}\Z)(?!.*(?:--|\.\.)){HUB_PART}/{HUB_PART}")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
 # The special tokens, as tokenizer_config.json and as a GGUF name them.
 SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -56,28 +60,33 @@ def resolve(name: str, convert: Callable[[Path, Path], None]) -> Path:
     package, without a model hub: see `packaged`, which says what `convert` is. Any other org/name comes from the hub.
     Raises BadInput for anything else and for a folder that cannot be used, Failed when the hub cannot give it.
     """
-    if name and Path(name).is_dir():
+    if os.path.isdir(name):
         return check(Path(name))
     for model in catalog.models().values():
         if model.package and name in {model.hub, model.key}:
             return packaged(model, convert)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise BadInput(f"{name!r}: neither a folder nor a model hub's org/name")
-    return check(from_hub(name))
+    return check(from_hub(hub_name(name)))
+
+
+def hub_name(name: str) -> str:
+    """A name on the hub, org/name, as it is. Raises BadInput for what cannot be one: the hub is not asked for it."""
+    if not HUB_NAME.fullmatch(name):
+        raise BadInput(f"{name[:100]!r}: neither a folder nor a model hub's org/name")
+    return name
 
 
 def tokenizer_folder(name: str) -> Path:
     """The folder with the tokenizer and chat template of a base model (a folder or a hub id), weights or not.
 
-    Raises BadInput for anything else, Failed when the hub cannot give it.
+    Raises BadInput for anything else and for a folder that cannot be used, Failed when the hub cannot give it.
     """
-    if not Path(name).is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            raise BadInput(f"{name!r}: neither a folder nor a model hub's org/name")
-        return from_hub(name, [pattern for pattern in HUB_PATTERNS if pattern != "*.safetensors"])
-    if not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
-        raise BadInput(f"{name}: it has no tokenizer ({', '.join(TOKENIZER_FILES)})")
-    return Path(name)
+    if os.path.isdir(name):
+        folder = Path(name)
+    else:
+        folder = from_hub(hub_name(name), [pattern for pattern in HUB_PATTERNS if pattern != "*.safetensors"])
+    refuse_code(folder)
+    need_tokenizer(folder)
+    return folder
 
 
 def from_hub(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
@@ -85,48 +94,75 @@ def from_hub(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
 
     Returns its folder in the hub's own cache. Raises Failed in one line when it cannot be had.
     """
+    import httpx
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Failed(f"{name} cannot be had from the model hub: {first}; give a folder with BASE=path") from error
+    model = next((each for each in catalog.models().values() if each.hub == name), None)
+    return without_auto_map(folder, model.title) if model and model.auto_map else folder
 
 
-def check(folder: Path) -> Path:
-    """`folder`, when it can be a base model: config.json, a tokenizer, and whole weights as safetensors.
+def without_auto_map(snapshot: Path, title: str) -> Path:
+    """A folder of our own in the cache with links to all of a hub's `snapshot`, its settings less their auto_map.
 
-    Raises BadInput that says what is missing.
+    For models of the catalog that transformers has had a class for since: nothing that is downloaded names code.
     """
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder}: not a base folder: it has no config.json")
-    weights = {item.name for item in folder.glob("*.safetensors")}
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(json.loads(index.read_text())["weight_map"].values())
-        if missing := sorted(wanted - weights):
-            raise BadInput(f"{folder}: a base folder without all its weights: {missing[0]} is missing")
-    if not weights:
-        pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        why = f"{pickled[0].name} is pickle, which can run code" if pickled else "it has no *.safetensors"
-        raise BadInput(f"{folder}: a base folder without weights: {why}")
-    for item in sorted(weights):
-        check_safetensors(folder / item)
-    if not any((folder / item).is_file() for item in TOKENIZER_FILES):
-        raise BadInput(f"{folder}: a base folder without a tokenizer: none of {', '.join(TOKENIZER_FILES)}")
+    folder = run.cache() / "base" / f"{title.lower()}-{snapshot.name[:12]}"
+    there = {path.name: path for path in snapshot.iterdir() if path.is_file()}
+    with files.locked(folder):
+        if folder.is_dir() and {path.name for path in folder.iterdir() if path.is_file()} - {files.MARK} == set(there):
+            return folder
+        with files.whole(folder) as partial:
+            partial.mkdir()
+            for name, path in there.items():
+                if path.match("*config*.json"):
+                    settings = hf_folder.settings(path)
+                    settings.pop("auto_map", None)
+                    files.write_json(partial / name, settings)
+                else:
+                    (partial / name).symlink_to(path.resolve())
     return folder
 
 
-def check_safetensors(path: Path) -> None:
-    """Raise BadInput unless the file is whole, by its header and its size; the weights themselves are not read."""
-    from safetensors import SafetensorError, safe_open
+def check(folder: Path) -> Path:
+    """`folder`, when it can be a base model: config.json, a tokenizer, and whole weights as safetensors; no code.
 
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path}: not a whole safetensors file: {error}") from error
+    Raises BadInput that says what is missing or wrong.
+    """
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: not a base folder: it has no config.json")
+    if (folder / "adapter_config.json").exists():
+        raise BadInput(f"{folder}: not a base folder but an adapter (adapter_config.json); ADAPTER= takes it")
+    weights = {item.name for item in folder.glob("*.safetensors")}
+    if not weights:
+        pickled = hf_folder.pickles(folder)
+        why = f"{pickled[0].name} is pickle, which can run code" if pickled else "it has no *.safetensors"
+        raise BadInput(f"{folder}: a base folder without weights: {why}; save the model as safetensors")
+    refuse_code(folder)
+    need_tokenizer(folder)
+    if missing := sorted((hf_folder.shards(folder) or set()) - weights):
+        raise BadInput(f"{folder}: a base folder without all its weights: {missing[0]} is missing")
+    for item in sorted(weights):
+        hf_folder.check_safetensors(folder / item)
+    return folder
+
+
+def refuse_code(folder: Path) -> None:
+    """Raise BadInput where something in a base's folder is pickle or names code to run, or is too large to be read."""
+    if pickled := hf_folder.pickles(folder):
+        why = "is pickle, which can run code; remove it: weights are read from *.safetensors alone"
+        raise BadInput(f"{folder}: a base folder where {pickled[0].name} {why}")
+    hf_folder.check(folder)
+
+
+def need_tokenizer(folder: Path) -> None:
+    """Raise BadInput unless a tokenizer's file is in a base's folder."""
+    if not any((folder / item).is_file() for item in TOKENIZER_FILES):
+        raise BadInput(f"{folder}: a base folder without a tokenizer: none of {', '.join(TOKENIZER_FILES)}")
 
 
 def tokenizer(name: str, convert: Callable[[Path, Path], None]) -> Any:
@@ -138,14 +174,16 @@ def tokenizer(name: str, convert: Callable[[Path, Path], None]) -> Any:
     from transformers import AutoTokenizer
 
     models = [model for model in catalog.models().values() if model.package and name in {"", model.hub, model.key}]
-    where = str(packaged(models[0], convert)) if models and not (name and Path(name).is_dir()) else name
+    if os.path.isdir(name):
+        where = Path(name)
+        refuse_code(where)
+    else:
+        where = packaged(models[0], convert) if models else tokenizer_folder(name)
     try:
         return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
-        if Path(where).is_dir():
-            raise BadInput(f"{where}: holds no tokenizer that can be read: {why}") from error
-        raise Failed(f"{where}: its tokenizer cannot be had from the model hub: {why}; give a folder") from error
+        raise BadInput(f"{where}: holds no tokenizer that can be read: {why}") from error
 
 
 def tokens(tokenizer: Any, messages: list[dict[str, Any]]) -> int:
@@ -175,23 +213,19 @@ def packaged(model: catalog.Model, convert: Callable[[Path, Path], None]) -> Pat
 
 def make(model: catalog.Model, package: catalog.Package, folder: Path, convert: Callable[[Path, Path], None]) -> None:
     """Make the folder of a packaged model, whole and its tokenizer proven; see `packaged`. Raises Failed."""
-    from rich.console import Console
-
     version = pinned_version(package.project)
-    with Console(stderr=True).status("") as status, files.whole(folder) as partial:
+    started = f"{model.title}: downloading {package.project} {version}"
+    with progress.step(started) as shown, files.whole(folder) as partial:
         work = partial / "work"
-        status.update(f"{model.title}: downloading {package.project} {version}")
         gguf = unpack(run.download(package.project, work), package.gguf, work)
-        status.update(f"{model.title}: making a Hugging Face folder of its GGUF")
+        shown.update(title=f"{model.title}: making a Hugging Face folder of its GGUF")
         source = {"package": f"{package.project}=={version}", "gguf": gguf.name, "gguf_sha256": files.sha256(gguf)}
         unpack_gguf(gguf, partial, package.pre_tokenizer)
         for text in work.glob("*.dist-info/LICENSE"):
             text.rename(partial / "LICENSE")
         files.write_json(partial / "base.json", {"hub": model.hub, "licence": model.licence} | source)
-        status.stop()
-        convert(partial, work / "proof.gguf")  # has a progress bar of its own
-        status.update(f"{model.title}: comparing its tokenizer with the original")
-        status.start()
+        convert(partial, work / "proof.gguf")
+        shown.update(title=f"{model.title}: comparing its tokenizer with the original")
         if differences := tokenizer_differences(gguf, work / "proof.gguf"):
             raise Failed(f"{model.title}: the tokenizer made from {gguf.name} is not its own: {'; '.join(differences)}")
         files.remove(work)
@@ -201,21 +235,31 @@ def end_texts(*folders: Path) -> list[str]:
     """The texts of all tokens that end an answer, as tokenizer and generation settings in the folders name them.
 
     A tokenizer names one, eos; generation_config.json may name more, such as the end of a turn beside that of a text.
-    A folder that is not there, or holds neither, adds nothing.
+    A folder that is not there, or holds neither, adds nothing. Raises BadInput for what cannot be such a name.
     """
     texts: list[str] = []
     for folder in folders:
-        tokenizer, generation = (settings(folder / f"{name}_config.json") for name in ("tokenizer", "generation"))
-        eos, ids = tokenizer.get("eos_token"), generation.get("eos_token_id")
-        texts += [eos["content"] if isinstance(eos, dict) else eos] if eos else []
-        tokens = {each["id"]: each["content"] for each in settings(folder / "tokenizer.json").get("added_tokens", [])}
-        texts += [tokens[i] for i in (ids if isinstance(ids, list) else [ids]) if i in tokens]
+        settings, generation = folder / "tokenizer_config.json", folder / "generation_config.json"
+        eos = hf_folder.settings(settings).get("eos_token")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        if eos is not None and not isinstance(eos, str):
+            raise hf_folder.wrong(settings, "eos_token", eos, "a text")
+        ids = hf_folder.settings(generation).get("eos_token_id")
+        ids = [each for each in (ids if isinstance(ids, list) else [ids]) if each is not None]
+        if any(type(each) is not int for each in ids):
+            raise hf_folder.wrong(generation, "eos_token_id", ids, "token ids")
+        tokens = added_tokens(folder / "tokenizer.json") if ids else {}
+        texts += [each for each in (eos, *map(tokens.get, ids)) if each]
     return list(dict.fromkeys(texts))
 
 
-def settings(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, {} where there is none."""
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+def added_tokens(path: Path) -> dict[int, str]:
+    """The added tokens of a tokenizer.json by their ids. Raises BadInput for what cannot be such."""
+    found = hf_folder.settings(path).get("added_tokens") or []
+    try:
+        return {int(each["id"]): str(each["content"]) for each in found}
+    except (TypeError, ValueError, KeyError) as error:
+        raise hf_folder.wrong(path, "added_tokens", found, "a list of tokens, each with id and content") from error
 
 
 def pinned_version(project: str) -> str:
@@ -225,17 +269,25 @@ def pinned_version(project: str) -> str:
 
 
 def unpack(wheel: Path, name: str, folder: Path) -> Path:
-    """Unpack one file of a wheel, and its licence, into `folder`; the file's path."""
+    """Unpack one file of a wheel, and its licence, into `folder`; the file's path.
+
+    Raises Failed for a wheel without it, and for one with a name that leads out of the folder.
+    """
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, [item for item in archive.namelist() if item == name or item.endswith("/LICENSE")])
+        wanted = [item for item in archive.namelist() if item == name or item.endswith("/LICENSE")]
+        if name not in wanted or any(Path(item).is_absolute() or ".." in Path(item).parts for item in wanted):
+            raise Failed(f"{wheel.name}: {name} cannot be unpacked; it is another file than the one that was pinned")
+        archive.extractall(folder, wanted)
     return folder / name
 
 
 def unpack_gguf(gguf: Path, folder: Path, pre_tokenizer: dict[str, Any]) -> None:
     """Write what a llama GGUF holds as a Hugging Face folder: weights in bfloat16, configuration, tokenizer, template.
 
-    `pre_tokenizer` is the part of tokenizer.json that a GGUF does not hold. Raises Failed for another architecture.
+    `pre_tokenizer` is the part of tokenizer.json that a GGUF does not hold. Raises Failed for another architecture,
+    BadInput for a file that is no GGUF.
     """
+    gguf_header.read(gguf)
     from gguf import GGUFReader
     from safetensors.torch import save_file
 

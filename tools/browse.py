@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import orjson
 import yaml
 
-from tools import BadInput, catalog, doctor, files, plan, recipe, render
+from tools import BadInput, catalog, doctor, files, plan, quote, recipe, render
 from tools.catalog import Model, Tier
 from tools.plan import Plan
 
@@ -35,7 +36,11 @@ def show(tier: str, model: str) -> None:
                     s = found.settings
                     speed = f"{found.tokens_per_second:.0f}" if found.seconds else ""
                     drawn.add_row(
-                        render.name(each, method), f"{found.total:.1f}", str(s.sequence_len), str(s.micro_batch), speed
+                        quote.cell(render.name(each, method)),
+                        f"{found.total:.1f}",
+                        str(s.sequence_len),
+                        str(s.micro_batch),
+                        speed,
                     )
     else:
         drawn = Table(
@@ -45,7 +50,7 @@ def show(tier: str, model: str) -> None:
             title_justify="left",
         )
         for each in models:
-            drawn.add_row(each.key, *(best(each, every) for every in tiers))
+            drawn.add_row(quote.cell(each.key), *(best(each, every) for every in tiers))
     Console(width=None if Console().is_terminal else 200).print(drawn)
 
 
@@ -74,7 +79,8 @@ def recommend(gpu: str, gpus: int) -> None:
             speed = f", about {found.tokens_per_second:.0f} tokens/s" if found.seconds else ""
             title = render.name(found.model, method)
             takes = f"{found.total:.1f} GiB, {s.sequence_len} tokens{speed}"
-            print(f"  make train RECIPE={title:24} {found.model.title}, {method.title}: {takes}")
+            line = f"  make train RECIPE={title:24} {found.model.title}, {method.title}: {takes}"
+            print(quote.visible(line))
     print("\nStart small: the 3B model shows in an hour whether the data teach what they should.")
 
 
@@ -93,13 +99,12 @@ def plan_of(
         print(orjson.dumps(plan.as_json(found), option=orjson.OPT_INDENT_2).decode())
         return
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     s, largest = found.settings, max(found.parts.values())
     title = f"{found.model.title} on {found.tier.key}: {s.micro_batch} x {s.sequence_len} tokens x {s.accumulation}"
-    Console().print(
-        f"[bold]{escape(title)}[/]" + (f", {found.tier.world} devices, {s.sharding}" if found.tier.world > 1 else "")
-    )
+    spread = f", {found.tier.world} devices, {s.sharding}" if found.tier.world > 1 else ""
+    Console().print(Text.assemble((quote.visible(title), "bold"), spread))
     for part, value in sorted(found.parts.items(), key=lambda each: -each[1]):
         print(f"  {part:20} {value:7.2f} GiB  {'█' * round(30 * value / largest)}")
     word = "fits" if found.fits else "does not fit"
@@ -206,20 +211,19 @@ def split(name: str) -> tuple[Model, Any, str]:
     raise AssertionError(title)
 
 
-def new(model: str, method: str, tier: str, out: str) -> None:
+def new(model: str, method: str, tier: str, out: str, force: bool = False) -> None:
     """Copy the recipe of a model and method to `out`, without the line that says that it is generated.
 
-    Raises BadInput when it does not fit the tier, or `out` is there already.
+    `force`: replace a file that is there. Raises BadInput when it does not fit the tier, or `out` is there already.
     """
     key = catalog.pick("model", model, catalog.models()).key
     way = catalog.pick("method", method, catalog.methods()).key
     path, target = recipe.find(f"{key}-{way}", tier, doctor.tier()), Path(out)
-    if target.exists():
-        raise BadInput(f"{out}: is there already; OUT= another name")
     if target.suffix not in (".yaml", ".yml"):
         raise BadInput(f"{out}: a recipe's name ends in .yaml")
     text = render.HASH.sub(f"# from {path.parent.name}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
-    files.write(target, text.encode())
+    with files.output(out, force, [path]) as beside:
+        beside.write_text(text, encoding="utf-8")
     print(f"{out}: edit it, then make train RECIPE={out}")
 
 
@@ -232,11 +236,11 @@ def diff(a: str, b: str) -> None:
             continue
         same = False
         if key not in two:
-            print(f"{key}: {one[key]} in the first alone")
+            print(quote.visible(f"{key}: {one[key]} in the first alone"))
         elif key not in one:
-            print(f"{key}: {two[key]} in the second alone")
+            print(quote.visible(f"{key}: {two[key]} in the second alone"))
         else:
-            print(f"{key}: {one[key]} becomes {two[key]}")
+            print(quote.visible(f"{key}: {one[key]} becomes {two[key]}"))
     if same:
         print("nothing but comments")
 
@@ -244,16 +248,18 @@ def diff(a: str, b: str) -> None:
 def add_model(hub: str, key: str) -> None:
     """Append a model to catalog/models.yaml from its config.json (a folder's, or the hub's), and render its recipes.
 
-    Raises BadInput for a model that is there already, or of an architecture that the catalog does not know.
+    Raises BadInput for a model that is there already, of an architecture that the catalog does not know, or with code
+    of its own; Failed when the hub cannot give it.
     """
     if known := catalog.model_of(hub):
         raise BadInput(f"{hub}: in the catalog already, as {known.key}")
     key = key or re.sub(r"[^a-z0-9.]+", "-", Path(hub).name.lower().removesuffix("-instruct")).strip("-")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", key) or key in catalog.models():
         raise BadInput(f"{key}: taken, or no name for a recipe; --key gives another")
-    made = catalog.described(orjson.loads(config_of(hub)), key, hub)
+    folder = model_folder(hub)
+    made = catalog.described(files.read_object(folder / "config.json"), key, hub)
     names = ("title", "hub", "licence", "gated", "family", "context", "architecture")
-    entry = {name: getattr(made, name) for name in names} | tokens_of(hub)
+    entry = {name: getattr(made, name) for name in names} | tokens_of(str(folder))
     entry |= {"sizes": made.sizes.model_dump(exclude={"key"}), "parameters": made.parameters}
     text = (catalog.CATALOG / "models.yaml").read_text(encoding="utf-8")
     added = yaml.safe_dump({key: entry}, sort_keys=False, default_flow_style=None, width=110)
@@ -292,16 +298,15 @@ def tokens_of(hub: str) -> dict[str, Any]:
     return {"eos": tokenizer.eos_token} | ({"strips": strips} if strips else {})
 
 
-def config_of(hub: str) -> bytes:
-    """The config.json of a folder or of a model on the hub. Raises BadInput when there is none."""
-    if Path(hub).is_dir():
-        path = Path(hub) / "config.json"
-        if not path.is_file():
-            raise BadInput(f"{hub}: has no config.json")
-        return path.read_bytes()
-    import huggingface_hub
+def model_folder(hub: str) -> Path:
+    """The folder with the config.json and the tokenizer of a folder or of a model on the hub.
 
-    try:
-        return Path(huggingface_hub.hf_hub_download(hub, "config.json")).read_bytes()
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{hub}: neither a folder nor to be had from the hub: {str(error).splitlines()[0]}") from error
+    Raises BadInput when it has no config.json, or code of its own; Failed when the hub cannot give it.
+    """
+    from tools import base
+
+    folder = Path(hub) if os.path.isdir(hub) else base.tokenizer_folder(hub)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{hub}: has no config.json")
+    base.refuse_code(folder)
+    return folder

@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tools import BadInput
 
@@ -15,6 +15,8 @@ CATALOG = Path(__file__).resolve().parent.parent / "catalog"
 # libyaml's loader is 8 times faster; PyYAML has it on every platform that publishes wheels.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 T = TypeVar("T", bound="Fact")
+# Any size of a model, its context in tokens too: the longest known, Llama 4 Scout's, is 10,485,760.
+Size = Annotated[int, Field(ge=1, le=2**24)]
 
 
 class Fact(BaseModel):
@@ -50,20 +52,21 @@ class Architecture(Fact):
 class Sizes(Fact):
     """The sizes of a decoder, as in config.json; head_dim is the width of one attention head."""
 
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
+    hidden: Size
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    intermediate: Size
+    vocab: Size
     tied: bool
 
 
 class Model(Fact):
     """A base model. `tower`: the `parameters` beside the language model; `stored_twice`: those that are loaded once.
 
-    `strips`: control tokens beside `eos` that its tokenizer lets take the white space around them.
+    `strips`: control tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its
+    settings on the hub name code for an older transformers, which has a class of its own for it since.
     """
 
     title: str
@@ -73,12 +76,13 @@ class Model(Fact):
     family: str
     eos: str
     strips: tuple[str, ...] = ()
-    context: int
+    context: Size
     architecture: str
     sizes: Sizes
     parameters: int
     tower: int = 0
     stored_twice: int = 0
+    auto_map: bool = False
     package: Package | None = None
 
     @cached_property
@@ -312,9 +316,10 @@ def described(config: Mapping[str, Any], key: str, hub: str) -> Model:
 
     A multimodal config is read at its text_config. Raises BadInput for an architecture that the catalog does not know.
     """
-    outer, config = config, config.get("text_config", config)
+    inner = config.get("text_config")
+    outer, config = config, inner if isinstance(inner, Mapping) else config
     known = {each.model_type: name for name, each in architectures().items()}
-    kind = str(config.get("model_type", "")).removesuffix("_text")
+    kind = str(config.get("model_type", ""))[:80].removesuffix("_text")
     architecture = known.get(kind) or known.get(f"{kind}_text")
     if architecture is None:
         raise BadInput(f"{hub}: its config.json is of type {kind!r}; known are {', '.join(sorted(known))}")
@@ -330,19 +335,22 @@ def described(config: Mapping[str, Any], key: str, hub: str) -> Model:
             # Where config.json is silent, transformers ties for Gemma and for no other of these.
             tied=config.get("tie_word_embeddings", outer.get("tie_word_embeddings", architecture == "gemma3")),
         )
-    except (KeyError, ValidationError) as error:
-        raise BadInput(f"{hub}: its config.json lacks a size: {' '.join(str(error).split())}") from error
-    made = Model(
-        key=key,
-        title=hub.rstrip("/").split("/")[-1],
-        hub=hub,
-        licence="see the model's page",
-        gated=False,
-        family="",
-        eos="",
-        context=config.get("max_position_embeddings", 4096),
-        architecture=architecture,
-        sizes=sizes,
-        parameters=0,
-    )
+        made = Model(
+            key=key,
+            title=hub.rstrip("/").split("/")[-1],
+            hub=hub,
+            licence="see the model's page",
+            gated=False,
+            family="",
+            eos="",
+            context=config.get("max_position_embeddings", 4096),
+            architecture=architecture,
+            sizes=sizes,
+            parameters=0,
+        )
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise BadInput(f"{hub}: its config.json lacks a size, or has one that is none: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{hub}: its config.json has a wrong size: {first['loc'][0]}: {first['msg']}") from error
     return made.model_copy(update={"parameters": made.text_parameters})

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, catalog, doctor, files, recipe, run
+from tools import BadInput, Failed, base, catalog, doctor, files, progress, quote, recipe, run
 from tools.catalog import Tier
 from tools.run import Run
 
@@ -61,8 +61,6 @@ def check(job: Job, force: bool = False, as_json: bool = False) -> None:
 
     Raises Failed when it found an error, unless `force`.
     """
-    from rich.console import Console
-
     from tools import preflight, train
 
     preflight.read(job.path, job.changes)
@@ -83,7 +81,7 @@ def check(job: Job, force: bool = False, as_json: bool = False) -> None:
         return
     with contextlib.ExitStack() as stack:
         notes = stack.enter_context(this.stage("check", inputs)) if inputs else {}
-        with Console(stderr=True).status("check: Axolotl reads the recipe and the data"):
+        with progress.step("check: Axolotl reads the recipe and the data"):
             found = preflight.check(job.path, folder, job.changes, tier=job.tier)
         if not isinstance(folder, Path):
             found.findings.append(unread)
@@ -99,19 +97,18 @@ def check(job: Job, force: bool = False, as_json: bool = False) -> None:
 
 def check_all(as_json: bool) -> None:
     """Hold every recipe against Axolotl's schema under its tier. Raises Failed when one is refused."""
-    from rich.progress import track
-
     from tools import preflight
 
     bad = total = 0
-    rows = preflight.all_recipes()
-    for row in rows if as_json else track(rows, total=len(list(recipe.RECIPES.glob("*/*.yaml"))), description="check"):
-        total += 1
-        bad += not row["ok"]
-        if as_json:
-            print(orjson.dumps(row).decode())
-        elif not row["ok"]:
-            print(f"{row['recipe']}: {'; '.join(row['findings'])}")
+    with progress.bar("check: loading Axolotl", len(list(recipe.RECIPES.glob("*/*.yaml"))), "recipes") as shown:
+        for row in preflight.all_recipes():
+            total += 1
+            bad += not row["ok"]
+            shown.update(total, title="check")
+            if as_json:
+                print(orjson.dumps(row).decode())
+            elif not row["ok"]:
+                print(f"{row['recipe']}: {'; '.join(row['findings'])}")
     if bad:
         raise Failed(f"{bad} of {total} recipes are not as Axolotl wants them")
     if not as_json:
@@ -119,7 +116,7 @@ def check_all(as_json: bool) -> None:
 
 
 def train(job: Job, launch: Any, force: bool = False, resume: bool = False) -> None:
-    """Check, then train to an adapter; what the check finds wrong stops it, unless `force`."""
+    """Check, then train to an adapter; what the check finds, or another training's results, stop it, unless `force`."""
     from tools import train
 
     # What is wrong at once is told at once.
@@ -128,7 +125,7 @@ def train(job: Job, launch: Any, force: bool = False, resume: bool = False) -> N
         train.resumable(recipe.folder(job.path))
     if launch.rank == 0:
         check(job, force)
-    train.train(job.path, base_folder(job.path, job.other), job.changes, job.tier, launch, resume)
+    train.train(job.path, base_folder(job.path, job.other), job.changes, job.tier, launch, resume, force)
 
 
 def submit(job: Job, launch: Any, how: str) -> None:
@@ -138,7 +135,8 @@ def submit(job: Job, launch: Any, how: str) -> None:
     """
     from tools import cluster
 
-    recipe.validate(job.path, job.changes, job.tier)
+    with progress.step("loading Axolotl, which checks the recipe"):
+        recipe.validate(job.path, job.changes, job.tier)
     base_model = job.other or recipe.load(job.path)["base_model"]
     if how == "dry-run":
         print(cluster.dry_run(job.path, base_model, job.changes, job.tier, launch))
@@ -213,13 +211,13 @@ def foreign(folder: Path, other: str) -> Tuned:
     """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
     from tools import gguf, lora, ollama, train
 
+    name = quote.plain_name(folder.resolve().name, "an adapter")
     config = lora.check(folder)
     called = other or str(config.get("base_model_name_or_path") or "")
     if not called:
         raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
     source = base.resolve(called, gguf.convert)
     hashes = {"adapter": files.sha256(folder), "base": train.folder_hash(source)}
-    name = folder.resolve().name
     longest = orjson.loads((source / "config.json").read_bytes()).get("max_position_embeddings", CONTEXT)
     this, served = Run(run.outputs() / "adapters" / name), ollama.PREFIX + re.sub(r"[^\w.-]", "-", name)
     return Tuned(this, name, served, folder, source, called, hashes, min(longest, CONTEXT))
@@ -230,16 +228,24 @@ def gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = F
 
     `guided`: quantised by an importance matrix of the training conversations.
     """
-    from tools import gguf, imatrix
+    from tools import gguf
 
     wanted = list(dict.fromkeys(gguf.check_quant(each) for each in quants.split()))
     model = tuned(name, other, adapter)
     inputs = {key: model.hashes.get(key, "") for key in ("adapter", "base", *(["data"] if guided else []))}
+    with model.run.held("gguf"):
+        make_ggufs(model, inputs, wanted, guided)
+
+
+def make_ggufs(model: Tuned, inputs: dict[str, Any], wanted: Sequence[str], guided: bool) -> None:
+    """Make what is missing of the GGUFs of `gguf`."""
+    from tools import gguf, imatrix
+
     missing = []
     for quant in wanted:
-        files = [model.run.gguf(quant, who) for who in ("tuned", "base")]
-        if model.run.done(f"gguf-{quant.lower()}", inputs) and all(file.exists() for file in files):
-            print(f"{files[0]}: already made of this adapter")
+        pair = [model.run.gguf(quant, who) for who in ("tuned", "base")]
+        if model.run.done(f"gguf-{quant.lower()}", inputs) and all(file.exists() for file in pair):
+            print(f"{pair[0]}: already made of this adapter")
         else:
             missing.append(quant)
     if len([quant for quant in missing if quant not in gguf.UNQUANTISED]) > (not guided) and "F16" not in missing:
@@ -283,23 +289,25 @@ def evaluate(name: str, other: str, quant: str, rooms: int, called: str) -> None
 
     model, quant = tuned(name, other), quant.upper()
     this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system())
-    for who in ("base", "tuned"):
-        stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
-        wanted = serve.spec(model, quant, who, called)
-        inputs = serve.proof_inputs(wanted) | {
-            "rooms": files.sha256_of("".join(each.introduction for each in drawn).encode())
-        }
-        if this.done(stage, inputs) and file.exists():
-            print(f"{file}: already played")
-            continue
-        with this.stage(stage, inputs), serve.player(model, quant, who, called) as chat:
-            start = time.monotonic()
-            games = evaluate.play_all(chat, drawn, words, title=f"{who} {quant}")
-            summary = evaluate.summary(games, time.monotonic() - start)
-            turns = [{"role": "system", "content": words}, {"role": "user", "content": CLASSIC}]
-            classic = {"prompt": CLASSIC, "answer": chat(turns).text}
-            written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
-            files.write_json(file, written | {"games": [evaluate.as_json(game) for game in games]})
+    with this.held("eval"):
+        for who in ("base", "tuned"):
+            stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
+            wanted = serve.spec(model, quant, who, called)
+            inputs = serve.proof_inputs(wanted) | {
+                "rooms": files.sha256_of("".join(each.introduction for each in drawn).encode())
+            }
+            if this.done(stage, inputs) and file.exists():
+                print(f"{file}: already played")
+                continue
+            with this.stage(stage, inputs), serve.player(model, quant, who, called) as chat:
+                start = time.monotonic()
+                games = evaluate.play_all(chat, drawn, words, title=f"{who} {quant}")
+                summary = evaluate.summary(games, time.monotonic() - start)
+                turns = [{"role": "system", "content": words}, {"role": "user", "content": CLASSIC}]
+                with progress.step(f"{who} {quant}: one more answer, to the first prompt that people try"):
+                    classic = {"prompt": CLASSIC, "answer": chat(turns).text}
+                written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
+                files.write_json(file, written | {"games": [evaluate.as_json(game) for game in games]})
     Console().print(report.table(evaluations(this)))
 
 
@@ -326,6 +334,7 @@ def demo(name: str, quant: str, called: str) -> None:
     won = next((game for game in tuned["games"] if game["won"]), None)
     if won:
         console.print(report.transcript(won))
-    print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{tuned['classic']['answer']}\n")
+    answer = quote.visible(tuned["classic"]["answer"], keep="\n")
+    print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{answer}\n")
     console.print(report.table(played))
     print(report.closing(this, called or name_of(path), own=server.users_own() is None))

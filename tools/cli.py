@@ -10,7 +10,7 @@ from typing import Annotated
 import click
 import typer
 
-from tools import BadInput, Failed, files
+from tools import BadInput, Failed, quote
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -23,7 +23,10 @@ Data = Annotated[str, typer.Option("--data", help="other training data: messages
 Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode a line")]
 Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as the tier has")]
 Nodes = Annotated[int, typer.Option(min=1, help="machines")]
-Force = Annotated[bool, typer.Option("--force", help="go on in spite of what a check finds")]
+Force = Annotated[
+    bool, typer.Option("--force", help="go on in spite of what a check finds; replace another training's results")
+]
+Replace = Annotated[bool, typer.Option("--force", help="replace what is there already")]
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
 Adapter = Annotated[str, typer.Option("--adapter", help="in place of a recipe: any PEFT adapter's folder")]
 Guided = Annotated[bool, typer.Option("--imatrix", help="guide it by what the training conversations use most")]
@@ -56,17 +59,11 @@ def doctor() -> None:
 
 
 @app.command()
-def data() -> None:
+def data(force: Replace = False) -> None:
     """Write the committed household episodes again: the same bytes."""
-    import orjson
-
-    from tools import run
     from tools.household import episodes
 
-    for name, made in (("train", episodes.train_episodes()), ("test", episodes.test_episodes())):
-        lines = [orjson.dumps(each) + b"\n" for each in made]
-        files.write(run.ROOT / "data" / f"{name}.jsonl", b"".join(lines))
-        print(f"data/{name}.jsonl: {len(lines)} episodes")
+    episodes.write_committed(force)
 
 
 @app.command()
@@ -80,11 +77,12 @@ def lint(
     fail_on: Annotated[str, typer.Option(help="exit 1 at error, warning, advice or never")] = "error",
     fix: Annotated[str, typer.Option(help="write the episodes to this file, with what is safe to mend mended")] = "",
     as_json: Json = False,
+    force: Replace = False,
 ) -> None:
     """Find what is wrong with episodes, each with its file:line."""
-    from tools import lint
+    from tools import lint, trajectory
 
-    lint.check(data, world, base, sequence_len, fail_on, fix, as_json)
+    lint.check(trajectory.paths(data), world, base, sequence_len, fail_on, fix, as_json, force)
 
 
 @app.command()
@@ -95,12 +93,13 @@ def split(
     test: Annotated[float, typer.Option(help="its share")] = 0.1,
     seed: Annotated[int, typer.Option(help="another seed, another split")] = 0,
     as_json: Json = False,
+    force: Replace = False,
 ) -> None:
     """Part episodes in train, validation and test, the same room never in two of them."""
-    from tools import split
+    from tools import split, trajectory
 
     ratios = {"train": 1 - validation - test, "validation": validation, "test": test}
-    split.split(data, out, ratios, seed, as_json)
+    split.split(trajectory.paths(data), out, ratios, seed, as_json, force)
 
 
 @app.command()
@@ -111,11 +110,12 @@ def stats(
     ] = "",
     html: Annotated[str, typer.Option(help="write a page with plots to this file")] = "",
     as_json: Json = False,
+    force: Replace = False,
 ) -> None:
     """Say what episodes are made of: tokens, turns, tasks, actions."""
-    from tools import stats
+    from tools import stats, trajectory
 
-    stats.show(data, base, html, as_json)
+    stats.show(trajectory.paths(data), base, html, as_json, force)
 
 
 @app.command()
@@ -134,16 +134,18 @@ def convert(
     drop: Annotated[bool, typer.Option("--drop-extra", help="leave out all but the turns' roles and texts")] = False,
     apart: Annotated[str, typer.Option(help="a file for episodes that the target cannot hold; else they stop it")] = "",
     as_json: Json = False,
+    force: Replace = False,
 ) -> None:
     """Convert episodes from any format to any other; llamafactory writes the classic set of files into a folder."""
-    from tools import convert
+    from tools import convert, trajectory
     from tools.formats.worker import Task
 
     if len(paths) < 2:
         raise BadInput("name the files to convert, and then the one to write: convert IN OUT --to sharegpt")
     if per not in ("episode", "step"):
         raise BadInput(f"--per {per}: it must be episode or step")
-    convert.command(paths[:-1], paths[-1], Task(to, calls, per == "step", drop), wanted, apart, as_json)
+    inputs, task = trajectory.paths(paths[:-1]), Task(to, calls, per == "step", drop)
+    convert.command(inputs, paths[-1], task, wanted, apart, as_json, force)
 
 
 @app.command()
@@ -161,11 +163,12 @@ def episodes(
     alfworld: Annotated[
         str, typer.Option(help="ALFWorld's own games: train, valid_seen ... of ALFWORLD_DATA, or a folder")
     ] = "",
+    force: Replace = False,
 ) -> None:
     """Let the expert play household rooms, or ALFWorld's own games, and write its episodes."""
     from tools.household import episodes
 
-    counts = episodes.make(out, count, seed, tasks, rooms, style, slip, steps, alfworld)
+    counts = episodes.make(out, count, seed, tasks, rooms, style, slip, steps, alfworld, force)
     print(f"{out}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
 
 
@@ -223,11 +226,12 @@ def new(
     method: Annotated[str, typer.Argument(help="lora, qlora, full, lora-regularised")],
     out: Annotated[str, typer.Argument(help="the file to write")],
     tier: TierName = "",
+    force: Replace = False,
 ) -> None:
     """Copy a recipe to a file of your own, to edit."""
     from tools import browse
 
-    browse.new(model, method, tier, out)
+    browse.new(model, method, tier, out, force)
 
 
 @app.command()
@@ -374,7 +378,7 @@ def export(
     """Write folders for other servers and for the hub, each with its exact command; nothing is sent."""
     from tools import extras
 
-    extras.export(recipe, base, quant, name, to)
+    extras.export(recipe, base, quant, name, " ".join(to).split())
 
 
 @app.command()
@@ -479,6 +483,8 @@ def clean_ollama() -> None:
 def main() -> None:
     """Run the command line. Exit status 2 for bad use, 1 for a failed run, 130 after Ctrl-C, 143 after SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     # What the libraries warn of while they are imported is not for those who read our lines.
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
@@ -494,6 +500,12 @@ def main() -> None:
         stop(error, 2)
     except Failed as error:
         stop(error, 1)
+    except OSError as error:
+        stop(f"{f'{os.fsdecode(error.filename)}: ' if error.filename else ''}{error.strerror or error}", 1)
+    except MemoryError:
+        stop("too little memory; close other programs, or give this one more", 1)
+    except ImportError as error:
+        stop(f"a library cannot be loaded ({error}): too little memory for it, or `make setup` was interrupted", 1)
     except click.ClickException as error:
         stop(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -502,5 +514,5 @@ def main() -> None:
 
 def stop(why: object, status: int) -> None:
     """Print one line on stderr and exit."""
-    print(f"react-recipes: {' '.join(str(why).split())}", file=sys.stderr)
+    print(f"react-recipes: {quote.visible(' '.join(str(why).split()))}", file=sys.stderr)
     sys.exit(status)

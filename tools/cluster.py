@@ -1,5 +1,6 @@
 """A training for another place or time: the command to copy, a job for Slurm, one for Ray."""
 
+import itertools
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from tools.train import Launch
 def dry_run(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> str:
     """Write the composed recipe and return the command, with its environment, as a shell takes it."""
     this = recipe.folder(path)
-    file = this.folder / "dry-run.yaml"
+    file = (this.folder / "dry-run.yaml").absolute()
     files.write(file, yaml.safe_dump(train.compose(path, this, base, changes, tier, launch), sort_keys=False).encode())
     start, environment = train.command(file, tier, launch)
     assigned = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
@@ -26,26 +27,25 @@ def dry_run(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launc
 def slurm(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> Path:
     """Write the run's train.sbatch: a job on the tier's machines, queued again when it is preempted."""
     this = recipe.folder(path)
-    composed = this.folder / "cluster.yaml"
+    folder = this.folder.absolute()
+    composed = folder / "cluster.yaml"
     files.write(
         composed, yaml.safe_dump(train.compose(path, this, base, changes, tier, launch), sort_keys=False).encode()
     )
     # One task a machine starts its processes; the rank and the meeting point are Slurm's, known when it runs.
-    start, environment = train.command(
-        composed, tier, Launch(train.processes(tier, launch), max(2, launch.nodes), 0, "$MASTER_ADDR")
-    )
-    start = [str(launch.nodes) if start[place - 1] == "--nnodes" else each for place, each in enumerate(start)]
-    start = ["$SLURM_NODEID" if start[place - 1] == "--node_rank" else each for place, each in enumerate(start)]
+    start, environment = train.command(composed, tier, Launch(train.processes(tier, launch), max(2, launch.nodes)))
+    known = {"--nnodes": str(launch.nodes), "--node_rank": "$SLURM_NODEID", "--master_addr": "$MASTER_ADDR"}
+    words = [known.get(before) or shlex.quote(each) for before, each in itertools.pairwise(["", *start])]
     text = render.template("cluster/slurm.sbatch.j2").render(
         name=path.stem,
         nodes=launch.nodes,
         gpus=train.processes(tier, launch),
-        log=this.folder / "slurm-%j.log",
+        folder=folder,
         root=run.ROOT,
-        environment={key: shlex.quote(value) for key, value in environment.items()},
-        command=" ".join(each if each.startswith("$") else shlex.quote(each) for each in start),
+        environment=environment,
+        command=" ".join(words),
     )
-    file = this.folder / "train.sbatch"
+    file = folder / "train.sbatch"
     files.write(file, text.encode())
     return file
 
@@ -59,7 +59,7 @@ def ray(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: L
         "ray_num_workers": train.world(tier, launch),
         "resources_per_worker": {"GPU": 1} if tier.gpu else {"CPU": 1},
     }
-    file = this.folder / "ray.yaml"
+    file = (this.folder / "ray.yaml").absolute()
     files.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
     environment = orjson.dumps({"env_vars": train.ENVIRONMENT}).decode()
     start = ["axolotl", "train", str(file)]

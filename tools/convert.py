@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, files, formats, run
+from tools import BadInput, Failed, files, formats, progress, quote, run
 from tools.formats import worker
 from tools.formats.source import Source
 from tools.formats.worker import Made, Task
@@ -79,83 +79,98 @@ class Output:
 Result = tuple[Source, Made, Callable[[bytes], None]]  # whose, what, and what writes it after the bytes it is given
 
 
-def convert(inputs: list[str], out: str, task: Task, wanted: str = "", apart: str = "") -> Counts:
+def convert(inputs: list[str], out: str, task: Task, wanted: str = "", apart: str = "", force: bool = False) -> Counts:
     """Convert files, folders, globs or stdin ("-") to one file or stdout ("-"), whole or not at all.
 
-    `task.array` and `task.packed` follow the name of `out`. `wanted`: the inputs' format; empty: each is recognised.
-    `apart`: the file for episodes that the target cannot hold, as messages.
-    Raises BadInput, with file:line, for what cannot be read, held or written; Failed when the disk is full.
+    `wanted`: the inputs' format; empty: each is recognised. `apart`: the file for episodes that the target cannot hold,
+    as messages. `force`: replace what is there. Raises BadInput, with file:line, for what cannot be read, held or
+    written; Failed when the disk is full.
     """
-    sources = [Source(path, wanted) for path in found(inputs)]
+    paths = found(inputs)
+    if apart and os.path.realpath(apart) == os.path.realpath(out):
+        raise BadInput(f"{apart}: both OUT and --apart; name two files")
+    with contextlib.ExitStack() as stack:
+        handle = stack.enter_context(opened(out, force, paths))
+        aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
+        return pour(paths, out, handle, aside, task, wanted)
+
+
+def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: Task, wanted: str = "") -> Counts:
+    """Convert files (None: stdin) into the open file `handle`, and what the target cannot hold into `aside` (-1: none).
+
+    `task.array` and `task.packed` follow the name of `out`. Raises as `convert`.
+    """
+    sources = [Source(path, wanted) for path in paths]
     stem, suffix = os.path.splitext(out)
-    task = replace(task, packed=suffix[1:] if suffix in PACKED else "", apart=bool(apart))
+    task = replace(task, packed=suffix[1:] if suffix in PACKED else "", apart=aside >= 0)
     task = replace(task, array=(stem if task.packed else out).endswith(".json") and task.to in formats.JSON)
     counts, began = Counts(), time.monotonic()
     size = sum(os.path.getsize(each.path) for each in sources if each.path and os.path.isfile(each.path))
     several = size >= LARGE and task.to in formats.JSON
-    with opened(out) as handle, opened(apart) if apart else contextlib.nullcontext(-1) as aside:
-        output = Output(handle, task.packed)
-        results = (by_processes if several else by_this_process)(sources, output, task)
-        with progress(size) as told, contextlib.closing(results):
-            for source, made, write in results:
-                if made.fault:
-                    raise BadInput(f"{source.name}:{source.line + made.line}: {made.fault}")
-                source.line += made.newlines
-                write((b",\n" if counts.rows else b"[\n") if task.array and made.rows else b"")
-                if made.apart:
-                    worker.put(aside, made.apart)
-                counts.add(made)
-                told(sum(each.done for each in sources))
-        if not counts.read:
-            raise BadInput(f"{sources[-1].name}:1: no episode in it")
-        if task.array:
-            output.put(b"\n]\n" if counts.rows else b"[\n]\n")
-        output.close()
+    output = Output(handle, task.packed)
+    results = (by_processes if several else by_this_process)(sources, output, task)
+    with progress.bar("convert: reading", size or None, "bytes") as shown, contextlib.closing(results):
+        for source, made, write in results:
+            if made.fault:
+                raise BadInput(f"{source.name}:{source.line + made.line}: {made.fault}")
+            source.line += made.newlines
+            write((b",\n" if counts.rows else b"[\n") if task.array and made.rows else b"")
+            if made.apart:
+                worker.put(aside, made.apart)
+            counts.add(made)
+            shown.update(sum(each.done for each in sources))
+    if not counts.read:
+        raise BadInput(f"{sources[-1].name}:1: no episode in it")
+    if task.array:
+        output.put(b"\n]\n" if counts.rows else b"[\n]\n")
+    output.close()
     counts.seconds = time.monotonic() - began
     return counts
 
 
-def file_set(inputs: list[str], folder: str, task: Task, wanted: str = "", apart: str = "") -> Counts:
-    """Write the classic files of a training and a test set into `folder`, each whole.
+def file_set(
+    inputs: list[str], folder: str, task: Task, wanted: str = "", apart: str = "", force: bool = False
+) -> Counts:
+    """Write the classic files of a training and a test set into `folder`: all of them or none.
 
     Alpaca and ShareGPT of both, the entries of dataset_info.json that tell LLaMA-Factory of them (what else stands in
     it stays), and axolotl.yaml, the `datasets:` of an Axolotl recipe. An input belongs to the test set when its name
     says test. Raises BadInput as `convert` does, and when there are not inputs of both kinds.
     """
-    paths = [str(path) for path in found(inputs) if path]
+    paths = [path for path in found(inputs) if path]
     parts = {
-        split: [each for each in paths if ("test" in Path(each).name) == (split == "test")]
-        for split in ("train", "test")
+        split: [each for each in paths if ("test" in each.name) == (split == "test")] for split in ("train", "test")
     }
     if not all(parts.values()):
         raise BadInput(f"{' '.join(inputs)}: needs files for training and, named test, for testing")
-    counts = Counts()
-    for split, chosen in parts.items():
-        for to in ("alpaca", "sharegpt"):
-            each = convert(chosen, f"{folder}/react_{split}_{to}.json", replace(task, to=to), wanted, apart)
-            counts.seconds += each.seconds
-        # Both formats were made of the same episodes: they count once.
-        counts.add(
-            Made(read=each.read, written=each.written, rows=each.rows, set_apart=each.kept_apart, extra=each.extra)
-        )
     info = Path(folder) / "dataset_info.json"
-    try:
-        known = orjson.loads(info.read_bytes()) if info.exists() else {}
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"{info}:1: not JSON ({error}); mend or remove it") from error
-    files.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder)))
-    files.write(Path(folder) / "axolotl.yaml", render("axolotl.yaml.j2", folder).encode())
+    known = files.read_object(info) if info.exists() else {}
+    counts = Counts()
+    with contextlib.ExitStack() as stack:
+        handles = {
+            (split, to): stack.enter_context(opened(f"{folder}/react_{split}_{to}.json", force, paths))
+            for split in parts
+            for to in ("alpaca", "sharegpt")
+        }
+        stanza = stack.enter_context(files.output(f"{folder}/axolotl.yaml", force, paths))
+        aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
+        for split, chosen in parts.items():
+            for to in ("alpaca", "sharegpt"):
+                each = pour(chosen, f"{to}.json", handles[split, to], aside, replace(task, to=to), wanted)
+                counts.seconds += each.seconds
+                counts.kept_apart += each.kept_apart  # what neither holds stands there twice
+            # Both formats were made of the same episodes: they count once.
+            counts.add(Made(read=each.read, written=each.written, rows=each.rows, extra=each.extra))
+        stanza.write_bytes(render("axolotl.yaml.j2", folder).encode())
+        files.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder)))
     return counts
 
 
 def render(name: str, folder: str) -> str:
     """A template of templates/export/ for the files in `folder`."""
-    import jinja2
+    from tools.render import template
 
-    loader = jinja2.FileSystemLoader(run.ROOT / "templates" / "export")
-    return (
-        jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True).get_template(name).render(folder=folder)
-    )
+    return template(f"export/{name}").render(folder=folder)
 
 
 def report(counts: Counts, out: str, task: Task, apart: str) -> str:
@@ -174,15 +189,15 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
     return "\n".join(lines)
 
 
-def command(inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool) -> None:
+def command(inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool, force: bool) -> None:
     """Convert, and print the counts: on stderr when the data go to stdout."""
     if task.to not in (*formats.JSON, *formats.TEXT, FILE_SET):
         raise BadInput(f"--to {task.to}: it must be one of {', '.join((*formats.JSON, *formats.TEXT, FILE_SET))}")
     if wanted not in ("", *formats.JSON, *formats.TEXT):
         raise BadInput(f"--from {wanted}: it must be one of {', '.join((*formats.JSON, *formats.TEXT))}")
-    counts = (file_set if task.to == FILE_SET else convert)(inputs, out, task, wanted, apart)
+    counts = (file_set if task.to == FILE_SET else convert)(inputs, out, task, wanted, apart, force)
     said = orjson.dumps(asdict(counts)).decode() if as_json else report(counts, out, task, apart)
-    print(said, file=sys.stderr if out == "-" else sys.stdout)
+    print(quote.visible(said, keep="\n"), file=sys.stderr if out == "-" else sys.stdout)
 
 
 def found(inputs: list[str]) -> list[Path | None]:
@@ -216,26 +231,14 @@ def is_data(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def opened(out: str) -> Iterator[int]:
-    """An open file to write to, which gets its name when it is whole; stdout, pipes and devices are written to at once.
-
-    Raises BadInput when it cannot be written, Failed when the disk is full.
-    """
-    path = Path(out)
-    try:
-        if path.is_dir():
-            raise BadInput(f"{out}: a folder; name a file in it")
-        if out == "-":
-            sys.stdout.flush()
-            yield sys.stdout.fileno()
-        elif path.exists() and not path.is_file():
-            with path.open("wb", buffering=0) as file:
-                yield file.fileno()
-        else:
-            with files.whole(path) as beside, beside.open("wb", buffering=0) as file:
-                yield file.fileno()
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error.strerror}); name another file") from error
+def opened(out: str, force: bool = False, inputs: Sequence[Path | None] = ()) -> Iterator[int]:
+    """An open file to write to, see files.output; stdout ("-"), pipes and devices are written to at once."""
+    if out == "-":
+        sys.stdout.flush()
+        yield sys.stdout.fileno()
+        return
+    with files.output(out, force, inputs) as beside, beside.open("wb", buffering=0) as file:
+        yield file.fileno()
 
 
 def by_this_process(sources: list[Source], output: Output, task: Task) -> Generator[Result]:
@@ -323,18 +326,3 @@ def answer(source: Source, process: subprocess.Popen[bytes], output: Output) -> 
             raise OSError(number, os.strerror(number))
 
     return source, made, write
-
-
-@contextlib.contextmanager
-def progress(size: int) -> Iterator[Callable[[int], None]]:
-    """Shows, on a terminal, how much of `size` bytes (0: unknown) is read, how fast, and how long the rest takes."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        bar = shown.add_task("", total=size or None)
-        yield lambda done: shown.update(bar, completed=done)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tools import Failed, trajectory
+from tools import Failed, progress, trajectory
 from tools.household.world import NOTHING, Room, World
 
 if TYPE_CHECKING:
@@ -120,9 +120,6 @@ def play_all(chat: Chat, rooms: Sequence[Room], system: str, parallel: int = 4, 
 
     When one game fails or Ctrl-C is pressed, no game makes another move, and the error is raised at once.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     stopped = threading.Event()
 
     def ask(messages: list[Message]) -> Reply:
@@ -130,16 +127,14 @@ def play_all(chat: Chat, rooms: Sequence[Room], system: str, parallel: int = 4, 
             raise Failed("stopped")
         return chat(messages)
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     pool = ThreadPoolExecutor(parallel)
     try:
-        with Progress(*columns, console=Console(stderr=True), refresh_per_second=1) as progress:
-            shown = progress.add_task(f"{title}: 0 won", total=len(rooms))
+        with progress.bar(f"{title}: 0 won", len(rooms), "rooms") as shown:
             games = [pool.submit(play, ask, room, system) for room in rooms]
             won = 0
-            for game in as_completed(games):
+            for done, game in enumerate(as_completed(games), 1):
                 won += game.result().won
-                progress.update(shown, advance=1, description=f"{title}: {won} won")
+                shown.update(done, title=f"{title}: {won} won")
         return [game.result() for game in games]
     finally:
         stopped.set()

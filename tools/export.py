@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, catalog, files, llamacpp, recipe, run
+from tools import BadInput, catalog, files, llamacpp, ollama, recipe, render
 from tools.run import Run
 
-TEMPLATES = run.ROOT / "templates" / "export"
+# Where a server that we write a command for listens: nobody but this machine reaches it.
+HERE = "127.0.0.1"
 # Of a recipe's keys, those that a reader of the model card wants to know.
 SETTINGS = {
     "adapter": "method",
@@ -59,7 +60,7 @@ def vllm(model: Model, out: Path) -> str:
     """Write serve.sh for vLLM on the merged model; the command."""
     sampling = {VLLM[key]: value for key, value in model.sampling.items()}
     command = ["vllm", "serve", str(model.merged.resolve()), "--served-model-name", model.name]
-    command += ["--max-model-len", str(model.context), "--port", "8000"]
+    command += ["--max-model-len", str(model.context), "--host", HERE, "--port", "8000"]
     command += ["--override-generation-config", json.dumps(sampling)]
     return server(model, out, "vLLM", command, 8000)
 
@@ -68,7 +69,7 @@ def llama_server(model: Model, out: Path) -> str:
     """Write serve.sh for llama-server on the quantised model; the command."""
     program = llamacpp.find("llama-server") or "llama-server"
     command = [str(program), "--model", str(model.gguf.resolve()), "--alias", model.name]
-    command += ["--ctx-size", str(model.context), "--jinja", "--port", "8080"]
+    command += ["--ctx-size", str(model.context), "--jinja", "--host", HERE, "--port", "8080"]
     for key, value in model.sampling.items():
         command += [LLAMA_SERVER[key], str(value)]
     return server(model, out, "llama-server", command, 8080)
@@ -127,7 +128,11 @@ def chosen(names: list[str]) -> list[str]:
 
 
 def write(model: Model, to: str) -> str:
-    """Write export/<to>/ in the run's folder, whole; the command that goes with it."""
+    """Write export/<to>/ in the run's folder, whole; the command that goes with it.
+
+    Raises BadInput for a model's name that Ollama would not get from us either.
+    """
+    ollama.ours(model.name)
     with files.whole(model.this.folder / "export" / to) as partial:
         partial.mkdir()
         return WRITERS[to](model, partial)
@@ -158,12 +163,20 @@ def card(model: Model) -> str:
         "models": (read(model.this.folder / "quality.json") or {}).get("models"),
         "stop": model.stop,
         "system": model.system,
-        "repo": model.name,
-        "context": model.context,
-        "ggufs": [f"{model.name}-{model.quant}.gguf"],
+        "servers": hub_commands(model),
         "sampling": ", ".join(f"{key} {value}" for key, value in model.sampling.items()),
     }
-    return layout("README.md.j2", facts)
+    return render.template("export/README.md.j2").render(facts)
+
+
+def hub_commands(model: Model) -> str:
+    """The commands that serve the model from the hub, a line each."""
+    file = f"{model.name}-{model.quant}.gguf"
+    commands = [
+        ["vllm", "serve", model.name, "--max-model-len", str(model.context)],
+        ["llama-server", "--hf-repo", model.name, "--hf-file", file, "--ctx-size", str(model.context), "--jinja"],
+    ]
+    return "\n".join(shlex.join([*command, "--host", HERE]) for command in commands)
 
 
 def front_matter(model: Model, known: catalog.Model | None, played: list[dict[str, Any]]) -> str:
@@ -221,18 +234,5 @@ def link(source: Path, to: Path) -> None:
 
 def script(path: Path, template: str, facts: Mapping[str, Any]) -> None:
     """Write a script that can be run."""
-    path.write_text(layout(template, facts), encoding="utf-8")
+    path.write_text(render.template(f"export/{template}").render(facts), encoding="utf-8")
     path.chmod(0o755)
-
-
-def layout(template: str, facts: Mapping[str, Any]) -> str:
-    """A file of templates/export/ with the facts in it. A fact that is not there is an error, not an empty place."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    return (
-        jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
-        .get_template(template)
-        .render(facts)
-    )

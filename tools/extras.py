@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from tools import Failed, chain, files, recipe, run, serve
+from tools import Failed, chain, files, progress, recipe, run, serve
 
 
 def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data: str) -> None:
@@ -19,7 +19,6 @@ def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data:
     What is missing of the GGUFs is made. `data`: other episodes than the committed test set.
     """
     from rich.console import Console
-    from transformers import AutoTokenizer
 
     from tools import gguf, trajectory
     from tools import quality as score
@@ -32,12 +31,15 @@ def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data:
     made = {quant: this.gguf(quant) for quant in names}
     inputs = {quant: files.sha256(file) for quant, file in {"F16": this.gguf("F16"), **made}.items()}
     inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
-    if not this.done("quality", inputs) or not this.quality.exists():
-        with this.stage("quality", inputs) as notes:
-            tokenizer = AutoTokenizer.from_pretrained(this.adapter)
-            found = score.compare(this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks)
-            files.write_json(this.quality, found)
-            notes |= {"tokens": found["tokens"]}
+    with this.held("quality"):
+        if not this.done("quality", inputs) or not this.quality.exists():
+            with this.stage("quality", inputs) as notes, progress.step("quality: reading the held-out episodes"):
+                from transformers import AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(this.adapter)
+                found = score.compare(this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks)
+                files.write_json(this.quality, found)
+                notes |= {"tokens": found["tokens"]}
     Console().print(score.table(orjson.loads(this.quality.read_bytes())["models"]))
 
 
@@ -47,12 +49,13 @@ def merge(name: str, other: str) -> Path:
 
     model = chain.tuned(name, other)
     this, inputs = model.run, {key: model.hashes[key] for key in ("adapter", "base")}
-    if this.done("merge", inputs) and this.merged.exists():
-        print(f"{this.merged}: already merged of this adapter")
-    else:
+    with this.held("merge"):
+        if this.done("merge", inputs) and this.merged.exists():
+            print(f"{this.merged}: already merged of this adapter")
+            return this.merged
         with this.stage("merge", inputs):
             merge.merge(model.base, model.adapter, this.merged)
-        print(f"{this.merged}: merged")
+    print(f"{this.merged}: merged")
     return this.merged
 
 
@@ -62,9 +65,10 @@ def adapter_gguf(name: str, other: str, adapter: str = "") -> Path:
 
     model = chain.tuned(name, other, adapter)
     this, inputs = model.run, {"adapter": model.hashes["adapter"]}
-    if not this.done("adapter-gguf", inputs) or not this.adapter_gguf.exists():
-        with this.stage("adapter-gguf", inputs):
-            adapter_gguf.convert(model.adapter, model.base, this.adapter_gguf, model.metadata)
+    with this.held("adapter-gguf"):
+        if not this.done("adapter-gguf", inputs) or not this.adapter_gguf.exists():
+            with this.stage("adapter-gguf", inputs):
+                adapter_gguf.convert(model.adapter, model.base, this.adapter_gguf, model.metadata)
     seconds = this.provenance()["adapter-gguf"]["seconds"]
     print(f"{this.adapter_gguf}: {this.adapter_gguf.stat().st_size / 1e6:.1f} MB, made in {seconds} s")
     return this.adapter_gguf
@@ -85,7 +89,7 @@ def adapter_ollama(name: str, other: str, quant: str, model: str, over: str, for
         gguf.build(tuned.base, None, file_of(quant, "base"), quant, tuned.metadata, file_of("F16", "base"))
     wanted = replace(serve.spec(tuned, quant, "base", model, not over), adapter=file, base=over)
     wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
-    with server.session() as session:
+    with this.held("ollama"), server.session() as session:
         if not force:
             server.free(session.client, wanted)
         trial = replace(wanted, name=f"{wanted.name}-trial")
@@ -110,7 +114,7 @@ def without_adapters(wanted: Any) -> Iterator[None]:
             raise
         there = str(wanted.gguf) if wanted.gguf.exists() else "BASE.gguf"
         command = ["llama-server", "--model", there, "--lora", str(wanted.adapter), "--jinja"]
-        command += ["--ctx-size", str(wanted.parameters["num_ctx"])]
+        command += ["--ctx-size", str(wanted.parameters["num_ctx"]), "--host", "127.0.0.1"]
         raise Failed(
             f"{error} (Ollama took them up to 0.34.0); without ADAPTER_ONLY=1 the adapter is merged and Ollama takes "
             f"it, or: {shlex.join(command)}"
@@ -145,12 +149,13 @@ def same_text(client: Any, name: str, this: run.Run) -> None:
 def export(name: str, other: str, quant: str, model: str, to: Sequence[str]) -> None:
     """Write the folders of `to` (all where it is empty) and print the command of each."""
     from tools import export
+    from tools import ollama as server
 
     tuned, places = chain.tuned(name, other), export.chosen(list(to))
-    this = tuned.run
+    this, wanted = tuned.run, serve.spec(tuned, quant, "tuned", model)
+    server.ours(wanted.name)
     if any(each in export.MERGED for each in places):
         merge(name, other)
-    wanted = serve.spec(tuned, quant, "tuned", model)
     exported = export.Model(
         this=this,
         name=wanted.name,

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed
+from tools import BadInput, Failed, progress
 
 # In each folder that we make: the names and sizes of what we put there. Only such a folder is ever replaced.
 MARK = ".react-recipes"
@@ -31,6 +31,8 @@ KEPT_OF_NAME = 120
 HELD: set[tuple[int, str]] = set()
 # The largest JSON file that is read: tokenizer.json of Gemma 3, with 262,144 tokens, has 33 MB.
 LARGEST_JSON = 128 * 2**20
+# Bytes from which on hashing, or waiting for the disk, is said: a second or more.
+LARGE = 2**28
 
 
 @contextlib.contextmanager
@@ -51,7 +53,8 @@ def whole(path: Path, wait: bool = True) -> Iterator[Path]:
             yield partial
             if partial.is_dir():
                 mark(partial)
-            flush(partial)
+            with said(partial, f"{path.name}: waiting until the disk has it"):
+                flush(partial)
             refuse_folder(path)
             put(partial, path)
         finally:
@@ -117,9 +120,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         return
     HELD.add(key)
     try:
-        os.ftruncate(handle, 0)
-        command = " ".join(["python -m tools", *sys.argv[1:]])[:300]
-        os.pwrite(handle, f"{os.getpid()} {socket.gethostname()} {time.strftime('%H:%M')} {command}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(handle, 0)
+            command = " ".join(["python -m tools", *sys.argv[1:]])[:300]
+            held = f"{os.getpid()} {socket.gethostname()} {time.strftime('%H:%M')} {command}\n"
+            os.pwrite(handle, held.encode(errors="replace"), 0)
         yield True
     finally:
         # Removed before it is freed: who waits for it finds another file in its place and tries again.
@@ -253,6 +258,12 @@ def flush(path: Path) -> None:
         sync(item)
 
 
+def said(path: Path, title: str) -> contextlib.AbstractContextManager[Any]:
+    """Say what is done to a file or folder, see progress.step; nothing where it is small, and soon done."""
+    size = sum(each.lstat().st_size for each in (below(path) if path.is_dir() else [path]))
+    return progress.step(title) if size >= LARGE else contextlib.nullcontext()
+
+
 def sync(path: Path) -> None:
     """fsync of a file or folder; a file system that cannot is left alone."""
     handle = os.open(path, os.O_RDONLY)
@@ -322,14 +333,15 @@ def log(path: Path) -> Iterator[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     os.fchmod(handle, stat.S_IRUSR | stat.S_IWUSR)
-    with os.fdopen(handle, "wb") as file:
+    os.close(handle)
+    with path.open("ab") as file:
         yield file
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder, in hexadecimal."""
     if path.is_file():
-        with path.open("rb") as file:
+        with path.open("rb") as file, said(path, f"{path.name}: computing its SHA-256"):
             return hashlib.file_digest(file, "sha256").hexdigest()
     names = sorted(item for item in path.rglob("*") if item.is_file() and item.name != MARK)
     return sha256_of("".join(f"{item.relative_to(path)} {sha256(item)}\n" for item in names).encode())

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, base, doctor, files, llamacpp, lora, merge, run
+from tools import BadInput, Failed, base, doctor, files, llamacpp, lora, merge, progress, run
 from tools.process import Program
 
 # All types of llama-quantize; its --help says what each is, and itself when one needs an importance matrix.
@@ -167,12 +167,9 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
 
     Raises Failed with the last line that speaks of an error.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     lines: list[str] = []
     with (
-        Progress(console=Console(stderr=True)) as progress,
+        progress.bar(title) as shown,
         Program(
             command,
             stdout=subprocess.PIPE,
@@ -182,11 +179,10 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
             env=environment,
         ) as process,
     ):
-        task = progress.add_task(title, total=None)
         assert process.stdout
         for line in process.stdout:  # a progress bar's carriage return ends a line as well
             if step := re.match(r"\[ *(\d+)/ *(\d+)\]", line) or re.search(r"(\d+)()%\|", line):
-                progress.update(task, completed=int(step[1]), total=int(step[2] or 100))
+                shown.update(int(step[1]), int(step[2] or 100), unit="tensors" if step[2] else "%")
             if line.strip() and (not step or "error" in line):  # llama-quantize fails in the middle of a line
                 lines.append(line.strip())
     if process.returncode:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from tools import BadInput, Failed, base, llamacpp
+from tools import BadInput, Failed, base, llamacpp, progress
 from tools.causes import text
 
 PROMPTS = 20
@@ -57,13 +57,10 @@ def check(whole: Any, url: str, prompts: Sequence[list[int]], tokenizer: Any, st
     "tolerance", "largest_gap" (between the two log-probabilities of a token that both chose), "first_divergence"}. A
     near tie, see TIE, ends a prompt's comparison and is no failure; any other divergence is.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     found: dict[str, Any] = {"equal": True, "prompts": len(prompts), "steps": steps, "same": 0, "ties": 0, "tokens": 0}
     found |= {"tolerance": TIE, "largest_gap": 0.0, "first_divergence": None}
-    with Progress(console=Console(stderr=True)) as progress:
-        for number, prompt in enumerate(progress.track(prompts, description="parity: greedy answers"), 1):
+    with progress.bar("parity: greedy answers", len(prompts)) as shown:
+        for number, prompt in enumerate(prompts, 1):
             one = follow(whole, prompt, answer(url, prompt, steps), tokenizer)
             found["tokens"] += one["same"]
             found["largest_gap"] = max(found["largest_gap"], one["gap"])
@@ -74,6 +71,7 @@ def check(whole: Any, url: str, prompts: Sequence[list[int]], tokenizer: Any, st
             if parted and (worse or found["first_divergence"] is None):
                 found["first_divergence"] = {"prompt": number} | parted
             found["equal"] = found["equal"] and (parted is None or parted["near_tie"])
+            shown.update(number)
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, doctor, files, llamacpp, recipe, run, trajectory
+from tools import BadInput, Failed, doctor, files, llamacpp, progress, recipe, run, trajectory
 from tools.process import Program
 
 # Tokens that are read at a time, and how many times at most; the size is llama-imatrix's and llama-perplexity's own.
@@ -68,22 +68,18 @@ def measure(command: list[str], title: str, chunks: int, folder: Path) -> str:
 
     Raises Failed with the last line that speaks of an error.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     command = [*command, "--ctx-size", str(CONTEXT), "--threads", str(doctor.cores()), "--offline"]
     written = ""
     with (
-        Progress(console=Console(stderr=True)) as progress,
+        progress.bar(title, chunks) as shown,
         Program(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder) as process,
     ):
-        task = progress.add_task(title, total=chunks)
         assert process.stdout
         # Its figures stand in one line, "[1]4.1,[2]3.9": a line would come at the very end.
         while piece := os.read(process.stdout.fileno(), 2**16):
             written += piece.decode(errors="replace")
             if steps := re.findall(r"(?:\[(\d+)\]|^ *(\d+)  )", written[-2000:], re.M):
-                progress.update(task, completed=int("".join(steps[-1])))
+                shown.update(int("".join(steps[-1])))
     if process.returncode:
         lines = [line.strip() for line in written.splitlines() if line.strip()]
         errors = [line for line in lines if re.search(r"error|failed|need at least|GGML_ASSERT", line, re.I)]

@@ -235,8 +235,8 @@ def how(s: Settings) -> str:
     return ", ".join(word for word in words if word)
 
 
-def embedded(planned: Planned) -> str:
-    """What index.html knows, as JSON that can stand in a script element; GiB of plans are in hundredths.
+def embedded(planned: Planned) -> dict[str, Any]:
+    """What index.html knows, for the JSON in its script element; GiB of plans are in hundredths.
 
     cells[tier][model][kin][sequence]: 0, or [plan, fits, recipe's tier or -1, how, set, GiB of the machine's memory
     where it has less]; plan, how and set are places in `plans` ([total, part, part ...]), `hows` (the settings in
@@ -274,7 +274,7 @@ def embedded(planned: Planned) -> str:
         for tier in tiers
     ]
     order = list(kins)
-    value = {
+    return {
         "sequences": SEQUENCES,
         "counts": list(COUNTS),
         "tiers": [
@@ -302,4 +302,3 @@ def embedded(planned: Planned) -> str:
         "sets": list(sets),
         "cells": cells,
     }
-    return orjson.dumps(value).decode().replace("<", "\\u003c")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import orjson
 import yaml
 
-from tools import BadInput, Failed, base, files, run, similar, trajectory
+from tools import BadInput, Failed, base, files, quote, run, similar, trajectory
 
 Row = tuple[str, dict[str, Any] | str]
 LEVELS = ("error", "warning", "advice")
@@ -206,7 +206,7 @@ def look_for_private(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]
 
 def quoted(words: str) -> str:
     """Words of the data on one short line."""
-    line = " ".join(words.split())
+    line = quote.visible(" ".join(words.split()))
     return f"`{line[:60]}{'...' if len(line) > 60 else ''}`"
 
 
@@ -294,9 +294,18 @@ def mended(rows: Iterable[Row], out: BinaryIO, counts: Counter[str]) -> Iterator
 
 
 def check(
-    paths: Sequence[str], world: str, base_name: str, sequence_len: int, fail_on: str, fix: str, as_json: bool
+    paths: Sequence[str],
+    world: str,
+    base_name: str,
+    sequence_len: int,
+    fail_on: str,
+    fix: str,
+    as_json: bool,
+    force: bool = False,
 ) -> None:
     """Print all findings of these files, a line each, and their sum; with `fix`, write what is mended to that file.
+
+    `force`: replace what is there under that name.
 
     With `fix` the findings are those that are left. `base_name`: whose tokenizer counts (see base.tokenizer); with ""
     no episode is over-long. Raises Failed when a finding reaches the level `fail_on`, BadInput for a file that cannot
@@ -314,7 +323,7 @@ def check(
     did: Counter[str] = Counter()
     rows = trajectory.followed(trajectory.rows(map(Path, paths)), "lint")
     if fix:
-        with files.whole(Path(fix)) as beside, beside.open("wb") as out:
+        with files.output(fix, force, paths) as beside, beside.open("wb") as out:
             show(examine(mended(rows, out, did), Limits(world, count, sequence_len), counts), as_json)
     else:
         show(examine(rows, Limits(world, count, sequence_len), counts), as_json)
@@ -331,7 +340,7 @@ def show(findings: Iterable[Finding], as_json: bool) -> None:
         if as_json:
             print(orjson.dumps(asdict(each)).decode())
         else:
-            print(f"{each.where}: {each.level}: {each.kind}: {each.what}")
+            print(quote.visible(f"{each.where}: {each.level}: {each.kind}: {each.what}"))
 
 
 def sum_up(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) -> None:

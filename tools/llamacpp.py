@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tools import BadInput, Failed, base, doctor, files, run
+from tools import BadInput, Failed, base, doctor, files, progress, run
 from tools.process import Program, without_secrets
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ FLAGS = (
 # Without AMX, of x86 processors with it: gcc to 13.2 leaves the tiles' settings out (measured with 12.2: a general
 # protection fault at the first Q8_0 multiplication; ggml-org/llama.cpp 20824, 26954; ollama/ollama 17006, 17249).
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
+
+
+# Kinds of files that a compiler writes (and those in bin/), and how long before the last of a killed build a file may be cut short, seconds.
+WRITTEN = (".o", ".a", ".so")
+LAST = 10.0
 
 
 class Refused(Failed):
@@ -116,10 +121,8 @@ def build() -> None:
 
 def unpack(work: Path) -> None:
     """Download the pinned source distribution and leave its llama.cpp in `work`/source, whole."""
-    from rich.console import Console
-
     with (
-        Console(stderr=True).status("llama.cpp: downloading and unpacking the source"),
+        progress.step("llama.cpp: downloading and unpacking the source"),
         files.whole(work / "source") as partial,
     ):
         archive = run.download("llama-cpp-python", work / "download")
@@ -143,17 +146,31 @@ def compile_programs(work: Path) -> None:
     # A tree that was begun goes on as it was begun, whatever is on PATH by now.
     fresh = not (tree / "CMakeCache.txt").exists()
     generator = ["-G", "Ninja"] if fresh and shutil.which("ninja") else []
+    if not fresh:
+        remove_half_written(tree)
     # A compiler process takes up to 1 GiB: fewer at a time where memory is short.
     jobs = max(1, min(doctor.cores(), int(psutil.virtual_memory().available / 2**30)))
     configure = ["cmake", "-S", str(work / "source"), "-B", str(tree), *generator, *FLAGS]
     compile_all = ["cmake", "--build", str(tree), "--parallel", str(jobs), "--target", *PROGRAMS]
     flags = compiler_flags()
-    with log.open("w", encoding="utf-8") as file:
+    with files.log(log) as file:
         for command in (configure, compile_all):
             follow(command, file, flags)
             file.flush()
     if not all((tree / "bin" / name).exists() for name in PROGRAMS):
         raise Failed(f"llama.cpp's build ended without its programs; {log} has all of its output")
+
+
+def remove_half_written(tree: Path) -> None:
+    """Remove what compilers were writing when a build was killed: make takes a cut file for a finished one.
+
+    They all end within seconds of each other: what was written last, and what was written up to LAST seconds before.
+    """
+    written = (item for item in tree.rglob("*") if item.suffix in WRITTEN or item.parent.name == "bin")
+    times = {item: item.stat().st_mtime for item in written if item.is_file()}
+    for item, time_of in times.items():
+        if time_of > max(times.values()) - LAST:
+            item.unlink()
 
 
 def compiler_flags() -> dict[str, str]:
@@ -168,7 +185,7 @@ def link_library(work: Path) -> None:
     """Make LIBRARY, beside the programs, of the static archive that went into them. Raises Failed."""
     archive = work / "build" / "ggml" / "src" / "libggml-base.a"
     everything = ["-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive", "-fopenmp", "-pthread"]
-    with (work / "link.log").open("w", encoding="utf-8") as log:
+    with files.log(work / "link.log") as log:
         follow([str(doctor.compiler()), "-shared", "-o", str(work / "build" / "bin" / LIBRARY), *everything], log)
 
 
@@ -177,13 +194,10 @@ def follow(command: list[str], log: Any, environment: dict[str, str] | None = No
 
     `environment`: what it gets beside ours.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("llama.cpp: {task.description}"), BarColumn(), MofNCompleteColumn())
     errors: list[str] = []
+    what = "building" if "--build" in command else "configuring" if command[0] == "cmake" else "linking"
     with (
-        Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress,
+        progress.bar(f"llama.cpp: {what}") as shown,
         Program(
             command,
             stdout=subprocess.PIPE,
@@ -193,12 +207,11 @@ def follow(command: list[str], log: Any, environment: dict[str, str] | None = No
             env={**os.environ, **(environment or {})},
         ) as process,
     ):
-        task = progress.add_task("building" if "--build" in command else "configuring", total=None)
         assert process.stdout is not None
         for line in process.stdout:
-            log.write(line)
+            log.write(line.encode())
             if step := re.match(r"\[\s*(\d+)(?:/(\d+)|%)\]", line):
-                progress.update(task, completed=int(step[1]), total=int(step[2] or 100))
+                shown.update(int(step[1]), int(step[2] or 100), unit="" if step[2] else "%")
             elif re.search(r"\berror\b", line, re.IGNORECASE):
                 errors.append(line.strip())
     if process.returncode:
@@ -207,12 +220,14 @@ def follow(command: list[str], log: Any, environment: dict[str, str] | None = No
 
 
 @contextlib.contextmanager
-def server(gguf: Path, context: int, parallel: int = 1, port: int | None = None) -> Iterator[str]:
+def server(
+    gguf: Path, context: int, parallel: int = 1, port: int | None = None, log: Path | None = None
+) -> Iterator[str]:
     """Serve a model with llama-server on 127.0.0.1 and yield its base URL; it is stopped at the end, come what may.
 
-    `context` is in tokens, for each of `parallel` conversations at a time. `port`: None takes a free one. The log lies
-    beside the model (model.log). Raises BadInput when there is no such file or the port is taken, Failed when the
-    server does not start.
+    `context` is in tokens, for each of `parallel` conversations at a time. `port`: None takes a free one. `log`: by
+    default beside the model (model.log). Raises BadInput when there is no such file or the port is taken, Failed when
+    the server does not start.
     """
     if not gguf.is_file():
         raise BadInput(f"{gguf}: no such file; `make gguf` makes it")
@@ -229,7 +244,7 @@ def server(gguf: Path, context: int, parallel: int = 1, port: int | None = None)
     # llama-server divides its context among the slots.
     command += ["--ctx-size", str(context * parallel), "--parallel", str(parallel), "--threads", str(doctor.cores())]
     command += ["--jinja", "--offline"]
-    with started(command, f"{url}/health", gguf.with_suffix(".log")):
+    with started(command, f"{url}/health", log or gguf.with_suffix(".log")):
         yield url
 
 
@@ -256,15 +271,18 @@ def started(command: list[str], url: str, log: Path, environment: dict[str, str]
     with files.log(log) as file:
         told = without_secrets() | (environment or {})
         process = Program(command, stdout=file, stderr=subprocess.STDOUT, env=told)
+    name, loads = Path(command[0]).name, "--model" in command
+    what = f"loading {Path(command[command.index('--model') + 1]).name}" if loads else "starting"
     try:
         deadline = time.monotonic() + 600
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(url, trust_env=False, timeout=5).status_code == 200:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise Failed(f"{Path(command[0]).name} did not start: {first_error(log)} (all of it: {log})")
-            time.sleep(0.1)
+        with progress.step(f"{name}: {what}"):
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(url, trust_env=False, timeout=5).status_code == 200:
+                        break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise Failed(f"{name} did not start: {first_error(log)} (all of it: {log})")
+                time.sleep(0.1)
         yield
     finally:
         process.stop()

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tools import Failed, files, lora
+from tools import Failed, files, lora, progress
 from tools.tuned import copy_tokenizer
 
 EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer)?\.weight$")
@@ -21,9 +21,7 @@ def merge(base_model: Path, adapter: Path, out: Path, shard: str = SHARD) -> Non
     cannot be read, Failed when it does not fit the base.
     """
     lora.check(adapter)
-    from rich.console import Console
-
-    with Console(stderr=True).status("merging the adapter into its base"), files.whole(out) as partial:
+    with progress.step("merging the adapter into its base") as shown, files.whole(out) as partial:
         import torch
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
         from safetensors.torch import load_file
@@ -45,7 +43,9 @@ def merge(base_model: Path, adapter: Path, out: Path, shard: str = SHARD) -> Non
         if differences := misfits(tuned, tensors):
             raise Failed(misfit(adapter, base_model, differences))
         set_peft_model_state_dict(tuned, tensors)
-        tuned.merge_and_unload().to(dtype).save_pretrained(partial, max_shard_size=shard)
+        merged = tuned.merge_and_unload().to(dtype)
+        shown.update(title="writing the merged model")
+        merged.save_pretrained(partial, max_shard_size=shard)
         copy_tokenizer(base_model, adapter, partial, rows)
         for path in base_model.glob("LICENSE*"):
             shutil.copy2(path, partial)

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from tools import BadInput, Failed, files, llamacpp, run
+from tools import BadInput, Failed, files, llamacpp, progress, run
 from tools.process import Program
 
 if TYPE_CHECKING:
@@ -117,19 +118,18 @@ def install() -> Path | None:
 
 def compile_ollama() -> Path | None:
     """Build the pinned version into `home()`, whole; None, and a line that says why, when that cannot be."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(stderr=True, highlight=False)
     if shutil.which("go") is None:
-        console.print("Ollama is not installed and there is no Go to build it: llama-server takes its place.")
+        print("Ollama is not installed and there is no Go to build it: llama-server takes its place.", file=sys.stderr)
         return None
     try:
-        with console.status("Ollama: building with Go") as status, files.whole(home()) as partial:
+        with (
+            progress.bar("Ollama: building with Go", unit="modules downloaded") as shown,
+            files.whole(home()) as partial,
+        ):
             (partial / "lib" / "ollama").mkdir(parents=True)
-            go_install(partial.resolve() / "bin", lambda line: status.update(escape(f"Ollama: {line[:100]}")))
+            go_install(partial.resolve() / "bin", lambda line: shown.advance(line.startswith("go: downloading")))
     except Failed as error:
-        console.print(f"{error}: llama-server takes its place.", markup=False)
+        print(f"{error}: llama-server takes its place.", file=sys.stderr)
         return None
     return home() / "bin" / "ollama"
 
@@ -164,7 +164,8 @@ def session() -> Iterator[Session]:
 
     The user's own, at OLLAMA_HOST or 127.0.0.1:11434, is used and left as it was found. Else one is started with a
     free port and a store of its own (outputs()/ollama, with serve.log), and stopped at the end, Ctrl-C and kill
-    included. Raises BadInput when OLLAMA_HOST names something else, NoOllama when there is no program to start.
+    included; one process at a time uses that store, the next one waits. Raises BadInput when OLLAMA_HOST names
+    something else, NoOllama when there is no program to start.
     """
     if url := users_own():
         yield Session(connect(url), url, own=False)
@@ -186,7 +187,11 @@ def session() -> Iterator[Session]:
         "GIN_MODE": "release",  # A shorter log.
         "HOME": str(store),  # It makes a key pair in ~/.ollama, which is the user's.
     }
-    with llamacpp.started([str(program), "serve"], f"{url}/api/version", store / "serve.log", environment):
+    # At its start Ollama removes what no model of the store names, such as a file that another one just received.
+    with (
+        files.locked(store),
+        llamacpp.started([str(program), "serve"], f"{url}/api/version", store / "serve.log", environment),
+    ):
         yield Session(connect(url), url, own=True)
 
 
@@ -247,19 +252,17 @@ def modelfile(spec: Spec) -> str:
     """The Modelfile that says the same as `create` does. It belongs beside the GGUF: FROM names the file alone.
 
     When a conversation begins without a system message, Ollama puts SYSTEM before it; a chat template that adds a
-    default one of its own (SmolLM2's) is matched by giving that text as `system`. Raises BadInput when a text holds
-    three quotes, which the format cannot carry.
+    default one of its own (SmolLM2's) is matched by giving that text as `system`. Raises BadInput for a text that the
+    format cannot carry, see quote.modelfile_value.
     """
-    import jinja2
+    from tools.render import template
 
-    for text in (spec.system, spec.license, spec.template(), *spec.stop):
-        if text and '"""' in text:
-            raise BadInput(f"a Modelfile cannot hold three quotes: {text[:80]!r}")
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    layout = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     facts = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-    facts |= {"gguf": spec.gguf.name, "adapter": spec.adapter and spec.adapter.name, "template": spec.template()}
-    return layout.get_template("Modelfile.j2").render(facts)
+    # Ollama takes FROM as a pattern of names.
+    file = re.sub(r"([*?\[\\])", r"\\\1", spec.gguf.name)
+    facts |= {"source": spec.base or f"./{file}", "template": spec.template()}
+    facts |= {"adapter": f"./{spec.adapter.name}" if spec.adapter else ""}
+    return template("ollama/Modelfile.j2").render(facts)
 
 
 def holder(client: "Client", spec: Spec) -> str | None:
@@ -298,8 +301,6 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
     Raises BadInput when the name is not one of ours (react-...) or taken, or there is no GGUF, Failed when Ollama
     refuses or has another file than ours in the end.
     """
-    from rich.console import Console
-
     ours(spec.name)
     files = [*([] if spec.base else [spec.gguf]), *([spec.adapter] if spec.adapter else [])]
     for file in files:
@@ -324,10 +325,10 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
             quantize=spec.quantize,
             stream=True,
         )
-        with Console(stderr=True).status(f"Ollama: creating {spec.name}") as status:
+        with progress.step(f"Ollama: creating {spec.name}") as shown:
             for step in steps:
                 part = f" {step.completed / step.total:.0%}" if step.completed and step.total else ""
-                status.update(f"Ollama: {step.status}{part}")
+                shown.update(title=f"Ollama: creating {spec.name}: {step.status}{part}")
         if not spec.quantize and not made_of(client, spec.name, digest):
             sent = files[-1].name
             raise Failed(f"{spec.name} in Ollama is not made of {sent} ({digest}); run the same command again")
@@ -360,18 +361,23 @@ def unload(client: "Client", digest: str) -> None:
 
 def send(client: "Client", path: Path) -> str:
     """Put a file into Ollama's store unless it is there; its digest. A progress bar for each of its two readings."""
-    from rich import progress
-    from rich.console import Console
-
-    console, hashed = Console(stderr=True), hashlib.sha256()
-    with progress.open(path, "rb", description=f"{path.name}: hashing", console=console, transient=True) as file:
-        for piece in iter(lambda: file.read(2**20), b""):
+    hashed, size = hashlib.sha256(), path.stat().st_size
+    with progress.bar(f"{path.name}: hashing", size, "bytes") as shown:
+        for piece in pieces(path, shown):
             hashed.update(piece)
     digest = f"sha256:{hashed.hexdigest()}"
     if http(client).head(f"/api/blobs/{digest}").status_code != 200:
-        with progress.open(path, "rb", description=f"{path.name}: to Ollama", console=console, transient=True) as file:
-            upload(client, digest, iter(lambda: file.read(2**20), b""), path.stat().st_size)
+        with progress.bar(f"{path.name}: to Ollama", size, "bytes") as shown:
+            upload(client, digest, pieces(path, shown), size)
     return digest
+
+
+def pieces(path: Path, shown: progress.Work) -> Iterator[bytes]:
+    """The bytes of a file, piece by piece; `shown` tells how many went by."""
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            yield piece
+            shown.advance(len(piece))
 
 
 def upload(client: "Client", digest: str, pieces: Iterator[bytes], size: int) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools import BadInput, Failed, causes, llamacpp
+from tools import BadInput, Failed, causes, llamacpp, progress
 from tools.causes import Pair, text
 
 if TYPE_CHECKING:
@@ -163,7 +163,6 @@ def prove(
     refuses is counted as refused and not compared: nobody can have trained on it, whatever a server makes of it (most
     put a system message that is refused into the user's turn). Raises Failed when it refuses all.
     """
-    from rich.console import Console
     from transformers import AutoTokenizer
 
     from tools import trajectory
@@ -176,7 +175,7 @@ def prove(
     taken = [[talk for talk in group if refusal(talk, own) is None] for group, _ in groups]
     if not taken[0]:
         raise Failed(f"training's chat template refuses every conversation: {refusal(talks[0], own)}")
-    with Console(stderr=True).status("parity: Axolotl makes the tokens of training"):
+    with progress.step("parity: Axolotl makes the tokens of training"):
         episodes = [{"messages": talk} for group in taken for talk in group]
         trained = iter(trajectory.tokenise(base, {**entry, **SHAPE}, episodes, sequence_len, dict(recipe or {})))
     found: dict[str, Any] = {"equal": True, "conversations": len(taken[0]), "refused": len(talks) - len(taken[0])}
@@ -220,17 +219,13 @@ def check(
     or {"side", "conversation", "turn", "position", "kind", "cause", "mend", "trained", "served"}; `words` tells it)}.
     Raises Failed when a server does not answer.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     found: dict[str, Any] = {"equal": True, "conversations": len(talks), "tokens": 0}
     found |= {"sides": [side.name for side in sides], "first_difference": None}
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("parity: tokens of training and serving", total=len(sides) * len(talks))
+    with progress.bar("parity: tokens of training and serving", len(sides) * len(talks), "conversations") as shown:
         for side in sides:
             for number, (talk, one) in enumerate(zip(talks, trained, strict=True), 1):
                 compared = compare(talk, one, side, tokenizer)
-                progress.advance(task)
+                shown.advance()
                 if isinstance(compared, int):
                     found["tokens"] += compared
                     continue

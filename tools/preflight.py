@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 import psutil
 
-from tools import BadInput, catalog, doctor, files, plan, recipe, render, run, trajectory
+from tools import BadInput, catalog, doctor, files, plan, quote, recipe, render, run, trajectory
 from tools.catalog import Model, Tier
 from tools.plan import Plan
 
@@ -254,7 +254,7 @@ def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Find
     now = {"recipe": files.sha256(path), "data": files.sha256(data)}
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
-        mend = "training starts anew and removes them; copy the folder to keep them"
+        mend = "FORCE=1 starts anew and removes them; a copy of the recipe under another name trains beside them"
         what = f"the checkpoints in {begun.parent} are of another {' and '.join(differ)}"
         yield Finding("warning", what, at("output_dir"), mend)
 
@@ -406,7 +406,8 @@ def preview(tokenizer: Any, ids: list[int], labels: list[int]) -> "Text":
 
     text = Text()
     for token, label in zip(ids, labels, strict=True):
-        text.append(tokenizer.decode([token]), style="dim" if label == IGNORED else "bold green")
+        said = quote.visible(tokenizer.decode([token]), keep="\n\t")
+        text.append(said, style="dim" if label == IGNORED else "bold green")
     return text
 
 
@@ -428,7 +429,7 @@ def show(found: Report) -> None:
             f"trained (green above), the longest {found.longest} of {found.sequence_len}"
         )
     for line in table(found.findings):
-        print(line)
+        print(quote.visible(line))
 
 
 def all_recipes() -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, files, greedy, llamacpp, parity, recipe, run, trajectory
+from tools import BadInput, Failed, base, files, greedy, llamacpp, parity, progress, recipe, run, trajectory
 
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
@@ -59,7 +59,9 @@ def tokens(
     return found
 
 
-def answers(folder: Path, adapter: Path | None, gguf: Path, test_set: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def answers(
+    folder: Path, adapter: Path | None, gguf: Path, test_set: Iterable[Mapping[str, Any]], log: Path | None = None
+) -> dict[str, Any]:
     """Compare greedy answers of transformers and llama-server: see greedy.check. `gguf`: in 16 bits, of that adapter.
 
     Raises BadInput for a quantised GGUF, and where memory is too short.
@@ -72,8 +74,10 @@ def answers(folder: Path, adapter: Path | None, gguf: Path, test_set: Iterable[M
     talks = parity.conversations(test_set, tokenizer)[: parity.COUNT]
     asked = parity.prompts(talks, parity.transformers(tokenizer), greedy.PROMPTS)
     # One after the other in memory would be slower, not smaller: the server maps its file.
-    with llamacpp.server(gguf, CONTEXT) as url:
-        return greedy.check(greedy.model(folder, adapter), url, asked, tokenizer)
+    with llamacpp.server(gguf, CONTEXT, log=log) as url:
+        with progress.step("parity: loading the base and its adapter in transformers"):
+            whole = greedy.model(folder, adapter)
+        return greedy.check(whole, url, asked, tokenizer)
 
 
 def of_file(
@@ -84,7 +88,8 @@ def of_file(
     `name`: the base, a folder or a hub id, of which its tokenizer alone is needed, unless answers are compared.
     `data`: conversations, one a line. `adapter`: one that is in the GGUF. `in_ollama`: a model's name there.
     """
-    from transformers import AutoTokenizer
+    with progress.step("parity: loading transformers"):
+        from transformers import AutoTokenizer
 
     from tools import ollama
 
@@ -94,24 +99,21 @@ def of_file(
     tokenizer = AutoTokenizer.from_pretrained(adapter or folder)
     talks = parity.conversations(trajectory.read(data), tokenizer)
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(llamacpp.server(linked(gguf), 512))
+        url = stack.enter_context(llamacpp.server(gguf, 512, log=log_of(gguf)))
         seen = [parity.llama_server(url)]
         if in_ollama:
             client = stack.enter_context(ollama.session()).client
             seen.append(parity.ollama(client, in_ollama, url))
         found = parity.prove(talks, adapter or folder, seen, tokenizer=tokenizer)
     if found["equal"] and with_answers:
-        found["greedy"] = answers(folder, adapter, linked(gguf), trajectory.read(data))
+        found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
     return found
 
 
-def linked(gguf: Path) -> Path:
-    """A link to a user's file in our own outputs, where the server can write its log beside it."""
-    link = run.outputs() / "parity" / gguf.name
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(gguf.resolve())
-    return link
+def log_of(gguf: Path) -> Path:
+    """Where the log of a server goes that serves a user's own file: into our outputs, by the file's path."""
+    name = files.sha256_of(str(gguf.resolve()).encode())[:8]
+    return run.outputs() / "parity" / f"{gguf.stem}-{name}.log"
 
 
 def tell(found: Mapping[str, Any], as_json: bool) -> None:

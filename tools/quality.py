@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools import BadInput, Failed, base, files, imatrix, llamacpp
+from tools import BadInput, Failed, base, files, imatrix, llamacpp, quote
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,5 +140,5 @@ def table(models: Sequence[Mapping[str, Any]]) -> "Table":
         if "mean_kld" in each:
             row += [f"{each[key]:.4f}" for key in ("mean_kld", "kld_99_9", "max_kld")]
             row += [f"{each['same_top_percent']:.2f} %"]
-        drawn.add_row(name, *row)
+        drawn.add_row(quote.cell(name), *row)
     return drawn

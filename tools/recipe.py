@@ -1,6 +1,7 @@
 """A recipe by name or path: find, load, override, validate with Axolotl's own schema."""
 
 import difflib
+import itertools
 import logging
 import math
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tools import BadInput, catalog, run
+from tools import BadInput, catalog, quote, run
 from tools.catalog import Tier
 
 RECIPES = run.ROOT / "recipes"
@@ -32,7 +33,10 @@ def find(name: str, tier: str = "", here: str = "cpu") -> Path:
 
     A name may bring its tier (24gb/qwen7b-qlora). Raises BadInput with the nearest names, or the tiers that have it.
     """
+    quote.plain_name(name, "a recipe")
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+        # Its folder's name is a part of its run's, whatever link leads there.
+        quote.plain_name(Path(name).resolve().parent.name, "the folder of a recipe")
         if not Path(name).is_file():
             raise BadInput(f"{name}: no such recipe file; `make list` shows the recipes by name")
         return Path(name)
@@ -158,18 +162,17 @@ def check_nodes(path: Path, node: yaml.Node | None, above: tuple[int, ...]) -> N
 def overrides(pairs: list[str], data: str = "", path: Path | None = None) -> dict[str, Any]:
     """The changes that a command line asks for: `key=value` pairs, and other data in the recipe's first dataset.
 
-    Values are YAML, numbers like 1e-4 included. Raises BadInput for what is not key=value, and for a key that is given
-    two values.
+    One text may hold several pairs (SET="lora_r=32 num_epochs=2"), see `parted`. Values are YAML, numbers like 1e-4
+    included. Raises BadInput for what is not key=value, and for a key that is given two values.
     """
     changes: dict[str, Any] = {}
-    for pair in pairs:
+    for pair in itertools.chain.from_iterable(map(parted, pairs)):
         key, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"\w+", key):
             raise BadInput(f"{pair}: a change is written key=value, for example lora_r=32")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise BadInput(f"{pair}: its value is not YAML") from error
+        if not is_yaml(text):
+            raise BadInput(f"{pair}: its value is not YAML; quote a text that has signs of YAML: {key}='\"...\"'")
+        value = yaml.safe_load(text)
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
             value = float(value)
         if key in changes and changes[key] != value:
@@ -181,6 +184,30 @@ def overrides(pairs: list[str], data: str = "", path: Path | None = None) -> dic
         assert path
         changes["datasets"] = [dataset(path) | {"path": str(Path(data).resolve())}]
     return changes
+
+
+def parted(text: str) -> list[str]:
+    """The `key=value` pairs of a text, split before each next `key=` where the value before it is whole YAML.
+
+    So a list, a mapping or a text in quotes may have spaces, and " name=" too, in it.
+    """
+    pairs, start = [], 0
+    for gap in re.finditer(r"\s+(?=\w+=)", text):
+        pair = text[start : gap.start()]
+        if is_yaml(pair.partition("=")[2]):
+            pairs.append(pair)
+            start = gap.end()
+    return [each for each in (*pairs, text[start:]) if each.strip()]
+
+
+def is_yaml(text: str) -> bool:
+    """Whether a text is one YAML value, all of it: what follows a # would be dropped as a comment."""
+    try:
+        yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        return False
+    return not text[node.end_mark.index if node else 0 :].strip()
 
 
 def dataset(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
+import orjson
 
-from tools import BadInput, catalog, files, index, memory, plan, run
+from tools import BadInput, catalog, files, index, memory, plan, quote, run
 from tools.catalog import Method, Model, Tier
 from tools.memory import Settings
 from tools.plan import Plan
@@ -24,14 +25,21 @@ OWN = {"val_set_size": 0.1, "warmup_ratio": 0.1, "save_steps": 0}
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """A template by its path in templates/; an unknown name in it is an error."""
+    """A template by its path in templates/; an unknown name in it is an error.
+
+    What stands in an .html.j2 is escaped. Elsewhere the filters of tools/quote.py quote what may be a stranger's.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
+        autoescape=lambda path: path is not None and path.endswith(".html.j2"),
     )
+    environment.filters |= quote.FILTERS
+    # JSON in a script element: in the order and the short form of orjson.
+    environment.policies |= {"json.dumps_function": lambda value: orjson.dumps(value).decode(), "json.dumps_kwargs": {}}
     return environment.get_template(name)
 
 

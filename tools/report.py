@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools import evaluate
+from tools import evaluate, quote
 from tools.run import Run
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def table(evaluations: Sequence[dict[str, Any]]) -> "Table":
     drawn = Table(title="Rooms won, with 95 % Wilson intervals", title_justify="left")
     drawn.add_column("")
     for each in evaluations:
-        drawn.add_column(f"{each['player']} {each['quant']}", justify="right", no_wrap=True)
+        drawn.add_column(quote.cell(f"{each['player']} {each['quant']}"), justify="right", no_wrap=True)
     summaries = [each["summary"] for each in evaluations]
     by_task = success if len(evaluations) <= 2 else share
     for task in sorted({task for each in summaries for task in each["by_task"]}):
-        drawn.add_row(task, *(by_task(each["by_task"].get(task)) for each in summaries))
+        drawn.add_row(quote.cell(task), *(by_task(each["by_task"].get(task)) for each in summaries))
     drawn.add_section()
     drawn.add_row("all", *(by_task(each) for each in summaries), style="bold")
     if by_task is share:
@@ -62,10 +62,12 @@ def transcript(game: dict[str, Any]) -> "Text":
     from rich.text import Text
 
     end = "won" if game["won"] else "lost"
-    text = Text(f"A game that was {end}: {game['goal']} (room {game['seed']}, {game['steps']} steps)\n", style="bold")
+    goal = quote.visible(game["goal"])
+    text = Text(f"A game that was {end}: {goal} (room {game['seed']}, {game['steps']} steps)\n", style="bold")
     for turn in game["transcript"]:
         text.append(f"\n{turn['role']}\n", style="not bold dim italic")
-        text.append(f"{turn['content']}\n", style=f"not bold {STYLES[turn['role']]}")
+        said = quote.visible(turn["content"], keep="\n")
+        text.append(f"{said}\n", style=f"not bold {STYLES[turn['role']]}")
     return text
 
 

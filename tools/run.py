@@ -107,6 +107,10 @@ class Run:
         path = self.folder / "run.json"
         return orjson.loads(path.read_bytes()) if path.exists() else {}
 
+    def held(self, stage: str, wait: bool = True) -> contextlib.AbstractContextManager[bool]:
+        """The lock of a stage, which one process at a time works at; see files.locked."""
+        return files.locked(self.folder / stage, wait)
+
     def done(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether a stage ended well with the same inputs (hashes and settings) as these."""
         return stage in self.provenance() and self.provenance()[stage]["inputs"] == inputs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from tools import BadInput, base, catalog, chain, files
+from tools import BadInput, base, catalog, chain, files, progress
 
 # Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
@@ -87,10 +87,16 @@ def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -
     Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
     stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
     """
+    files.need_space(model.run.folder, 0.01)
+    with model.run.held("ollama"):
+        prove_and_name(client, model, wanted, force)
+
+
+def prove_and_name(client: Any, model: chain.Tuned, wanted: Any, force: bool) -> None:
+    """The work of `publish`, which holds the lock of its stage."""
     from tools import ollama as server
 
     this, inputs = model.run, proof_inputs(wanted)
-    files.need_space(this.folder, 0.01)
     there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
     if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
         print(f"{wanted.name}: there, its tokens proven before")
@@ -98,20 +104,26 @@ def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -
     if client is not None and not force:
         server.free(client, wanted)
     # Heavy, and not needed where all is there.
-    from transformers import AutoTokenizer
+    with progress.step("parity: loading transformers"):
+        from transformers import AutoTokenizer
 
     from tools import proof, trial
 
     tokenizer, episode = AutoTokenizer.from_pretrained(model.tokenizer), next(chain.test_set())["messages"]
     first = [{"role": "user", "content": chain.CLASSIC}]
-    with this.stage("ollama", inputs) as notes, proof.sides(client, wanted, tokenizer, episode) as (tried, seen):
+    with (
+        this.stage("ollama", inputs) as notes,
+        progress.step("parity"),
+        proof.sides(client, wanted, tokenizer, episode) as (tried, seen),
+    ):
         found = proof.tokens(this, model.tokenizer, seen, chain.test_set())
         proof.stop(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
         if client is not None:
             notes |= {"template": tried.family or "in the GGUF"}
             asked = {"the first prompt": first, "an observation": episode[:4]}
-            notes["ends"] = trial.ends(client, tried.name, asked, force)
+            with progress.step(f"Ollama: trying whether the answers of {tried.name} end"):
+                notes["ends"] = trial.ends(client, tried.name, asked, force)
         files.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
         if client is None:
             return
@@ -124,13 +136,16 @@ def parity(name: str, other: str, quant: str, called: str, answers: bool, as_jso
 
     Raises Failed with the first difference.
     """
-    from transformers import AutoTokenizer
+    with progress.step("parity: loading transformers"):
+        from transformers import AutoTokenizer
 
     from tools import ollama, proof
 
     model = chain.tuned(name, other, adapter)
     this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(this.held("ollama"))
+        stack.enter_context(progress.step("parity"))
         try:
             client = stack.enter_context(ollama.session()).client
         except ollama.NoOllama:

@@ -6,6 +6,7 @@ of the Jaccard index of their shingles, with a standard error of at most 0.045.
 """
 
 import math
+import os
 import re
 import zlib
 from array import array
@@ -28,6 +29,9 @@ def shingles(text: str) -> set[str]:
 @cache
 def _blank() -> Any:
     """The signature of nothing; drawing its permutations anew for each text would cost as much as the text."""
+    # Nothing here multiplies matrices: threads for that would only take memory, and numpy's library for it spins for
+    # ever where it cannot start them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from datasketch import MinHash
 
     return MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)

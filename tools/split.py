@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools import BadInput, files, lint, similar, trajectory
+from tools import BadInput, files, lint, quote, similar, trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,11 +118,14 @@ def assign(found: Survey, ratios: Mapping[str, float], seed: int) -> list[str]:
     return parts
 
 
-def split(paths: Sequence[str], out: str, ratios: Mapping[str, float], seed: int, as_json: bool) -> None:
+def split(
+    paths: Sequence[str], out: str, ratios: Mapping[str, float], seed: int, as_json: bool, force: bool = False
+) -> None:
     """Write train.jsonl, validation.jsonl and test.jsonl into the folder `out`, and print what was balanced.
 
     `ratios`: the share of each part, by name; a part of 0 is not written. The same files, ratios and seed give the same
-    bytes. Raises BadInput for what is no episode, for a file that would be written over, and for too few groups.
+    bytes. `force`: replace parts that are there. Raises BadInput for what is no episode, for a file that would be
+    written over, and for too few groups.
     """
     ratios = {part: round(ratio, 9) for part, ratio in ratios.items()}
     if min(ratios.values()) < 0:
@@ -130,10 +133,10 @@ def split(paths: Sequence[str], out: str, ratios: Mapping[str, float], seed: int
     wanted = {part: ratio for part, ratio in ratios.items() if ratio > 0}
     named = {part: Path(out) / f"{part}.jsonl" for part in ratios}
     sources = [Path(each) for each in paths]
-    if taken := [each for each in sources if each.resolve() in [file.resolve() for file in named.values()]]:
-        raise BadInput(f"{taken[0]}: would be written over by its own parts; name another folder than {out}")
     if stale := [file for part, file in named.items() if part not in wanted and file.exists()]:
         raise BadInput(f"{stale[0]}: stands there from another split, and may share rooms with this one; remove it")
+    for part in wanted:  # told at once, not after the reading
+        files.check_output(named[part], force, sources)
     found = survey(episodes(sources, "split, reading"))
     count = len(set(found.groups))
     if count < len(wanted):
@@ -145,7 +148,7 @@ def split(paths: Sequence[str], out: str, ratios: Mapping[str, float], seed: int
     with contextlib.ExitStack() as stack:
         written = {}
         for part in wanted:
-            beside = stack.enter_context(files.whole(named[part]))
+            beside = stack.enter_context(files.output(named[part], force, sources))
             written[part] = stack.enter_context(beside.open("wb"))
         for part, episode in zip(parts, episodes(sources, "split, writing"), strict=True):
             written[part].write(orjson.dumps(episode, option=orjson.OPT_APPEND_NEWLINE))
@@ -190,7 +193,7 @@ def table(balance: dict[str, Any]) -> "Table":
     drawn.add_row("groups", *(f"{each['groups']}" for each in parts.values()), end_section=True)
     for task in sorted({task for each in parts.values() for task in each["tasks"]}):
         cells = ((each["tasks"].get(task, 0), each["episodes"]) for each in parts.values())
-        drawn.add_row(task or "(no task)", *(f"{n} {n / total:6.1%}" for n, total in cells))
+        drawn.add_row(quote.cell(task or "(no task)"), *(f"{n} {n / total:6.1%}" for n, total in cells))
     drawn.add_section()
     drawn.add_row("mean answers", *(f"{each['mean_turns']:.1f}" for each in parts.values()))
     drawn.add_row("mean characters", *(f"{each['mean_characters']:.0f}" for each in parts.values()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools import base, files, lint, render, split, trajectory
+from tools import base, files, lint, quote, render, split, trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,18 +81,22 @@ def spread(values: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def show(paths: Sequence[str], base_name: str, html: str, as_json: bool) -> None:
+def show(paths: Sequence[str], base_name: str, html: str, as_json: bool, force: bool = False) -> None:
     """Print what these files are made of, and write it as a page to `html` where one is named.
 
-    `base_name`: whose tokenizer counts, see base.tokenizer. Raises BadInput, with file:line, for what is no episode.
+    `base_name`: whose tokenizer counts, see base.tokenizer. `force`: replace a page that is there. Raises BadInput,
+    with file:line, for what is no episode.
     """
+    if html:
+        files.check_output(html, force, paths)
     from tools import gguf
 
     tokenizer = base.tokenizer(base_name, gguf.convert)
     found = {"files": list(paths), "tokenizer": base_name or Path(tokenizer.name_or_path).name}
     found |= measure(split.episodes(list(map(Path, paths)), "stats"), partial(base.tokens, tokenizer))
     if html:
-        files.write(Path(html), page(found).encode())
+        with files.output(html, force, paths) as beside:
+            beside.write_text(page(found), encoding="utf-8")
     if as_json:
         print(orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS).decode())
         return
@@ -100,7 +104,7 @@ def show(paths: Sequence[str], base_name: str, html: str, as_json: bool) -> None
 
     for drawn in tables(found):
         Console().print(drawn)
-    print(f"tokens as {found['tokenizer']} counts them{f'; plots in {html}' if html else ''}")
+    print(f"tokens as {quote.visible(found['tokenizer'])} counts them{f'; plots in {html}' if html else ''}")
 
 
 def tables(found: dict[str, Any]) -> list["Table"]:
@@ -118,10 +122,11 @@ def tables(found: dict[str, Any]) -> list["Table"]:
     tasks = Table("task", "episodes", "mean tokens", "mean answers")
     for each in found["tasks"][:SHOWN]:
         shares = f"{each['episodes']:,} ({each['episodes'] / found['episodes']:.1%})"
-        tasks.add_row(each["task"] or "(no task)", shares, f"{each['mean_tokens']:,.0f}", f"{each['mean_turns']:.1f}")
+        task = quote.cell(each["task"] or "(no task)")
+        tasks.add_row(task, shares, f"{each['mean_tokens']:,.0f}", f"{each['mean_turns']:.1f}")
     actions = Table("action", "times", "share")
     for action, times in list(found["actions"].items())[:SHOWN]:
-        actions.add_row(action, f"{times:,}", f"{times / found['turns']['total']:.1%}")
+        actions.add_row(quote.cell(action), f"{times:,}", f"{times / found['turns']['total']:.1%}")
     for drawn in (lengths, longer, tasks, actions):
         for column in drawn.columns[1:]:
             column.justify = "right"

@@ -1,5 +1,6 @@
 """Compose a recipe and start Axolotl, in one process or on many nodes: progress, checkpoints, resume, stop."""
 
+import contextlib
 import math
 import os
 import re
@@ -16,9 +17,9 @@ from typing import IO, Any
 import orjson
 import yaml
 
-from tools import BadInput, Failed, catalog, doctor, files, plan, recipe, run
+from tools import BadInput, Failed, catalog, doctor, files, plan, progress, recipe, run
 from tools.catalog import Tier
-from tools.process import Program
+from tools.process import Program, redacted, secrets
 from tools.run import Run
 
 # Axolotl and the libraries below it: no telemetry; the plugins are found in the project's root.
@@ -45,30 +46,41 @@ class Launch:
     port: int = 29500
 
 
-def train(path: Path, base: Path, changes: Mapping[str, Any], tier: Tier, launch: Launch, resume: bool = False) -> Run:
+def train(
+    path: Path,
+    base: Path,
+    changes: Mapping[str, Any],
+    tier: Tier,
+    launch: Launch,
+    resume: bool = False,
+    force: bool = False,
+) -> Run:
     """Train a recipe to an adapter (or whole weights) in its run's folder, and return that folder.
 
     Nothing is done when the result of the same recipe, data and base is there; an interrupted training goes on from
-    its last whole checkpoint. `changes` take the place of the recipe's own values. Raises Failed with Axolotl's error,
-    BadInput when `resume` finds nothing to go on from, and KeyboardInterrupt after a stop that left a checkpoint.
+    its last whole checkpoint. `changes` take the place of the recipe's own values. `force`: replace what another
+    training left. Raises Failed with Axolotl's error or while another process trains in the folder, BadInput when
+    `resume` finds nothing to go on from or another training's results are there, and KeyboardInterrupt after a stop
+    that left a checkpoint.
     """
     this = recipe.folder(path)
     inputs = fingerprint(path, base, changes)
-    if this.adapter.exists() and this.done("train", inputs):
-        print(f"{this.adapter}: already trained from this recipe, data and base")
-        return this
     files.need_space(this.folder, 2)
-    composed = compose(path, this, str(base), changes, tier, launch)
-    if launch.rank:  # The first machine alone keeps the run's folder.
-        file = this.folder / f"recipe-{launch.rank}.yaml"
-        files.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
-        follow(this, file, tier, launch)
-        return this
-    prepare(this, inputs, resume)
-    with this.stage("train", inputs) as notes:
-        files.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
-        notes |= follow(this, this.recipe, tier, launch) | {"bf16": bool(composed.get("bf16"))} | versions()
-        keep(this)
+    with this.held("train", wait=False) if launch.rank == 0 else contextlib.nullcontext():
+        if this.adapter.exists() and this.done("train", inputs):
+            print(f"{this.adapter}: already trained from this recipe, data and base")
+            return this
+        composed = compose(path, this, str(base), changes, tier, launch)
+        if launch.rank:  # The first machine alone keeps the run's folder.
+            file = this.folder / f"recipe-{launch.rank}.yaml"
+            files.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
+            follow(this, file, tier, launch)
+            return this
+        prepare(this, inputs, resume, force)
+        with this.stage("train", inputs) as notes:
+            files.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
+            notes |= follow(this, this.recipe, tier, launch) | {"bf16": bool(composed.get("bf16"))} | versions()
+            keep(this)
     return this
 
 
@@ -93,15 +105,22 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("axolotl", "torch", "transformers", "peft")}
 
 
-def prepare(this: Run, inputs: dict[str, Any], resume: bool = False) -> None:
+def prepare(this: Run, inputs: dict[str, Any], resume: bool = False, force: bool = False) -> None:
     """Clear what belongs to another training, and checkpoints that were being written when a run was killed.
 
-    Raises BadInput when `resume` is asked for and no checkpoint of this training is there.
+    Raises BadInput when `resume` is asked for and no checkpoint of this training is there, and, without `force`, when
+    there are checkpoints or results of another training: days of a GPU may be in them.
     """
     begun = this.checkpoints / "inputs.json"
-    if this.checkpoints.exists() and (not begun.exists() or orjson.loads(begun.read_bytes()) != inputs):
-        if resume:
+    if not begun.exists() or orjson.loads(begun.read_bytes()) != inputs:
+        if resume and this.checkpoints.exists():
             raise BadInput(f"{this.checkpoints}: of another recipe, data or base; make train starts anew")
+        there = [*checkpoints(this)[-1:], *([this.adapter] if this.adapter.exists() else [])]
+        if there and not force:
+            raise BadInput(
+                f"{there[-1]}: of another recipe, data or base; FORCE=1 trains anew in its place, a copy of the recipe "
+                "under another name trains beside it"
+            )
         files.remove(this.checkpoints)
     whole = resumable(this) if resume else checkpoints(this)
     this.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -193,7 +212,8 @@ def bf16_pays() -> bool:
     """
     if not doctor.cpu_bf16():
         return False
-    import torch
+    with progress.step("loading torch, to try whether bfloat16 is faster here"):
+        import torch
 
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -246,7 +266,7 @@ def follow(this: Run, file: Path, tier: Tier, launch: Launch) -> dict[str, Any]:
     start, environment = command(file, tier, launch)
     log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
     with (
-        log.open("wb") as kept,
+        files.log(log) as kept,
         Program(
             start,
             cwd=run.ROOT,
@@ -311,28 +331,29 @@ def why(log: Path, written: str, status: int, this: Run, tier: Tier) -> str:
 
 
 def lines(stream: IO[bytes], log: IO[bytes]) -> Iterator[str]:
-    """The output's lines, each also written to the log; a progress bar's carriage return ends a line too."""
-    pending = b""
+    """The output's lines, each also written to the log; a progress bar's carriage return ends a line too.
+
+    In the log `***` stands in place of the environment's secrets: training needs them, and its libraries are many.
+    """
+    hidden, pending = secrets(), b""
     while piece := os.read(stream.fileno(), 65536):
-        log.write(piece)
+        pending += piece
+        cut = 1 + max(pending.rfind(b"\r"), pending.rfind(b"\n"))
+        whole, pending = pending[:cut], pending[cut:]
+        log.write(redacted(whole, hidden))
         log.flush()
-        *whole, pending = re.split(rb"[\r\n]", pending + piece)
-        yield from (line.decode(errors="replace") for line in whole)
+        yield from (line.decode(errors="replace") for line in re.split(rb"[\r\n]", whole)[:-1])
+    log.write(redacted(pending, hidden))
 
 
 def show(output: Iterator[str]) -> dict[str, Any]:
-    """Draw one progress line from Axolotl's output: step, loss, tokens/s, memory, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Show one progress line from Axolotl's output: step, loss, tokens/s, memory, time left."""
     loss, tokens, first, memory = 0.0, 0, (0.0, 0), 0.0
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     notes: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=1) as progress:
-        task = progress.add_task("train: loading model and data", total=None)
+    with progress.bar("train: loading model and data") as shown:
         for line in output:
             if step := re.search(r"(\d+)/(\d+) \[\d", line):
-                progress.update(task, completed=int(step[1]), total=int(step[2]))
+                shown.update(int(step[1]), int(step[2]), unit="steps")
                 notes["steps"] = int(step[2])
             if found := re.search(r"'loss': '?([\d.e+-]+)", line):
                 loss = float(found[1])
@@ -345,7 +366,7 @@ def show(output: Iterator[str]) -> dict[str, Any]:
                 speed = (tokens - first[1]) / seconds if seconds else 0.0
                 notes |= {"loss": loss, "tokens": tokens, "tokens_per_second": round(speed, 1)}
                 device = f", {memory:.1f} GiB" if memory else ""
-                progress.update(task, description=f"train: loss {loss:.3f}, {speed:.0f} tokens/s{device}")
+                shown.update(title=f"train: loss {loss:.3f}, {speed:.0f} tokens/s{device}")
     return notes | ({"device_gib": memory} if memory else {})
 
 
@@ -361,7 +382,7 @@ def last_error(log: Path) -> str:
 
 def keep(this: Run) -> None:
     """Copy the trained adapter or weights, with tokenizer and chat template, under their final name."""
-    with files.whole(this.adapter) as partial:
+    with progress.step(f"train: keeping {this.adapter.name}"), files.whole(this.adapter) as partial:
         partial.mkdir()
         for item in this.checkpoints.iterdir():
             kept = item.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}

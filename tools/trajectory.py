@@ -1,7 +1,9 @@
 """One ReAct episode as messages: parse, validate, and turn into the tokens and the loss mask of training."""
 
+import glob
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from tools import BadInput
+from tools import BadInput, progress
 
 T = TypeVar("T")
 
@@ -39,6 +41,33 @@ def action(text: str) -> str | None:
 def observation(text: str) -> str:
     """What the world answers, as the user's turn says it."""
     return f"Observation: {text}"
+
+
+def paths(arguments: Iterable[str]) -> list[str]:
+    """The files that arguments name, where one may name several: DATA="a.jsonl 'my b.jsonl'" is one argument.
+
+    An argument that is a path, or the glob of files, is taken whole, spaces and all; else it is split into words as a
+    shell would, if one of them is there. Raises BadInput for an empty one.
+    """
+    named: list[str] = []
+    for each in arguments:
+        if not each.strip():
+            raise BadInput("a file without a name; name the episodes to read (DATA= or IN=)")
+        try:
+            words = [each] if matching(each) else shlex.split(each)
+        except ValueError:  # a quote that is not closed
+            words = []
+        if not any(map(matching, words)):
+            words = [each]
+        named += [name for word in words for name in matching(word) or [word]]
+    return named
+
+
+def matching(name: str) -> list[str]:
+    """What is there of this name: itself, else the files that it is a glob of, sorted; empty where nothing is."""
+    if os.path.lexists(name):
+        return [name]
+    return [each for each in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(each)]
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -75,16 +104,11 @@ def rows(paths: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any] | str]]:
 
 
 def followed(rows: Iterable[T], what: str) -> Iterator[T]:
-    """The same rows, while a terminal's stderr shows how many went by."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn(f"{what}: {{task.completed:,.0f}} episodes"), TimeElapsedColumn()
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
-    ) as bar:
-        yield from bar.track(rows, total=None)
+    """The same rows, while stderr shows how many went by."""
+    with progress.bar(what, unit="episodes") as shown:
+        for number, each in enumerate(rows, 1):
+            yield each
+            shown.update(number)
 
 
 def row(line: bytes) -> dict[str, Any] | str:

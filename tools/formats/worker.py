@@ -222,24 +222,27 @@ def packed(data: bytes, how: str) -> bytes:
 
 
 def main() -> None:
-    """Serve one converter until it closes our stdin. Its Ctrl-C is not for us."""
+    """Serve one converter until it closes our pipes, or is gone. Its Ctrl-C is not for us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()  # Rows hold no cycles, and to look for some takes a tenth of the time.
-    asks, answers = sys.stdin.buffer, sys.stdout.buffer
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        serve(sys.stdin.buffer, sys.stdout.buffer)
+    os._exit(0)  # Python would try to write once more what nobody reads
+
+
+def serve(asks: Any, answers: Any) -> None:
+    """Take a task and then chunks from `asks`, and answer each. Raises EOFError or BrokenPipeError at the end."""
     handle, settings = marshal.load(asks)
     task = Task(*settings)
-    files: dict[str, Any] = {}
+    opened: dict[str, Any] = {}
     while True:
-        try:
-            source, kind, data = marshal.load(asks)
-        except EOFError:
-            return
+        source, kind, data = marshal.load(asks)
         try:
             if kind == "range":
                 path, start, end = data
-                if path not in files:
-                    files = {path: open(path, "rb")}  # noqa: SIM115
-                kind, data = chunks.stretch(files[path], start, end)
+                if path not in opened:
+                    opened = {path: open(path, "rb")}  # noqa: SIM115
+                kind, data = chunks.stretch(opened[path], start, end)
             made = convert(source, kind, data, task)
         except OSError as error:
             made = Made(fault=f"cannot be read ({error.strerror})")

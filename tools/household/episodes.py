@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, files
+from tools import BadInput, Failed, files, progress, run
 from tools.household import alfworld
 from tools.household.expert import STYLES, SYSTEM, Expert, Lost, system
 from tools.household.rooms import make_room, make_room_for
@@ -82,6 +82,20 @@ def test_episodes() -> Iterator[dict[str, Any]]:
         yield episode(room, slip=0) or {}
 
 
+def write_committed(force: bool = False) -> None:
+    """Write data/train.jsonl and data/test.jsonl, and say so; files that are the same are left alone.
+
+    Raises BadInput for one that was changed, unless `force`.
+    """
+    for name, made in (("train", train_episodes()), ("test", test_episodes())):
+        lines = [orjson.dumps(each) + b"\n" for each in made]
+        path = run.ROOT / "data" / f"{name}.jsonl"
+        if not path.is_file() or files.sha256(path) != files.sha256_of(b"".join(lines)):
+            with files.output(path, force) as beside:
+                beside.write_bytes(b"".join(lines))
+        print(f"data/{name}.jsonl: {len(lines)} episodes")
+
+
 def unseen_rooms(count: int) -> Iterator[Room]:
     """Rooms to play whose layouts are in neither committed set."""
     known = introductions(train_episodes()) | introductions(test_episodes())
@@ -130,21 +144,24 @@ def make(
     slip: float = 0.0,
     steps: int = MOST_STEPS,
     games: str = "",
+    force: bool = False,
 ) -> dict[str, int]:
     """Write at most `count` of the expert's episodes to a JSONL file; how many were written and left out.
 
     `tasks` and `rooms`: names with commas between, or "all"; `games`: a folder of ALFWorld's own, in place of drawn
-    rooms. Left out are games that the expert loses, cannot read the task of, or has met before. Raises BadInput.
+    rooms. `force`: replace a file that is there. Left out are games that the expert loses, cannot read the task of, or
+    has met before. Raises BadInput.
     """
     if style not in STYLES:
         raise BadInput(f"{style}: the expert's styles are {', '.join(STYLES)}")
-    if not out or Path(out).is_dir():
-        raise BadInput(f"{out or 'episodes'}: name the file to write (OUT=my.jsonl)")
+    files.check_output(out, force)
     asked = _chosen("tasks", tasks)
     if games:
-        own = (room for room in alfworld.games(alfworld.folder(games)) if room.task in asked)
-        return write(Path(out), own, asked, count, slip, style, steps)
-    return write(Path(out), drawn_rooms(seed, asked, _chosen("rooms", rooms)), asked, count, slip, style, steps)
+        own: Iterable[Room] = (room for room in alfworld.games(alfworld.folder(games)) if room.task in asked)
+    else:
+        own = drawn_rooms(seed, asked, _chosen("rooms", rooms))
+    with files.output(out, force) as beside:
+        return write(beside, own, asked, count, slip, style, steps)
 
 
 def _chosen(what: str, names: str) -> list[str]:
@@ -159,23 +176,19 @@ def _chosen(what: str, names: str) -> list[str]:
 def write(
     out: Path, rooms: Iterable[Room], tasks: Sequence[str], count: int, slip: float, style: str, steps: int
 ) -> dict[str, int]:
-    """Write at most `count` episodes, whole or not at all; how many were written and left out.
+    """Write at most `count` episodes; how many were written and left out.
 
     `tasks`: what the rooms may ask for; the system prompt names the actions that they need. Raises Failed when the
     expert wins none of many rooms in a row.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     counts, missed = {"episodes": 0, "left out": 0}, 0
-    with files.whole(out) as partial, partial.open("wb") as file, Progress(console=Console(stderr=True)) as progress:
-        shown = progress.add_task("episodes", total=count)
+    with out.open("wb") as file, progress.bar("the expert plays", count, "episodes") as shown:
         for game in played(rooms, slip, style, steps, system(tasks)):
             counts["episodes" if game else "left out"] += 1
             missed = 0 if game else missed + 1
             if game:
                 file.write(orjson.dumps(game) + b"\n")
-                progress.advance(shown)
+                shown.advance()
             if counts["episodes"] == count:
                 break
             if missed == MOST_MISSED:

@@ -97,8 +97,8 @@ episodes: .venv/.ready ## more household episodes (OUT=my.jsonl COUNT=1000 SEED=
 	@$(TOOLS) episodes $(call option,count,COUNT) $(call option,seed,SEED) $(call option,tasks,TASKS) $(call option,rooms,PLACES) \
 	  $(call option,style,STYLE) $(call option,slip,SLIP) $(call option,alfworld,ALFWORLD) $(FORCED) -- "$$OUT"
 
-recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/
-	@$(TOOLS) recipes
+recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/ (FORCE=1)
+	@$(TOOLS) recipes $(FORCED)
 
 list: .venv/.ready ## the recipes, model by tier (TIER=24gb for all of a tier)
 	@$(TOOLS) list $(call option,tier,TIER) $(call option,model,MODEL)

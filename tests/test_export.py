@@ -98,7 +98,7 @@ def test_the_upload_folder_is_whole_and_takes_no_second_copy(model: export.Model
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert "react-smollm2-Q8_0.gguf" in names and not [name for name in names if name.endswith((".bin", ".pt"))]
     assert (folder / "model.safetensors").samefile(model.merged / "model.safetensors")
-    assert command == f"hf upload react-smollm2 {folder.resolve()} ."
+    assert command == f"hf upload react-smollm2 {folder.resolve()} . --exclude {files.MARK}"
     # The program itself takes the command: it stops at what it cannot have here, the hub.
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     program = Path(sys.executable).with_name("hf")
@@ -143,6 +143,7 @@ def test_lm_studio_gets_publisher_model_file(model: export.Model) -> None:
 
 def test_llama_servers_script_serves_the_model(model: export.Model) -> None:
     import httpx
+    import psutil
 
     export.write(model, "llama-server")
     script = model.this.folder / "export" / "llama-server" / "serve.sh"
@@ -151,6 +152,8 @@ def test_llama_servers_script_serves_the_model(model: export.Model) -> None:
     moved.write_text(script.read_text().replace("--port 8080", f"--port {port}"))
     url = f"http://127.0.0.1:{port}"
     with llamacpp.started(["sh", str(moved)], f"{url}/health", script.with_name("log")):
+        ours = [each.laddr for each in psutil.net_connections("tcp") if each.laddr and not each.raddr]
+        assert {ip for ip, bound in ours if bound == port} == {"127.0.0.1"}
         props = httpx.get(f"{url}/props", trust_env=False).json()
         assert httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"] == "react-smollm2"
     assert props["default_generation_settings"]["n_ctx"] == 512

@@ -142,7 +142,7 @@ def test_what_is_no_whole_adapter_is_refused(tmp_path: Path) -> None:
         lora.check(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     save_file({"base_model.model.a.lora_A.weight": torch.zeros(8, 8)}, weights)
-    with pytest.raises(BadInput, match=r"adapter_config\.json: not a JSON object"):
+    with pytest.raises(BadInput, match=r"adapter_config\.json:1: not a JSON object"):
         lora.check(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(BadInput, match=r"adapter_model\.safetensors: not a whole safetensors file"):

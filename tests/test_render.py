@@ -50,6 +50,17 @@ def test_a_recipe_edited_in_place_stops_it_before_anything_is_written(copy: Path
     with pytest.raises(BadInput, match=rf"recipes/24gb/qwen7b-qlora.yaml:{line}: generated, and edited in place; copy"):
         render.write()
     assert "lora_r: 64" in mine.read_text() and not other.exists()
+    render.write(force=True)
+    assert "lora_r: 64" not in mine.read_text() and other.exists()
+
+
+@pytest.mark.parametrize("name", ["deepspeed/zero3.json", "24gb/qwen7b-qlora.yaml"])
+def test_a_persons_own_text_under_a_generated_name_is_kept(copy: Path, name: str) -> None:
+    """Neither bears our hash: a DeepSpeed file cannot, and a person wrote the recipe from scratch."""
+    (copy / name).write_text('{"mine": 1}')
+    with pytest.raises(BadInput, match=f"recipes/{name}:1: generated, and edited in place"):
+        render.write()
+    assert (copy / name).read_text() == '{"mine": 1}'
 
 
 def test_a_persons_own_file_is_left_and_an_old_one_of_ours_removed(copy: Path) -> None:

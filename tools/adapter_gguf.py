@@ -3,14 +3,19 @@
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from tools import BadInput, Failed, files, gguf, llamacpp, lora, merge
+from tools.process import without_secrets
 
-# Runs a converter of llama.cpp's with keys of our own in the metadata: its --metadata knows a fixed set of keys only.
+# Runs a converter of llama.cpp's with keys of our own in the metadata (its --metadata knows a fixed set of keys only),
+# and without the code of a model's own: llama.cpp trusts that of some architectures.
 CONVERTER = """import json, runpy, sys
 from gguf import GGUFValueType, GGUFWriter, gguf_writer
+from transformers import dynamic_module_utils
+def refuse(*args, **options):
+    sys.exit("error: the base names code of its own, which is never run here")
+dynamic_module_utils.get_class_from_dynamic_module = dynamic_module_utils.get_class_in_module = refuse
 metadata, sys.argv = json.loads(sys.argv[1]), sys.argv[2:]
 write_header = GGUFWriter.write_header_to_file
 def write_ours_too(self, *args, **options):
@@ -31,11 +36,11 @@ def convert(adapter: Path, base_model: Path, out: Path, metadata: dict[str, str]
     source = llamacpp.source()
     # The converter goes with its own version of the gguf package; nothing may be fetched on the way.
     paths = os.pathsep.join([str(source / "gguf-py"), str(source)])
-    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    environment = without_secrets() | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", CONVERTER, json.dumps(metadata or {}), str(source / "convert_lora_to_gguf.py")]
-    with tempfile.TemporaryDirectory() as folder, files.whole(out) as partial:
-        prepare(adapter, pairs, Path(folder))
-        command += [folder, "--base", str(base_model), "--outfile", str(partial), "--outtype", "f16"]
+    with files.scratch(out) as folder, files.whole(out) as partial:
+        prepare(adapter, pairs, folder)
+        command += [str(folder), "--base", str(base_model), "--outfile", str(partial), "--outtype", "f16"]
         gguf.follow(command, f"{out.name}: converting", environment)
 
 
@@ -72,7 +77,7 @@ def prepare(adapter: Path, pairs: list[lora.LowRank], folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(adapter / "adapter_model.safetensors")
-    alpha = json.loads((adapter / "adapter_config.json").read_bytes())["lora_alpha"]
+    alpha = files.read_object(adapter / "adapter_config.json").get("lora_alpha", 8)  # peft's own
     for pair in pairs:
         rank = len(tensors[pair.a])
         if pair.scale != alpha / rank:

@@ -8,12 +8,18 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback, set_seed
 
+from tools import chat_template
+
 # What train.py reads in the log; Axolotl itself ends with status 0 after either a stop or the last step.
 STOPPED = "react-recipes: stopped, with a checkpoint, at step"
 
 
 class WatchPlugin(BasePlugin):
-    """Adds the watch to every training, whatever the trainer."""
+    """Adds the watch to every training, whatever the trainer; chat templates are rendered apart."""
+
+    def register(self, cfg: dict[str, Any]) -> None:
+        """Have chat templates rendered in a process of their own: Axolotl reads its data after this."""
+        chat_template.install_in_axolotl()
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
         """Draw the adapter's first values from the recipe's seed: Axolotl sets it only after they are drawn."""

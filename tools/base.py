@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import BadInput, Failed, catalog, files, gguf_header, hf_folder, progress, run
+from tools.hf_folder import check_safetensors
 
 # The names of a llama model's tensors in a GGUF and in a Hugging Face folder.
 LLAMA_TENSORS = {
@@ -147,7 +148,7 @@ def check(folder: Path) -> Path:
     if missing := sorted((hf_folder.shards(folder) or set()) - weights):
         raise BadInput(f"{folder}: a base folder without all its weights: {missing[0]} is missing")
     for item in sorted(weights):
-        hf_folder.check_safetensors(folder / item)
+        check_safetensors(folder / item)
     return folder
 
 
@@ -171,7 +172,7 @@ def tokenizer(name: str, convert: Callable[[Path, Path], None]) -> Any:
     A folder needs no weights here. `convert`: see `packaged`. Raises BadInput for a folder that holds no tokenizer,
     Failed when the hub cannot give it.
     """
-    from transformers import AutoTokenizer
+    from tools import chat_template
 
     models = [model for model in catalog.models().values() if model.package and name in {"", model.hub, model.key}]
     if os.path.isdir(name):
@@ -179,11 +180,7 @@ def tokenizer(name: str, convert: Callable[[Path, Path], None]) -> Any:
         refuse_code(where)
     else:
         where = packaged(models[0], convert) if models else tokenizer_folder(name)
-    try:
-        return AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise BadInput(f"{where}: holds no tokenizer that can be read: {why}") from error
+    return chat_template.tokenizer(where)
 
 
 def tokens(tokenizer: Any, messages: list[dict[str, Any]]) -> int:

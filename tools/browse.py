@@ -136,6 +136,7 @@ def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any
     A name without a recipe on that tier (what does not fit has none) is planned from its model and method all the same.
     Raises BadInput for what is not known.
     """
+    plan.check_devices(gpus)
     on = plan.for_gpu(catalog.pick("GPU", gpu, catalog.gpus()), gpus or 1) if gpu else None
     if not name.endswith((".yaml", ".yml")):
         model, method, inside = split(name)
@@ -182,10 +183,14 @@ def changed(s: Any, changes: Mapping[str, Any], tier: Tier) -> Any:
     for key, value in changes.items():
         if wrong := recipe.mistyped(key, value):
             raise BadInput(wrong)
+        if value is None:  # as it is
+            continue
+        if key in recipe.WHOLE or key in recipe.REAL:
+            value = int(value) if key in recipe.WHOLE else float(value)
         if key in ("load_in_4bit", "load_in_8bit"):
             s = replace(s, bits=(4 if "4" in key else 8) if value else 16)
         elif key in fields:
-            s = replace(s, **{fields[key]: value})
+            s = replace(s, **{fields[key]: bool(value) if key == "gradient_checkpointing" else value})
         elif key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"):
             s = replace(s, kernels=bool(value))
         elif key not in ("adapter", "lora_alpha", "learning_rate", "lora_target_linear"):
@@ -261,6 +266,7 @@ def add_model(hub: str, key: str) -> None:
     names = ("title", "hub", "licence", "gated", "family", "context", "architecture")
     entry = {name: getattr(made, name) for name in names} | tokens_of(str(folder))
     entry |= {"sizes": made.sizes.model_dump(exclude={"key"}), "parameters": made.parameters}
+    render.refuse_edited(render.generated())  # before the catalog changes
     text = (catalog.CATALOG / "models.yaml").read_text(encoding="utf-8")
     added = yaml.safe_dump({key: entry}, sort_keys=False, default_flow_style=None, width=110)
     files.write(
@@ -280,12 +286,10 @@ def tokens_of(hub: str) -> dict[str, Any]:
     Raises BadInput where there is no tokenizer, or it names no end token.
     """
     from jinja2 import TemplateError
-    from transformers import AutoTokenizer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(hub)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{hub}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+    from tools import chat_template
+
+    tokenizer = chat_template.tokenizer(hub)
     if not tokenizer.eos_token:
         raise BadInput(f"{hub}: its tokenizer names no eos_token")
     turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, catalog, doctor, files, progress, quote, recipe, run
+from tools import BadInput, Failed, base, catalog, doctor, files, hf_folder, progress, quote, recipe, run
 from tools.catalog import Tier
 from tools.run import Run
 
@@ -63,7 +64,8 @@ def check(job: Job, force: bool = False, as_json: bool = False) -> None:
     """
     from tools import preflight, train
 
-    preflight.read(job.path, job.changes)
+    with progress.step("check: reading the data"):
+        preflight.read(job.path, job.changes)
     this = recipe.folder(job.path)
     try:
         folder: Path | str = base_folder(job.path, job.other)
@@ -218,7 +220,10 @@ def foreign(folder: Path, other: str) -> Tuned:
         raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
     source = base.resolve(called, gguf.convert)
     hashes = {"adapter": files.sha256(folder), "base": train.folder_hash(source)}
-    longest = orjson.loads((source / "config.json").read_bytes()).get("max_position_embeddings", CONTEXT)
+    path = source / "config.json"
+    longest = hf_folder.text_settings(files.read_object(path)).get("max_position_embeddings", CONTEXT)
+    if type(longest) is not int or longest < 1:
+        raise hf_folder.wrong(path, "max_position_embeddings", longest, "a number of tokens")
     this, served = Run(run.outputs() / "adapters" / name), ollama.PREFIX + re.sub(r"[^\w.-]", "-", name)
     return Tuned(this, name, served, folder, source, called, hashes, min(longest, CONTEXT))
 
@@ -233,8 +238,11 @@ def gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = F
     wanted = list(dict.fromkeys(gguf.check_quant(each) for each in quants.split()))
     model = tuned(name, other, adapter)
     inputs = {key: model.hashes.get(key, "") for key in ("adapter", "base", *(["data"] if guided else []))}
+    before = f16_files(model.run)
     with model.run.held("gguf"):
         make_ggufs(model, inputs, wanted, guided)
+    if "F16" not in wanted:
+        tell_f16(model.run, before)
 
 
 def make_ggufs(model: Tuned, inputs: dict[str, Any], wanted: Sequence[str], guided: bool) -> None:
@@ -256,6 +264,19 @@ def make_ggufs(model: Tuned, inputs: dict[str, Any], wanted: Sequence[str], guid
                 file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
                 guide = imatrix.of_run(model.run, who) if guided and quant not in gguf.UNQUANTISED else None
                 gguf.build(model.base, folder, file, quant, model.metadata, f16, guide)
+
+
+def f16_files(this: Run) -> list[Path]:
+    """The F16 GGUFs of a run that are there, of the tuned model and of the base."""
+    return [file for file in (this.gguf("F16", who) for who in ("tuned", "base")) if file.exists()]
+
+
+def tell_f16(this: Run, before: Sequence[Path]) -> None:
+    """Say which F16 GGUFs were made on the way to something else, and stay; those there `before` are no news."""
+    if made := [file for file in f16_files(this) if file not in before]:
+        names, size = " and ".join(file.name for file in made), sum(file.stat().st_size for file in made) / 1e6
+        stay = f"{'stay' if len(made) > 1 else 'stays'} for the next quantisation: {size:,.0f} MB"
+        print(f"{names} {stay}; remove {'them' if len(made) > 1 else 'it'} if the disk is short", file=sys.stderr)
 
 
 def name_of(path: Path) -> str:

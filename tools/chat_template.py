@@ -21,19 +21,19 @@ from typing import Any
 
 import jinja2
 
-from tools import BadInput, Failed, template_sandbox
+from tools import BadInput, Failed, progress, template_sandbox
 from tools.process import Program, without_secrets
 from tools.quote import visible
 
 # Seconds that a template may run, and seconds more for each MiB that it is given. A conversation of 16 turns, 2 kB,
 # takes the templates of SmolLM2, Qwen 3 and Llama 3 0.00004 s.
-SECONDS, SECONDS_PER_MIB = 6.0, 1.0
+SECONDS, SECONDS_PER_MIB = 5.0, 1.0
 # Seconds of the processor that the short conversations of a trial may take together.
 TRIAL_SECONDS = 0.5
 # Seconds that the process may take to start.
 START = 60.0
 # What to do about a template that cannot be used.
-MEND = "put that of its model's family in its place, or take another base model"
+MEND = "replace it with the template of its model's family, or use another base model"
 
 # Short conversations to try a template on: a question, an answer, a system message, a tool.
 USER, ANSWER = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}
@@ -104,7 +104,7 @@ class Sandbox:
                 self.stop()  # Else the answer to this request would be taken for that to the next.
                 raise
         whole = made[1:]
-        return json.loads(whole) if made.startswith(template_sandbox.VALUE) else whole.decode("utf-8", "surrogatepass")
+        return json.loads(whole) if made.startswith(template_sandbox.VALUE) else whole.decode()
 
     def asked(self, request: bytes, limit: float) -> bytes:
         """The answer to a request, within `limit` seconds. Raises TimeoutError, Ended."""
@@ -177,8 +177,11 @@ def error_of(whose: str, kind: str, said: str) -> BadInput:
         return BadInput(f"{whose} wants more than {template_sandbox.ROOM >> 30} GiB of memory; {MEND}")
     if kind == "TooMuch":
         return BadInput(f"{whose} writes far more than it is given; {MEND}")
-    if kind == "SecurityError":
-        return BadInput(f"{whose} reaches for what templates must not have: {said}; {MEND}")
+    if kind == "RecursionError":
+        return BadInput(f"{whose} calls itself without end, or is nested too deep; {MEND}")
+    if kind == "SecurityError" or said.startswith("no loader"):
+        what = said.rstrip(".") if kind == "SecurityError" else "it asks for another file"
+        return BadInput(f"{whose} does what no template may: {what}; {MEND}")
     if hasattr(jinja2.exceptions, kind):
         return Unrendered(said or "the chat template refuses it", kind)
     return Unrendered(f"the chat template fails: {kind}: {said}", kind)
@@ -188,7 +191,7 @@ class Plain(pickle.Pickler):
     """Writes each dictionary, list, tuple and text as Python's own: the sandbox has no other classes of them."""
 
     def reducer_override(self, value: Any) -> Any:
-        """How to write what is of a class that pickle does not know. Raises BadInput for what the sandbox cannot have."""
+        """How to write what pickle has no way of its own for. Raises BadInput for what the sandbox cannot have."""
         for kind in (dict, list, tuple):
             if isinstance(value, kind):
                 return kind, (kind(value),)
@@ -205,7 +208,10 @@ class Plain(pickle.Pickler):
 def pickled(value: Any) -> bytes:
     """A request."""
     body = io.BytesIO()
-    Plain(body, pickle.HIGHEST_PROTOCOL).dump(value)
+    try:
+        Plain(body, pickle.HIGHEST_PROTOCOL).dump(value)
+    except RecursionError as error:
+        raise BadInput("a conversation is nested too deep for any chat template") from error
     return body.getvalue()
 
 
@@ -286,7 +292,8 @@ def tokenizer(where: str | Path, trial: bool = True) -> Any:
     `trial`: try its chat templates first, see `check`; False where another template takes their place. Raises BadInput
     for a folder that holds none, Failed when the hub cannot give it.
     """
-    from transformers import AutoTokenizer
+    with progress.step("loading transformers"):  # 5 to 10 s, the first time
+        from transformers import AutoTokenizer
 
     install()
     try:

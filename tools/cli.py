@@ -173,11 +173,11 @@ def episodes(
 
 
 @app.command()
-def recipes() -> None:
+def recipes(force: Replace = False) -> None:
     """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
     from tools import render
 
-    counts = render.write()
+    counts = render.write(force)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
 
 

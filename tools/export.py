@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import yaml
 
 from tools import BadInput, catalog, files, llamacpp, ollama, recipe, render
 from tools.run import Run
@@ -102,11 +103,12 @@ def lmstudio(model: Model, out: Path) -> str:
 def huggingface(model: Model, out: Path) -> str:
     """A folder to upload: merged weights, GGUF, the base's licence, a model card; the command that uploads it."""
     for path in sorted(model.merged.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != files.MARK:
             link(path, out / path.relative_to(model.merged))
     link(model.gguf, out / f"{model.name}-{model.quant}.gguf")
     (out / "README.md").write_text(card(model), encoding="utf-8")
-    return shlex.join(["hf", "upload", model.name, str(model.this.folder.resolve() / "export" / "huggingface"), "."])
+    final = str(model.this.folder.resolve() / "export" / "huggingface")
+    return shlex.join(["hf", "upload", model.name, final, ".", "--exclude", files.MARK])
 
 
 WRITERS: Mapping[str, Callable[[Model, Path], str]] = {
@@ -180,7 +182,7 @@ def hub_commands(model: Model) -> str:
 
 
 def front_matter(model: Model, known: catalog.Model | None, played: list[dict[str, Any]]) -> str:
-    """The card's head in YAML, made and checked by the hub's own library."""
+    """The card's head in YAML, of what the hub's own library checked."""
     from huggingface_hub import EvalResult, ModelCardData
 
     licence = known.licence if known else "the base model's own"
@@ -210,7 +212,8 @@ def front_matter(model: Model, known: catalog.Model | None, played: list[dict[st
         eval_results=results or None,
         **legal,
     )
-    return str(data.to_yaml()).strip()
+    # The library's own to_yaml leaves some letters (U+0085) as they are, which no reader of YAML takes for themselves.
+    return yaml.safe_dump(data.to_dict(), sort_keys=False).strip()
 
 
 def provenance_name(model: Model) -> str:

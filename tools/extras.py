@@ -20,12 +20,13 @@ def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data:
     """
     from rich.console import Console
 
-    from tools import gguf, trajectory
+    from tools import chat_template, gguf, trajectory
     from tools import quality as score
 
     names = [each for each in map(gguf.check_quant, quants.split()) if each != "F16"]
     path = chain.find(name)
     this, held_out = recipe.folder(path), Path(data) if data else chain.TEST_DATA
+    before = chain.f16_files(this)
     chain.gguf(name, other, "F16")
     chain.gguf(name, other, " ".join(names), guided=guided)
     made = {quant: this.gguf(quant) for quant in names}
@@ -33,14 +34,13 @@ def quality(name: str, other: str, quants: str, guided: bool, chunks: int, data:
     inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
     with this.held("quality"):
         if not this.done("quality", inputs) or not this.quality.exists():
-            with this.stage("quality", inputs) as notes, progress.step("quality: reading the held-out episodes"):
-                from transformers import AutoTokenizer
-
-                tokenizer = AutoTokenizer.from_pretrained(this.adapter)
+            with this.stage("quality", inputs) as notes, progress.step("quality"):
+                tokenizer = chat_template.tokenizer(this.adapter)
                 found = score.compare(this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks)
                 files.write_json(this.quality, found)
                 notes |= {"tokens": found["tokens"]}
     Console().print(score.table(orjson.loads(this.quality.read_bytes())["models"]))
+    chain.tell_f16(this, before)
 
 
 def merge(name: str, other: str) -> Path:
@@ -126,12 +126,10 @@ def same_text(client: Any, name: str, this: run.Run) -> None:
 
     Its tokens are then those of training, so far as its base has training's vocabulary.
     """
-    from transformers import AutoTokenizer
-
+    from tools import chat_template, parity
     from tools import ollama as server
-    from tools import parity
 
-    tokenizer = AutoTokenizer.from_pretrained(this.adapter)
+    tokenizer = chat_template.tokenizer(this.adapter)
     for number, episode in enumerate(islice(chain.test_set(), parity.COUNT), 1):
         turns = episode["messages"][:-1]
         mine: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -48,7 +49,7 @@ def whole(path: Path, wait: bool = True) -> Iterator[Path]:
         refuse_folder(path)
         if alone:
             clear(path)
-        partial = beside(path, f"{os.getpid()}-{secrets.token_hex(4)}.partial")
+        partial = unique(path, "partial")
         try:
             yield partial
             if partial.is_dir():
@@ -69,6 +70,7 @@ def output(name: str | Path, force: bool = False, inputs: Iterable[str | Path | 
     Raises BadInput as `check_output`, Failed when another process writes it or the disk is full.
     """
     inputs = list(inputs)
+    name = os.path.expanduser(name)  # no shell has, where make passes the text on
     check_output(name, force, inputs)
     path = Path(os.path.realpath(name))
     if os.path.exists(path) and not os.path.isfile(path):
@@ -85,6 +87,7 @@ def check_output(name: str | Path, force: bool = False, inputs: Iterable[str | P
 
     It may not where a folder is there, where one of `inputs` is that file, or where something is there and not `force`.
     """
+    name = os.path.expanduser(name)
     if not str(name):
         raise BadInput("the file to write has no name; give it one (OUT=)")
     if str(name).endswith(os.sep) or os.path.isdir(name):
@@ -191,18 +194,42 @@ def clear(path: Path) -> None:
 
     Only for who holds the lock of `path`.
     """
-    stem = beside(path, "").name
-    left = [item for item in path.parent.iterdir() if item.name.startswith(stem)]
-    for item in left:
-        if item.name.endswith(".old") and not os.path.lexists(path):
+    stem = re.escape(beside(path, "").name)
+    for item in list(path.parent.iterdir()):
+        left = re.fullmatch(rf"{stem}(\d+)-[0-9a-f]{{8}}\.(partial|old|scratch)", item.name)
+        if not left or int(left[1]) == os.getpid():
+            continue
+        if left[2] == "old" and not os.path.lexists(path):
             item.rename(path)
-        elif item.name.endswith((".partial", ".old")):
+        else:
             remove(item)
+
+
+def unique(path: Path, ending: str) -> Path:
+    """A hidden name beside `path` that no other process has, and by which `clear` knows what a killed one left."""
+    return beside(path, f"{os.getpid()}-{secrets.token_hex(4)}.{ending}")
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is needed on the way to it; removed at the end, or after a kill at the next call.
+
+    Waits for another process that makes `path`, as `whole` does.
+    """
+    with locked(path) as alone, one_line(path):
+        if alone:
+            clear(path)
+        folder = unique(path, "scratch")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            remove(folder)
 
 
 def put(partial: Path, path: Path) -> None:
     """Give `partial` the name `path`. A folder there goes away only once the new one has its name."""
-    old = beside(path, f"{os.getpid()}-{secrets.token_hex(4)}.old") if path.is_dir() else None
+    old = unique(path, "old") if path.is_dir() else None
     if old:
         path.rename(old)
     elif partial.is_dir() and os.path.lexists(path):
@@ -246,8 +273,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     gone = path
-    if not path.name.endswith((".old", ".partial")):
-        gone = beside(path, f"{os.getpid()}-{secrets.token_hex(4)}.partial")
+    if not path.name.startswith("."):
+        gone = unique(path, "partial")
         path.rename(gone)
     shutil.rmtree(gone)
 

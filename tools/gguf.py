@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, base, doctor, files, llamacpp, lora, merge, progress, run
-from tools.process import Program
+from tools import BadInput, Failed, base, doctor, files, hf_folder, llamacpp, lora, merge, progress, run
+from tools.process import Program, without_secrets
 
 # All types of llama-quantize; its --help says what each is, and itself when one needs an importance matrix.
 QUANTS = (
@@ -76,9 +76,7 @@ def convert(
     An adapter of a kind that cannot be added so is merged by peft first, and that is said. Raises Failed when the
     adapter is another base's, and with the converter's own words.
     """
-    work = out.with_name(f".{out.name}.parts")
-    files.remove(work)
-    try:
+    with files.scratch(out) as work:
         stored = four_bits(folder, adapter)
         if stored:
             print(f"{folder}: stored in 4 bits, made 16 bits again on the way", file=sys.stderr)
@@ -93,13 +91,14 @@ def convert(
             merge.merge(folder, adapter, merged)
             folder, adapter = merged, None
         one_pass(folder, out, metadata or {}, adapter, quant, work)
-    finally:
-        files.remove(work)
 
 
 def four_bits(folder: Path, adapter: Path | None) -> bool:
     """Whether bitsandbytes stored a base in 4 bits. Raises BadInput for other ways, where an adapter is to be added."""
-    how = json.loads((folder / "config.json").read_bytes()).get("quantization_config") or {}
+    path = folder / "config.json"
+    how = files.read_object(path).get("quantization_config") or {}
+    if not isinstance(how, dict):
+        raise hf_folder.wrong(path, "quantization_config", how, "an object")
     found = how.get("quant_method") == "bitsandbytes" and bool(how.get("load_in_4bit") or how.get("_load_in_4bit"))
     if adapter and how and not found:
         method = how.get("quant_method", "something else than 16 bits")
@@ -125,7 +124,7 @@ def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | 
     source = llamacpp.source()
     # The converter goes with its own version of the gguf package; nothing may be fetched on the way.
     paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run.ROOT)])
-    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    environment = without_secrets() | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     with files.whole(out) as partial:
         asked = request(folder, partial, metadata, adapter, quant, work)
         command = [sys.executable, "-m", "tools.onepass", json.dumps(asked)]
@@ -159,7 +158,7 @@ def quantize(f16: Path, out: Path, quant: str, imatrix: Path | None = None) -> N
         # A relative path: the file that others get carries it.
         guide = ["--imatrix", os.path.relpath(imatrix)] if imatrix else []
         command = [str(llamacpp.program("llama-quantize")), *guide, str(f16), str(partial), quant, str(doctor.cores())]
-        follow(command, f"{out.name}: quantising", dict(os.environ))
+        follow(command, f"{out.name}: quantising", without_secrets())
 
 
 def follow(command: list[str], title: str, environment: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from tools import BadInput, Failed, base, llamacpp, progress
+from tools import BadInput, Failed, base, gguf_header, llamacpp, lora, progress
 from tools.causes import text
 
 PROMPTS = 20
@@ -25,8 +25,11 @@ CHOICES = 10
 def model(folder: Path, adapter: Path | None) -> Any:
     """The base with its adapter merged by peft, on the CPU in float32, its weights rounded to bfloat16 first.
 
-    Raises BadInput when memory is too short for it, Failed when the adapter does not fit.
+    Raises BadInput when memory is too short for it, Failed when transformers cannot read it or the adapter does not fit.
     """
+    base.check(folder)
+    if adapter:
+        lora.check_patterns(lora.check(adapter), lora.shapes(folder), adapter)
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -36,15 +39,20 @@ def model(folder: Path, adapter: Path | None) -> Any:
         raise BadInput(
             f"{folder}: {need / 2**30:.0f} GiB of memory needed to compare answers; --no-greedy leaves it out"
         )
-    base.check(folder)
     logging.disable_progress_bar()
-    whole: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    try:
+        whole: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # the settings of a model of any origin, in the hands of a class of any
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Failed(f"{folder}: transformers cannot read the model: {first}") from error
     if adapter:
         from peft import PeftModel
 
         try:
             whole = PeftModel.from_pretrained(whole, str(adapter)).merge_and_unload()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             raise Failed(f"{adapter} does not fit {folder}: {str(error).splitlines()[0]}") from error
         whole = whole.to(torch.bfloat16).to(torch.float32)
     return whole.eval()
@@ -77,9 +85,9 @@ def check(whole: Any, url: str, prompts: Sequence[list[int]], tokenizer: Any, st
 
 def unquantised(gguf: Path) -> bool:
     """Whether a GGUF holds its weights in 16 or 32 bits, so that its answers can be compared token by token."""
-    from gguf import GGUFReader, LlamaFileType
+    from gguf import LlamaFileType
 
-    kind = base.value(GGUFReader(gguf), "general.file_type")
+    kind = gguf_header.read(gguf).get("general.file_type")
     return kind in (LlamaFileType.ALL_F32, LlamaFileType.MOSTLY_F16, LlamaFileType.MOSTLY_BF16)
 
 

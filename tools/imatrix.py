@@ -4,12 +4,11 @@ import os
 import random
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, doctor, files, llamacpp, progress, recipe, run, trajectory
+from tools import BadInput, Failed, chat_template, doctor, files, llamacpp, progress, recipe, run, trajectory
 from tools.process import Program
 
 # Tokens that are read at a time, and how many times at most; the size is llama-imatrix's and llama-perplexity's own.
@@ -22,14 +21,12 @@ def of_run(this: run.Run, who: str) -> Path:
 
     Raises BadInput when no recipe of ours says what those were.
     """
-    from transformers import AutoTokenizer
-
     if not this.recipe.exists():
         raise BadInput(f"{this.folder}: no recipe of ours, so no training conversations to measure what matters by")
     f16, out = this.gguf("F16", who), this.imatrix(who)
     if not out.exists() or out.stat().st_mtime < f16.stat().st_mtime:
         data = run.ROOT / recipe.dataset(this.recipe)["path"]
-        make(f16, data, AutoTokenizer.from_pretrained(this.adapter), out)
+        make(f16, data, chat_template.tokenizer(this.adapter), out)
     return out
 
 
@@ -39,13 +36,14 @@ def make(f16: Path, data: Path, tokenizer: Any, out: Path, chunks: int = CHUNKS)
     `data`: messages, one episode a line. `tokenizer`: training's. `chunks`: of CONTEXT tokens, at most; the episodes
     are drawn from all of the file, the same ones each time. Raises BadInput for data that are none, Failed.
     """
-    text = rendered(tokenizer, sample(data, chunks))
-    with tempfile.TemporaryDirectory() as folder, files.whole(out) as partial:
+    with progress.step(f"{out.name}: reading {data.name}"):
+        text = rendered(tokenizer, sample(data, chunks))
+    with files.scratch(out) as folder, files.whole(out) as partial:
         # The file carries the name of the text that it was made of: that of the data, not of a passing folder.
-        (Path(folder) / data.name).write_text(text, encoding="utf-8")
+        (folder / data.name).write_text(text, encoding="utf-8")
         command = [str(llamacpp.program("llama-imatrix")), "--model", str(f16.resolve()), "--file", data.name]
         command += ["--parse-special", "--output-file", str(partial.resolve()), "--output-format", "gguf", "--no-ppl"]
-        measure([*command, "--chunks", str(chunks)], f"{out.name}: measuring", chunks, Path(folder))
+        measure([*command, "--chunks", str(chunks)], f"{out.name}: measuring", chunks, folder)
 
 
 def sample(data: Path, count: int) -> list[dict[str, Any]]:
@@ -71,13 +69,20 @@ def measure(command: list[str], title: str, chunks: int, folder: Path) -> str:
     command = [*command, "--ctx-size", str(CONTEXT), "--threads", str(doctor.cores()), "--offline"]
     written = ""
     with (
-        progress.bar(title, chunks) as shown,
+        progress.bar(f"{title}: loading the model", unit="pieces") as shown,
         Program(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder) as process,
     ):
         assert process.stdout
         # Its figures stand in one line, "[1]4.1,[2]3.9": a line would come at the very end.
         while piece := os.read(process.stdout.fileno(), 2**16):
             written += piece.decode(errors="replace")
+            if begun := re.search(r"over (\d+) chunks, .*n_seq=(\d+)", written):
+                shown.update(title=title, total=chunks)
+            if begun and "--no-ppl" in command:  # llama-imatrix then tells the time of its first pass, and no more
+                first = re.search(r"([\d.]+) seconds per pass", written)
+                seconds = float(first[1]) * int(begun[1]) / int(begun[2]) if first else 0
+                in_all = f", about {progress.lasting(seconds)} in all" if first else ""
+                shown.update(title=f"{title} {begun[1]} pieces{in_all}", total=0)
             if steps := re.findall(r"(?:\[(\d+)\]|^ *(\d+)  )", written[-2000:], re.M):
                 shown.update(int("".join(steps[-1])))
     if process.returncode:

@@ -49,7 +49,7 @@ FLAGS = (
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 
 
-# Kinds of files that a compiler writes (and those in bin/), and how long before the last of a killed build a file may be cut short, seconds.
+# Files that a compiler writes, with those in bin/; one may be cut short that is so many seconds older than the last.
 WRITTEN = (".o", ".a", ".so")
 LAST = 10.0
 

@@ -8,8 +8,10 @@ import json
 import math
 import re
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,10 +35,9 @@ UNDERSTOOD = {
     *("modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision"),
     *("runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora"),
 }
-# Keys whose patterns are regular expressions, and seconds that they may take on all names of a model: on those of a
-# model with 126 layers, peft's own take milliseconds; one that was made to never end takes years.
-PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
-PATIENCE = 2
+# Seconds that an adapter's regular expressions may take on all names of a model. 900 names and a pattern for each, of
+# a model with 126 layers, take 0.5; one that is made never to end takes years.
+PATIENCE = 1.5
 # Ways to begin a training that leave the base as it is; the others take a part of it away.
 PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal")
 
@@ -100,7 +101,7 @@ class Config(BaseModel):
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The adapter's configuration. Raises BadInput unless the folder holds it and whole safetensors, no pickle, no code.
+    """The adapter's configuration. Raises BadInput unless the folder holds it and whole safetensors, and no code.
 
     Pickle that is not read, such as training_args.bin, may lie beside them.
     """
@@ -111,12 +112,12 @@ def check(folder: Path) -> dict[str, Any]:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise BadInput(f"{folder}: not an adapter: it has no {name}; `make train` makes one")
-    hf_folder.check(folder)
     hf_folder.check_safetensors(folder / "adapter_model.safetensors")
+    hf_folder.check(folder)
     path = folder / "adapter_config.json"
     config = files.read_object(path)
     try:
-        Config(**config)
+        Config.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
@@ -125,9 +126,9 @@ def check(folder: Path) -> dict[str, Any]:
     mapping = config.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
     if library is not None and (not isinstance(library, str) or library.split(".")[0] != "transformers"):
-        raise hf_folder.wrong(path, "auto_mapping", mapping, "of transformers, so it would run other code; remove it")
+        raise BadInput(f"{path}: auto_mapping names a library that is not transformers, which is code; remove it")
     if config.get("megatron_config"):
-        raise hf_folder.wrong(path, "megatron_config", config["megatron_config"], "null; Megatron is not used here")
+        raise BadInput(f"{path}: megatron_config makes peft import Megatron, which is not used here; remove it")
     return config
 
 
@@ -150,7 +151,7 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def four_bit(packed: Any) -> dict[str, Any]:
-    """What bitsandbytes wrote down of a 4-bit tensor: shape, dtype, block size. Raises BadInput where it is not that."""
+    """What bitsandbytes wrote down of a 4-bit tensor: shape, dtype, block size. Raises BadInput for anything else."""
     found = None
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(bytes(packed.flatten()[:FOUR_BIT_NOTE].tolist()))
@@ -177,7 +178,14 @@ def plan(folder: Path) -> Plan:
     config = check(folder)
     refuse_other_kinds(config)
     with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
-        ranks = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
+        sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    ranks = {name: size[0] if len(size) == 2 else 0 for name, size in sizes.items()}
+    with in_time(folder):
+        return planned(config, ranks, folder)
+
+
+def planned(config: Mapping[str, Any], ranks: Mapping[str, int], folder: Path) -> Plan:
+    """The plan of `plan`. `ranks`: the rows of each tensor that is a matrix, else 0."""
     changes: Plan = {}
     for name in sorted(ranks, key=order):
         module = name.removeprefix("base_model.model.")
@@ -195,7 +203,7 @@ def plan(folder: Path) -> Plan:
             change: Change = LowRank(name, b, scale, size, embedding)
             changes.setdefault(f"{target}.weight", []).append(change)
         elif found := re.fullmatch(r"(.+)\.token_adapter\.trainable_tokens_delta", module):
-            changes.setdefault(f"{text_name(found[1])}.weight", []).append(Rows(name, rows(config, found[1])))
+            changes.setdefault(f"{text_name(found[1])}.weight", []).append(Rows(name, rows(config, found[1], folder)))
         elif "lora_" in module:
             if not re.search(r"\.lora_(embedding_)?B(\.weight)?$|\.lora_magnitude_vector(\.weight)?$", module):
                 raise Unsupported(f"{name}")
@@ -226,14 +234,57 @@ def refuse_other_kinds(config: Mapping[str, Any]) -> None:
 def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
     """Rank and factor of one module: rank_pattern, alpha_pattern and rsLoRA counted in."""
 
-    def of(pattern: str, otherwise: str) -> int:
-        # The first key that the name ends with; peft.utils.other.get_pattern_key.
-        patterns: dict[str, int] = config.get(pattern) or {}
-        keys = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
-        return patterns[key] if (key := next(keys, None)) else int(config[otherwise])
+    def of(patterns: Mapping[str, Any] | None, otherwise: Any) -> Any:
+        return next((value for key, value in (patterns or {}).items() if pattern(key).match(module)), otherwise)
 
-    rank, alpha = of("rank_pattern", "r"), of("alpha_pattern", "lora_alpha")
+    rank = of(config.get("rank_pattern"), config.get("r", 8))
+    alpha = of(config.get("alpha_pattern"), config.get("lora_alpha", 8))
     return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+@cache
+def pattern(key: str) -> re.Pattern[str]:
+    """What a key of rank_pattern means: the first that a module's name ends with; peft.utils.other.get_pattern_key."""
+    return re.compile(rf"(.*\.)?({key})$")
+
+
+def check_patterns(config: Mapping[str, Any], names: Iterable[str], folder: Path) -> None:
+    """Raise BadInput for a regular expression in an adapter's configuration that is none, or takes too long.
+
+    `names`: of the base's tensors, which peft matches with them.
+    """
+    modules = [name.removesuffix(".weight") for name in names]
+    with in_time(folder):
+        for key in ("target_modules", "exclude_modules"):
+            if isinstance(config.get(key), str):
+                whole = re.compile(config[key])
+                any(whole.fullmatch(each) for each in modules)
+        for key in ("rank_pattern", "alpha_pattern"):
+            any(pattern(each).match(name) for each in config.get(key) or {} for name in modules)
+
+
+@contextlib.contextmanager
+def in_time(folder: Path) -> Iterator[None]:
+    """Have the regular expressions of an adapter end within PATIENCE seconds: re sees to signals while it runs.
+
+    Raises BadInput for one that does not, or that is none. Outside of the main thread nothing can be stopped.
+    """
+
+    def late(*_: object) -> None:
+        raise BadInput(f"{path}: a pattern that takes longer than {PATIENCE} s on the model's names; make it simpler")
+
+    path, main = folder / "adapter_config.json", threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, late) if main else None
+    try:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        yield
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BadInput(f"{path}: a pattern that is no regular expression: {error}") from error
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def magnitudes(a: str) -> tuple[str, str]:
@@ -242,11 +293,14 @@ def magnitudes(a: str) -> tuple[str, str]:
     return stem, f"{stem}.weight"
 
 
-def rows(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
-    """The token ids whose rows of an embedding were trained."""
-    indices = config["trainable_token_indices"]
+def rows(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int, ...]:
+    """The token ids whose rows of an embedding were trained. Raises BadInput when adapter_config.json names none."""
+    indices = config.get("trainable_token_indices")
     if isinstance(indices, dict):
-        indices = next(value for key, value in indices.items() if module == key or module.endswith(f".{key}"))
+        fits = (value for key, value in indices.items() if module == key or module.endswith(f".{key}"))
+        indices = next(fits, None)
+    if indices is None:
+        raise BadInput(f"{folder}: {module} has trained tokens, and adapter_config.json names none for it")
     return tuple(indices)
 
 
@@ -273,7 +327,7 @@ def fit(changes: Plan, base: Mapping[str, tuple[int, ...]], folder: Path) -> tup
             if there not in base and not (target == HEAD and tied):
                 lines += [f"{each} is in the adapter alone" for each in tensors_of(step)[:1]]
             else:
-                lines += misfits(step, base.get(there) or base[EMBEDDING], sizes)
+                lines += misfits(step, base[there] if there in base else base[EMBEDDING], sizes)
     return fitted, lines
 
 
@@ -283,12 +337,14 @@ def rows_after(changes: Plan, base: Mapping[str, tuple[int, ...]], folder: Path)
 
     if EMBEDDING not in base:
         raise Unsupported(f"its base has no {EMBEDDING}")
+    if any(len(base.get(name, (0, 0))) != 2 for name in (EMBEDDING, HEAD)):
+        raise BadInput(f"{folder}: its base has an embedding or a head that is no matrix")
     count = {name: base.get(name, base[EMBEDDING])[0] for name in (EMBEDDING, HEAD)}
     with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
         for name in count:
             for step in changes.get(name, []):
                 if isinstance(step, Saved):
-                    count[name] = file.get_slice(step.name).get_shape()[0]
+                    count[name] = next(iter(file.get_slice(step.name).get_shape()), 0)
     if count[HEAD] != count[EMBEDDING] and (HEAD in base or HEAD in changes):
         raise BadInput(f"{folder}: its embedding has {count[EMBEDDING]} rows and its head {count[HEAD]}")
     return count[EMBEDDING]
@@ -304,6 +360,8 @@ def tensors_of(step: Change) -> list[str]:
 def misfits(step: Change, shape: tuple[int, ...], sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """How the shapes of a change differ from those that a base's tensor of `shape` takes; a line for each."""
     wanted: dict[str, tuple[int, ...]]
+    if len(shape) != 2 and not isinstance(step, Saved):
+        return [f"{tensors_of(step)[0]} changes a matrix, and this base has {list(shape)} there"]
     if isinstance(step, LowRank):
         rows, columns = reversed(shape) if step.embedding else shape
         rank = sizes[step.a][0]
@@ -312,10 +370,12 @@ def misfits(step: Change, shape: tuple[int, ...], sizes: Mapping[str, tuple[int,
             wanted[step.magnitude] = (rows,)
     elif isinstance(step, Rows):
         wanted = {step.name: (len(step.indices), shape[1])}
+        if max(step.indices, default=0) >= shape[0]:
+            return [f"{step.name} has row {max(step.indices)}, and this base {shape[0]} rows"]
     else:
         # An embedding may have been resized; its width is the model's.
         resized = step.name.rpartition(".")[0].rpartition(".")[2] in ("embed_tokens", "lm_head", "modules_to_save")
-        wanted = {step.name: (sizes[step.name][0], *shape[1:]) if resized else shape}
+        wanted = {step.name: (*sizes[step.name][:1], *shape[1:]) if resized else shape}
     return [
         f"{name} is {list(sizes[name])} in the adapter and {list(size)} for this base"
         for name, size in wanted.items()

@@ -20,7 +20,7 @@ def merge(base_model: Path, adapter: Path, out: Path, shard: str = SHARD) -> Non
     training, which lie beside the adapter; the base's only where there are none. Raises BadInput for an adapter that
     cannot be read, Failed when it does not fit the base.
     """
-    lora.check(adapter)
+    lora.check_patterns(lora.check(adapter), lora.shapes(base_model), adapter)
     with progress.step("merging the adapter into its base") as shown, files.whole(out) as partial:
         import torch
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
@@ -29,8 +29,10 @@ def merge(base_model: Path, adapter: Path, out: Path, shard: str = SHARD) -> Non
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        dtype = AutoConfig.from_pretrained(base_model).dtype or torch.bfloat16
-        model: Any = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32, use_safetensors=True)
+        dtype = AutoConfig.from_pretrained(base_model, trust_remote_code=False).dtype or torch.bfloat16
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base_model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
         tensors = load_file(adapter / "adapter_model.safetensors")
         rows = next((len(each) for name, each in tensors.items() if name.endswith("embed_tokens.weight")), 0)
         if rows and rows != model.get_input_embeddings().weight.shape[0]:

@@ -23,6 +23,7 @@ def main() -> None:
     quant = asked["quant"]
     # transformers imports it wherever it is installed, for assisted generation: 2.7 s by -X importtime.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
+    refuse_code()
     try:
         folder = Path(asked["base"])
         if asked["adapter"]:
@@ -40,6 +41,20 @@ def main() -> None:
         # numpy says only how much it could not write.
         full = error.errno in (errno.ENOSPC, errno.EFBIG) or "requested and" in str(error)
         sys.exit(f"error: {'no space left on the disk; free some and run the same command again' if full else error}")
+
+
+def refuse_code() -> None:
+    """Have transformers fail in place of running code of a model's own: llama.cpp trusts that of some architectures.
+
+    To be called before its automatic classes are imported, which take these functions by their names.
+    """
+    from transformers import dynamic_module_utils
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise Failed("the base names code of its own, which is never run here")
+
+    utils: Any = dynamic_module_utils
+    utils.get_class_from_dynamic_module = utils.get_class_in_module = refuse
 
 
 def hook_tensors(base: Path, adapter: Path | None) -> None:

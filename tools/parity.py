@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools import BadInput, Failed, causes, llamacpp, progress
+from tools import BadInput, Failed, causes, chat_template, llamacpp, progress
 from tools.causes import Pair, text
 
 if TYPE_CHECKING:
@@ -163,11 +163,9 @@ def prove(
     refuses is counted as refused and not compared: nobody can have trained on it, whatever a server makes of it (most
     put a system message that is refused into the user's turn). Raises Failed when it refuses all.
     """
-    from transformers import AutoTokenizer
-
     from tools import trajectory
 
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(base)
+    tokenizer = tokenizer or chat_template.tokenizer(base)
     own = transformers(tokenizer, (recipe or {}).get("chat_template_kwargs"))
     # A server that puts a system message of its own must do what training did with that message.
     groups = [(given(talks, None), [own, *(side for side in sides if side.system is None)])]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from tools import catalog, memory
+from tools import BadInput, catalog, memory
 from tools.catalog import Gpu, Method, Model, Tier
 from tools.memory import Settings
 
@@ -38,6 +38,8 @@ HALF_TOKENS = 512
 # LLM.int8 splits each product in two and casts: about half the speed of 16 bits for tokens in the thousands;
 # https://arxiv.org/abs/2208.07339, appendix D.
 INT8_SLOWER = 2.0
+# Devices of a machine, at most: the largest that are joined as one, NVIDIA's NVL576, have 576.
+MOST_DEVICES = 1024
 # DeepSpeed's CPU Adam: bytes of weights, gradients and states each second, https://arxiv.org/abs/2101.06840, table 4.
 CPU_ADAM_GB_S = 30.0
 
@@ -315,7 +317,11 @@ def disk(plan: Plan, checkpoints: int = 2) -> Mapping[str, float]:
 
 
 def for_gpu(gpu: Gpu, devices: int = 1, nodes: int = 1, host_gib: float = 0.0) -> Tier:
-    """A tier of one's own: so many of this GPU. Without `host_gib`, the machine has 4 times the GPUs' memory."""
+    """A tier of one's own: so many of this GPU. Without `host_gib`, the machine has 4 times the GPUs' memory.
+
+    Raises BadInput for more devices than a machine has.
+    """
+    check_devices(devices)
     return Tier(
         key=f"{nodes}x{devices}x{gpu.key}" if nodes > 1 else f"{devices}x{gpu.key}" if devices > 1 else gpu.key,
         nodes=nodes,
@@ -327,6 +333,12 @@ def for_gpu(gpu: Gpu, devices: int = 1, nodes: int = 1, host_gib: float = 0.0) -
         precision="bf16" if gpu.modern else "fp16",
         link=gpu.link,
     )
+
+
+def check_devices(count: int) -> None:
+    """Raise BadInput for more devices than a machine has."""
+    if count > MOST_DEVICES:
+        raise BadInput(f"{count} GPUs in one machine; {MOST_DEVICES} are the most that are planned for")
 
 
 def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 import psutil
 
-from tools import BadInput, catalog, doctor, files, plan, quote, recipe, render, run, trajectory
+from tools import BadInput, catalog, chat_template, doctor, files, plan, quote, recipe, render, run, trajectory
 from tools.catalog import Model, Tier
 from tools.plan import Plan
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token without loss
 TEST_DATA = run.ROOT / "data" / "test.jsonl"
+# How Axolotl calls the chat template that comes with the tokenizer; a longer name says what to take if there is none.
+TOKENIZERS_OWN = "tokenizer_default"
 # Below this share of trained tokens most of a GPU's time goes to what is read only.
 LITTLE_TRAINED = 0.05
 
@@ -93,6 +95,7 @@ def check(
     settings = recipe.load(path, changes)
     tier = tier or recipe.tier_of(path) or catalog.tiers()[(machine or this_machine()).tier]
     episodes = read(path, changes)
+    tokenizer = tokenizer_of(base, path, settings) if isinstance(base, Path) else None
     going = recipe.validate(path, changes, tier)
     findings = [
         Finding(
@@ -104,7 +107,13 @@ def check(
     findings += repeated(path, settings, episodes)
     if not isinstance(base, Path):
         return Report(findings, episodes=len(episodes), sequence_len=int(settings.get("sequence_len") or 512))
-    return tokens(path, base, settings, episodes, findings)
+    return tokens(path, base, settings, episodes, findings, tokenizer)
+
+
+def tokenizer_of(base: Path, path: Path, settings: dict[str, Any]) -> Any:
+    """The tokenizer of a base's folder; its chat template is tried unless the recipe has another one."""
+    template = recipe.dataset(path, settings).get("chat_template") or settings.get("chat_template") or TOKENIZERS_OWN
+    return chat_template.tokenizer(base, trial=str(template).startswith(TOKENIZERS_OWN))
 
 
 def read(path: Path, changes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -325,15 +334,17 @@ def repeated(path: Path, settings: Mapping[str, Any], episodes: list[dict[str, A
 
 
 def tokens(
-    path: Path, base: Path, settings: dict[str, Any], episodes: list[dict[str, Any]], findings: list[Finding]
+    path: Path,
+    base: Path,
+    settings: dict[str, Any],
+    episodes: list[dict[str, Any]],
+    findings: list[Finding],
+    tokenizer: Any,
 ) -> Report:
     """The rest of a check, on the tokens that Axolotl itself makes of the data: lengths, mask, template, end token."""
-    from transformers import AutoTokenizer
-
     entry = recipe.dataset(path, settings)
     data, length = entry["path"], int(settings.get("sequence_len") or 512)
     tokenised = trajectory.tokenise(base, entry, episodes, length, settings)
-    tokenizer = AutoTokenizer.from_pretrained(base)
     found = [*findings, *mask(data, tokenizer, episodes, tokenised), *lengths(path, data, tokenised, length)]
     total, trained = (
         sum(len(ids) for ids, _ in tokenised),

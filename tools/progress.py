@@ -24,9 +24,10 @@ class Work:
 
     def __init__(self, title: str, total: float | None, unit: str) -> None:
         self.title, self.total, self.unit = plain(title), total, unit
-        self.completed: float = 0
         self.began, self.told = time.monotonic(), False
-        self.first: tuple[float, float] | None = None  # when something was first known to be done, and how much
+        # When something was first known to be done and when last, and how much.
+        self.first: tuple[float, float] | None = None
+        self.last = (self.began, 0.0)
 
     def update(
         self,
@@ -35,17 +36,17 @@ class Work:
         title: str | None = None,
         unit: str | None = None,
     ) -> None:
-        """What is known now; what is not given stays."""
+        """What is known now; what is not given stays. A total of 0: none is known."""
         self.title = self.title if title is None else plain(title)
         self.total = self.total if total is None else total
         self.unit = self.unit if unit is None else unit
-        if completed is not None:
-            self.completed = completed
-            self.first = self.first or (time.monotonic(), completed)
+        if completed is not None and completed != self.last[1]:
+            self.last = (time.monotonic(), completed)
+            self.first = self.first or self.last
 
     def advance(self, by: float = 1) -> None:
         """So much more is done."""
-        self.update(completed=self.completed + by)
+        self.update(completed=self.last[1] + by)
 
     def words(self, ended: bool = False) -> str:
         """The work in one line: "llama.cpp: building, 120 of 210, 3 min 10 s"."""
@@ -53,18 +54,19 @@ class Work:
 
     def facts(self, ended: bool = False) -> Iterator[str]:
         """How far it is, for how long it has been going on, and how long the rest takes at the speed so far."""
-        now, total, done = time.monotonic(), self.total, self.completed
-        seconds = now - self.began
+        now, total, (then, done) = time.monotonic(), self.total, self.last
         if done or total:
             yield amount(done, total, self.unit)
         if self.unit == "bytes" and done:
-            yield f"{done / max(seconds, 0.1) / 1e6:,.1f} MB/s"
+            yield f"{done / 1e6 / max(then - self.began, 0.1):,.1f} MB/s"
         if total and done >= total and not ended:
             yield "finishing"
-        yield lasting(seconds)
+        yield lasting(now - self.began)
         if total and self.first and self.first[1] < done < total:
-            began, before = self.first
-            yield f"about {lasting((total - done) * (now - began) / (done - before))} left"
+            begun, before = self.first
+            left = (total - done) * (then - begun) / (done - before) - (now - then)
+            if left > 1:
+                yield f"about {lasting(left)} left"
 
 
 def amount(done: float, total: float | None, unit: str) -> str:
@@ -164,7 +166,7 @@ def drawn() -> Iterator[None]:
         if not GOING:
             return ""
         work, row = GOING[-1], Table.grid(padding=(0, 1))
-        mark = ProgressBar(work.total, work.completed, width=24) if work.total else spinner
+        mark = ProgressBar(work.total, work.last[1], width=24) if work.total else spinner
         row.add_row(mark, Text(work.words(), no_wrap=True, overflow="ellipsis"))
         return row
 

@@ -8,7 +8,22 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, files, greedy, llamacpp, parity, progress, recipe, run, trajectory
+from tools import (
+    BadInput,
+    Failed,
+    base,
+    chat_template,
+    files,
+    gguf_header,
+    greedy,
+    llamacpp,
+    lora,
+    parity,
+    progress,
+    recipe,
+    run,
+    trajectory,
+)
 
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
@@ -45,9 +60,7 @@ def tokens(
     `source`: the folder with the tokenizer and chat template of training. Where no recipe of ours trained, it is taken
     to have trained as ours do.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = chat_template.tokenizer(source)
     talks = parity.conversations(test_set, tokenizer)
     if this.recipe.exists():
         asrun = recipe.load(this.recipe)
@@ -66,11 +79,9 @@ def answers(
 
     Raises BadInput for a quantised GGUF, and where memory is too short.
     """
-    from transformers import AutoTokenizer
-
     if not greedy.unquantised(gguf):
         raise BadInput(f"{gguf}: quantised, so its answers differ; give the f16 GGUF, or --no-greedy")
-    tokenizer = AutoTokenizer.from_pretrained(adapter or folder)
+    tokenizer = chat_template.tokenizer(adapter or folder)
     talks = parity.conversations(test_set, tokenizer)[: parity.COUNT]
     asked = parity.prompts(talks, parity.transformers(tokenizer), greedy.PROMPTS)
     # One after the other in memory would be slower, not smaller: the server maps its file.
@@ -88,15 +99,15 @@ def of_file(
     `name`: the base, a folder or a hub id, of which its tokenizer alone is needed, unless answers are compared.
     `data`: conversations, one a line. `adapter`: one that is in the GGUF. `in_ollama`: a model's name there.
     """
-    with progress.step("parity: loading transformers"):
-        from transformers import AutoTokenizer
-
     from tools import ollama
 
     folder = base.tokenizer_folder(name)
     if not gguf.is_file():
         raise BadInput(f"{gguf}: no such file")
-    tokenizer = AutoTokenizer.from_pretrained(adapter or folder)
+    gguf_header.read(gguf)
+    if adapter:
+        lora.check(adapter)
+    tokenizer = chat_template.tokenizer(adapter or folder)
     talks = parity.conversations(trajectory.read(data), tokenizer)
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(llamacpp.server(gguf, 512, log=log_of(gguf)))

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 # Unicode's categories of what no one sees and a terminal may obey: controls, formats, halves of a pair, separators.
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# Two formats that words and emoji are written with: the zero-width non-joiner and joiner.
-JOINERS = "\u200c\u200d"
+# A format that words are written with, Persian ones say: the zero-width non-joiner.
+SPELT = "\u200c"
 
 
 def visible(text: object, keep: str = "") -> str:
     r"""A text to be read, in one line: what cannot be seen is shown as Python writes it (\n, \x1b), but for `keep`."""
     return "".join(
-        repr(each)[1:-1] if unicodedata.category(each) in HIDDEN and each not in JOINERS + keep else each
+        repr(each)[1:-1] if unicodedata.category(each) in HIDDEN and each not in SPELT + keep else each
         for each in str(text)
     )
 

@@ -1,10 +1,13 @@
 """A recipe by name or path: find, load, override, validate with Axolotl's own schema."""
 
 import difflib
+import importlib.metadata
+import importlib.util
 import itertools
 import logging
 import math
 import re
+import reprlib
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,19 +16,33 @@ from typing import Any
 
 import yaml
 
-from tools import BadInput, catalog, quote, run
+from tools import BadInput, catalog, hf_folder, quote, run, yaml_text
 from tools.catalog import Tier
 
 RECIPES = run.ROOT / "recipes"
 Keys = tuple[Any, ...]
+# The largest recipe that is read, in bytes: ours have 5,000.
+LARGEST = 2**18
+# The longest text with changes, each part of which that could be one is read as YAML, and the longest text of WORDS.
+LONGEST = 2000
 # What our own code computes with, and the least it can be; Axolotl takes some of it (a micro batch of 0) in silence.
 WHOLE = {"sequence_len": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "eval_batch_size": 1}
 WHOLE |= {"lora_r": 1, "lora_alpha": 1, "save_total_limit": 1}
 REAL = {"lora_dropout": 0, "learning_rate": 0, "num_epochs": 0, "warmup_ratio": 0, "weight_decay": 0, "val_set_size": 0}
+# The most it can be. Tokens: the longest context known, Llama 4 Scout's, is 10,485,760. Episodes: GPT-3's 3.2 million
+# tokens an update are 1,600 of them. Rank: the largest hidden size known, of Llama 3.1 405B. The rest: no training of
+# any kind has had so much.
+MOST: Mapping[str, float] = {
+    **{"sequence_len": 2**24, "micro_batch_size": 2**16, "gradient_accumulation_steps": 2**16},
+    **{"eval_batch_size": 2**16, "lora_r": 2**14, "lora_alpha": 2**20, "save_total_limit": 2**20},
+    **{"lora_dropout": 1, "learning_rate": 100, "num_epochs": 100_000, "warmup_ratio": 1, "weight_decay": 100},
+    **{"val_set_size": 2**32},
+}
 SWITCHES = ("load_in_4bit", "load_in_8bit", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
 # How alike two keys must be for one to be the other misspelt: below it lie Axolotl's own pairs.
 NEAR = 0.85
 WORDS = ("base_model", "optimizer", "adapter", "deepspeed", "attn_implementation")
+LISTS, MAPPINGS, TABLES = ("plugins", "lora_modules_to_save"), ("fsdp_config",), ("datasets", "test_datasets")
 
 
 def find(name: str, tier: str = "", here: str = "cpu") -> Path:
@@ -77,23 +94,19 @@ def load(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]
     key of an older Axolotl, a value of the wrong type among those that our own code reads.
     """
     try:
+        if path.stat().st_size > LARGEST:
+            raise BadInput(f"{path}: more than {LARGEST >> 10} KiB; no recipe is so large")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=catalog.LOADER)
-        check_nodes(path, node, ())
-        value = yaml.load(text, Loader=catalog.LOADER)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        tab = text.splitlines()[line - 1 : line] and "\t" in text.splitlines()[line - 1]
-        why = "a tab; YAML is indented with spaces" if tab else error.problem
-        raise BadInput(f"{path}:{line}: not YAML: {why}") from error
-    if not isinstance(value, dict) or "base_model" not in value:
+    value = yaml_text.parse(text, path)
+    if not isinstance(value, dict) or not value.get("base_model"):
         raise BadInput(f"{path}:1: not a recipe: it names no base_model")
     settings = value | dict(changes or {})
     for key, said in settings.items():
-        if wrong := outdated(key, said) or mistyped(key, said):
+        if not isinstance(key, str):
+            raise BadInput(f"{path}:{line_of(path, str(key))}: {key}: a key that is no text")
+        if wrong := outdated(key, said) or mistyped(key, said) or runs_code(key, said):
             raise BadInput(f"{path}:{line_of(path, key)}: {wrong}")
     return settings
 
@@ -106,22 +119,66 @@ def outdated(key: str, value: object) -> str:
 def mistyped(key: str, value: object) -> str:
     """What to say of a value that our own code cannot compute with; empty for any other."""
     if value is None:
-        return ""
+        return "base_model: it names none" if key == "base_model" else ""
+    said = f"{key}: {quote.visible(reprlib.repr(value))}"
     if key in SWITCHES:
-        return "" if isinstance(value, bool) else f"{key}: {value!r} is neither true nor false"
+        return "" if isinstance(value, bool) else f"{said} is neither true nor false"
+    if key in WORDS and isinstance(value, str):
+        return f"{said} has more than {LONGEST} letters" if len(value) > LONGEST else ""
     if key in WORDS:
-        return "" if isinstance(value, str) else f"{key}: {value!r} is no text"
+        return f"{said} is no text"
+    if key in LISTS:
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        return "" if texts else f"{said} is no list of texts"
+    if key in MAPPINGS:
+        return "" if isinstance(value, dict) else f"{said} is no mapping"
+    if key in TABLES:
+        rows = isinstance(value, list) and all(isinstance(each, dict) for each in value)
+        return "" if rows else f"{said} is no list of mappings"
     least = WHOLE.get(key, REAL.get(key))
     if least is None:
         return ""
-    kind = "a whole number" if key in WHOLE else "a number"
+    number = as_number(value, key in WHOLE)
+    if not number >= least:  # nan is not either
+        return f"{said} is not {'a whole number' if key in WHOLE else 'a number'} of at least {least}"
+    return f"{said} is more than {MOST[key]}" if number > MOST[key] else ""
+
+
+def as_number(value: Any, whole: bool) -> float:
+    """A value of YAML as a number, nan for what is none, or not a `whole` one.
+
+    Axolotl takes a number in quotes, and YAML 1.1 has 1e-4 for a text.
+    """
+    if isinstance(value, bool):
+        return math.nan
     try:
-        # Axolotl takes a number in quotes, and YAML 1.1 has 1e-4 for a text.
-        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    good = number >= least and (key in REAL or number.is_integer())
-    return "" if good else f"{key}: {value!r} is not {kind} of at least {least}"
+        if whole and isinstance(value, str):
+            return int(value)
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return math.nan if whole and math.isfinite(number) and not number.is_integer() else number
+
+
+def runs_code(key: str, value: object) -> str:
+    """What to say of a value that would have Axolotl run code that comes with a model or a recipe; empty for any other.
+
+    A plugin is code that a recipe names: of an installed package alone, never of a file that lies about.
+    """
+    if any(name == "trust_remote_code" and said for name, said in hf_folder.pairs({key: value})):
+        return "trust_remote_code: code of a model's own is never run here; remove it"
+    for name in value if key == "plugins" and isinstance(value, list) else ():
+        top = name.split(".")[0]
+        known = top in ("axolotl", "tools") or (top.isidentifier() and (integrations() / top).exists())
+        if not known and top not in importlib.metadata.packages_distributions():
+            return f"plugins: {quote.visible(name[:80])}: of no package that is installed; pip install its package"
+    return ""
+
+
+def integrations() -> Path:
+    """The folder of Axolotl's own plugins, without importing it."""
+    found = importlib.util.find_spec("axolotl")
+    return Path(found.origin).parent / "integrations" if found and found.origin else Path()
 
 
 def misspelt(path: Path, settings: Mapping[str, Any]) -> None:
@@ -133,32 +190,6 @@ def misspelt(path: Path, settings: Mapping[str, Any]) -> None:
             raise BadInput(f"{path}:{line_of(path, key)}: {key}: no such key; did you mean {near[0]}?")
 
 
-def check_nodes(path: Path, node: yaml.Node | None, above: tuple[int, ...]) -> None:
-    """Raise BadInput, with its line, for a key that stands twice in one mapping and for a node that contains itself."""
-    if node is None or isinstance(node, yaml.ScalarNode):
-        return
-    if id(node) in above:
-        raise BadInput(
-            f"{path}:{node.start_mark.line + 1}: a value that contains itself (an alias to what is around it)"
-        )
-    above = (*above, id(node))
-    if isinstance(node, yaml.MappingNode):
-        first: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first and key.value != "<<":
-                raise BadInput(
-                    f"{path}:{line}: {key.value} stands here and on line {first[key.value]}; keep one of them"
-                )
-            first[str(key.value)] = line
-        for pair in node.value:
-            for each in pair:
-                check_nodes(path, each, above)
-    else:
-        for each in node.value:
-            check_nodes(path, each, above)
-
-
 def overrides(pairs: list[str], data: str = "", path: Path | None = None) -> dict[str, Any]:
     """The changes that a command line asks for: `key=value` pairs, and other data in the recipe's first dataset.
 
@@ -166,13 +197,15 @@ def overrides(pairs: list[str], data: str = "", path: Path | None = None) -> dic
     included. Raises BadInput for what is not key=value, and for a key that is given two values.
     """
     changes: dict[str, Any] = {}
+    if long := next((pair for pair in pairs if len(pair) > LONGEST), ""):
+        raise BadInput(f"{long[:80]}: a change of more than {LONGEST} letters; write it into a recipe of your own")
     for pair in itertools.chain.from_iterable(map(parted, pairs)):
         key, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"\w+", key):
             raise BadInput(f"{pair}: a change is written key=value, for example lora_r=32")
         if not is_yaml(text):
             raise BadInput(f"{pair}: its value is not YAML; quote a text that has signs of YAML: {key}='\"...\"'")
-        value = yaml.safe_load(text)
+        value = yaml_text.parse(text, quote.visible(pair[:80]))
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
             value = float(value)
         if key in changes and changes[key] != value:
@@ -203,9 +236,11 @@ def parted(text: str) -> list[str]:
 def is_yaml(text: str) -> bool:
     """Whether a text is one YAML value, all of it: what follows a # would be dropped as a comment."""
     try:
-        yaml.safe_load(text)
+        yaml_text.check_events(text, "")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+    except BadInput:  # too large; told when it is read
+        return True
+    except yaml.YAMLError:
         return False
     return not text[node.end_mark.index if node else 0 :].strip()
 
@@ -280,7 +315,7 @@ def refusal(settings: Mapping[str, Any], tier: Tier | None) -> tuple[str, str] |
         first = error.errors()[0]
         why = re.sub(r"^(Value error|Assertion failed), ", "", first["msg"])
         return ".".join(str(part) for part in first["loc"]), " ".join(why.split())
-    except (ValueError, DeprecationWarning, ImportError) as error:
+    except Exception as error:  # Axolotl's own checks fail in many ways on a type that they do not expect
         return "", " ".join(str(error).split())
     return None
 

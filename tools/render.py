@@ -205,23 +205,33 @@ def edit(path: Path, made: str) -> int:
     return next((number for number, (there, ours) in enumerate(lines, 1) if there != ours), 1)
 
 
-def write() -> dict[str, int]:
+def refuse_edited(made: dict[str, str]) -> None:
+    """Raise BadInput where a person's own text stands under a generated name. `made`: what is generated, by name.
+
+    It does where a file bears our hash and its text does not fit it, or bears none and is not what is generated.
+    """
+    for path in sorted(each for each in RECIPES.rglob("*") if each.is_file()):
+        text = made.get(str(path.relative_to(RECIPES)))
+        sealed = path.suffix in (".yaml", ".html", ".md") and edited(path)
+        unsealed = text is not None and not HASH.search(there := path.read_text(encoding="utf-8")) and there != text
+        if sealed or unsealed:
+            raise BadInput(
+                f"{path.relative_to(run.ROOT)}:{edit(path, text or '')}: generated, and edited in place; copy it "
+                "elsewhere (make train RECIPE=path/to/my.yaml takes it), then `git checkout` the original; FORCE=1 "
+                "writes all such files anew"
+            )
+
+
+def write(force: bool = False) -> dict[str, int]:
     """Write recipes/ anew; how many files were written, left as they were, and removed.
 
-    Touched are only files that we wrote and nobody edited. Raises BadInput, before anything is written, with the files
-    that were edited in place: copied elsewhere, they are a person's own.
+    Touched are only files that we wrote and nobody edited. Raises BadInput as `refuse_edited`, before anything is
+    written, unless `force`.
     """
     made = generated()
+    if not force:
+        refuse_edited(made)
     there = {str(path.relative_to(RECIPES)): path for path in RECIPES.rglob("*") if path.is_file()}
-    changed = [path for where, path in there.items() if path.suffix in (".yaml", ".html", ".md") and edited(path)]
-    if changed:
-        first = min(changed)
-        where = f"{first.relative_to(run.ROOT)}:{edit(first, made.get(str(first.relative_to(RECIPES)), ''))}"
-        others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise BadInput(
-            f"{where}: generated, and edited in place{others}; copy it elsewhere (make train RECIPE=path/to/my.yaml "
-            "takes it), then `git checkout` the original"
-        )
     counts = {"written": 0, "unchanged": 0, "removed": 0}
     for where, text in made.items():
         if where in there and there[where].read_text(encoding="utf-8") == text:

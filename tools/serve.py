@@ -104,12 +104,9 @@ def prove_and_name(client: Any, model: chain.Tuned, wanted: Any, force: bool) ->
     if client is not None and not force:
         server.free(client, wanted)
     # Heavy, and not needed where all is there.
-    with progress.step("parity: loading transformers"):
-        from transformers import AutoTokenizer
+    from tools import chat_template, proof, trial
 
-    from tools import proof, trial
-
-    tokenizer, episode = AutoTokenizer.from_pretrained(model.tokenizer), next(chain.test_set())["messages"]
+    tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(chain.test_set())["messages"]
     first = [{"role": "user", "content": chain.CLASSIC}]
     with (
         this.stage("ollama", inputs) as notes,
@@ -136,10 +133,7 @@ def parity(name: str, other: str, quant: str, called: str, answers: bool, as_jso
 
     Raises Failed with the first difference.
     """
-    with progress.step("parity: loading transformers"):
-        from transformers import AutoTokenizer
-
-    from tools import ollama, proof
+    from tools import chat_template, ollama, proof
 
     model = chain.tuned(name, other, adapter)
     this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
@@ -150,14 +144,16 @@ def parity(name: str, other: str, quant: str, called: str, answers: bool, as_jso
             client = stack.enter_context(ollama.session()).client
         except ollama.NoOllama:
             client = None
-        tokenizer, episode = AutoTokenizer.from_pretrained(model.tokenizer), next(chain.test_set())["messages"]
+        tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(chain.test_set())["messages"]
         _, seen = stack.enter_context(proof.sides(client, wanted, tokenizer, episode))
         found = proof.tokens(this, model.tokenizer, seen, chain.test_set())
     if answers and found["equal"]:
+        before = chain.f16_files(this)
         with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
             chain.gguf(name, other, "F16", adapter)
         found["greedy"] = proof.answers(model.base, model.adapter, this.gguf("F16"), chain.test_set())
         files.write_json(this.parity, found)
+        chain.tell_f16(this, before)
     proof.tell(found, as_json)
 
 

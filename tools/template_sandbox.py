@@ -25,7 +25,7 @@ from typing import Any
 # Bytes of memory that a template may take beside what we have before it.
 ROOM = 2**30
 # Bytes that it may write, and bytes more for each byte of the request.
-BYTES, BYTES_PER_BYTE = 2**20, 8
+BYTES, BYTES_PER_BYTE = 2**18, 8
 # Characters of an error's text.
 WORDS = 2000
 # Length of a request, in bytes.
@@ -117,7 +117,7 @@ def said(error: Exception) -> str:
 def render(theirs: Any, template: str, variables: dict[str, Any]) -> bytes:
     """The text of a template."""
     text: str = theirs._compile_jinja_template(template).render(**variables)
-    return TEXT + text.encode("utf-8", "surrogatepass")
+    return TEXT + text.encode()
 
 
 def marked(theirs: Any, template: str, variables: dict[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from tools import BadInput, progress
+from tools.formats import chunks
 
 T = TypeVar("T")
 
@@ -65,6 +66,7 @@ def paths(arguments: Iterable[str]) -> list[str]:
 
 def matching(name: str) -> list[str]:
     """What is there of this name: itself, else the files that it is a glob of, sorted; empty where nothing is."""
+    name = os.path.expanduser(name)
     if os.path.lexists(name):
         return [name]
     return [each for each in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(each)]
@@ -80,15 +82,21 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(file:line, its bytes) of every line. Raises BadInput for a file that cannot be read, or that is empty."""
-    line = b""
+    """(file:line, its bytes) of every line.
+
+    Raises BadInput for a file that cannot be read, that is empty, or a line that is longer than any episode.
+    """
+    line, number = b"", 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(chunks.LIMIT + 1):
+                number += 1
+                if len(line) > chunks.LIMIT:
+                    raise BadInput(f"{path}:{number}: {chunks.TOO_LONG}")
                 yield f"{path}:{number}", line
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a JSONL file, one episode a line") from error
-    if not line:
+    if not number:
         raise BadInput(f"{path}:1: the file is empty; it must hold one episode a line")
 
 
@@ -189,6 +197,9 @@ def tokenise(
     from axolotl.utils.data.sft import _load_and_process_single_dataset
     from axolotl.utils.dict import DictDefault
 
+    from tools import chat_template
+
+    chat_template.install_in_axolotl()
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "conversations.jsonl"

@@ -1,11 +1,10 @@
 """A tuned model's folder, as Hugging Face has them: the base's weights, and all else as training had it."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from tools import Failed, base, files, lora
+from tools import Failed, base, chat_template, files, hf_folder, lora
 
 SENTENCE_PIECE = "tokenizer.model"
 BACKEND = "TokenizersBackend"
@@ -33,10 +32,10 @@ def assemble(base_model: Path, adapter: Path, out: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         if (base_model / name).is_file():
             shutil.copy2(base_model / name, out)
-    config = json.loads((out / "config.json").read_bytes())
+    config = files.read_object(out / "config.json")
     shapes = lora.shapes(base_model)
     rows = lora.rows_after(lora.fit(lora.plan(adapter), shapes, adapter)[0], shapes, adapter)
-    config.get("text_config", config)["vocab_size"] = rows
+    hf_folder.text_settings(config)["vocab_size"] = rows
     files.write_json(out / "config.json", config)
     copy_tokenizer(base_model, adapter, out, rows)
 
@@ -46,8 +45,6 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
 
     `rows`: of the model's embedding. Raises Failed when the tokenizer has more tokens than that.
     """
-    from transformers import AutoTokenizer
-
     trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
     source = adapter if trained else base_model
     for name in TOKENIZER_PARTS:
@@ -55,7 +52,7 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
             shutil.copytree(source / name, out / name)
         elif (source / name).is_file():
             shutil.copy2(source / name, out / name)
-    tokenizer = AutoTokenizer.from_pretrained(out)
+    tokenizer = chat_template.tokenizer(out)
     if len(tokenizer) > rows:
         raise Failed(f"{source}: its tokenizer has {len(tokenizer)} tokens and the base an embedding of {rows}")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -64,7 +61,7 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
     if generation.is_file():
         shutil.copy2(generation, out)
     for path in [out / "config.json", *([] if generation.is_file() else [out / "generation_config.json"])]:
-        settings = json.loads(path.read_text()) if path.is_file() else {}
+        settings = hf_folder.settings(path)
         ends = settings.get("eos_token_id")
         settings |= ids
         if isinstance(ends, list):  # some models end a turn and a text with different tokens
@@ -81,7 +78,7 @@ def name_class(base_model: Path, out: Path) -> None:
     transformers 4 does not know that name, and llama.cpp's converter (0.3.36, Phi3MiniModel) tells Phi 4 from Phi 3 by
     the base's. transformers 5 looks at the model's type too, and comes to the same tokenizer as training did.
     """
-    settings, theirs = (base.settings(folder / "tokenizer_config.json") for folder in (out, base_model))
+    settings, theirs = (hf_folder.settings(folder / "tokenizer_config.json") for folder in (out, base_model))
     if settings.get("tokenizer_class") == BACKEND and "tokenizer_class" in theirs:
         files.write_json(out / "tokenizer_config.json", settings | {"tokenizer_class": theirs["tokenizer_class"]})
 
@@ -94,7 +91,7 @@ def for_converter(base_model: Path, out: Path, tokenizer: Any) -> None:
     saved either, and taken for granted. It takes add_prefix_space for a space after each control token; transformers
     means the beginning of a text alone, unless the tokenizer does otherwise.
     """
-    settings = base.settings(out / "tokenizer_config.json")
+    settings = hf_folder.settings(out / "tokenizer_config.json")
     if not (out / SENTENCE_PIECE).is_file():
         shutil.copy2(base_model / SENTENCE_PIECE, out)
         added = tokenizer.added_tokens_decoder.items()

@@ -1,0 +1,73 @@
+"""kill -9 of commands at several moments: nothing half under a final name, no process left, the next run ends well."""
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import faults
+from tools import files, run
+
+QUICK = ("convert", "convert-gz", "convert-set", "lint", "split", "episodes", "new")
+SLOW = ("train", "gguf", "merge", "quality")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> faults.Place:
+    """A work folder with data."""
+    return faults.Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def with_model(place: faults.Place, small_base: Path) -> faults.Place:
+    """The same with a small base and its recipe."""
+    place.make_model(small_base)
+    return place
+
+
+def commands(names: tuple[str, ...]) -> list[faults.Command]:
+    """These commands of the benchmark."""
+    return [each for each in faults.commands() if each.name in names]
+
+
+@pytest.mark.parametrize("command", commands(QUICK), ids=lambda command: command.name)
+def test_a_killed_command_leaves_nothing_half_and_ends_well_when_run_again(
+    place: faults.Place, command: faults.Command
+) -> None:
+    count = faults.kill(place, command, 2, random.Random(command.name))
+    assert (count.killed, count.ended_well, count.half_files, count.processes_left) == (2, count.runs, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands(SLOW), ids=lambda command: command.name)
+def test_a_killed_stage_goes_on_and_ends_well(with_model: faults.Place, command: faults.Command) -> None:
+    count = faults.kill(with_model, command, 2, random.Random(command.name))
+    assert (count.killed, count.ended_well, count.half_files, count.processes_left) == (2, count.runs, 0, 0)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[Path]:
+    """Data that take seconds to convert."""
+    lines = (run.ROOT / "data" / "train.jsonl").read_bytes()
+    (tmp_path / "large.jsonl").write_bytes(lines * 300)
+    yield tmp_path / "large.jsonl"
+    shutil.rmtree(tmp_path)
+
+
+def test_of_two_conversions_to_one_file_the_second_stops_and_the_first_is_whole(large: Path) -> None:
+    out = large.with_name("out.json")
+    line = [sys.executable, "-m", "tools", "convert", str(large), str(out), "--to", "sharegpt"]
+    first = subprocess.Popen(line, cwd=run.ROOT, stdout=subprocess.PIPE)
+    while not list(out.parent.glob(".out.json.*.partial")):
+        assert first.poll() is None
+    second = subprocess.run(line, cwd=run.ROOT, capture_output=True, text=True)
+    assert second.returncode == 1 and f"process {first.pid} (python -m tools convert " in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    assert first.wait() == 0 and faults.unsound(out) == ""
+    alone = large.with_name("alone.json")
+    subprocess.run([*line[:5], str(alone), *line[6:]], cwd=run.ROOT, check=True, stdout=subprocess.PIPE)
+    assert files.sha256(out) == files.sha256(alone)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.said import said
 from tools import cli, recipe, run
 
 GOOD = (
@@ -93,7 +94,7 @@ def with_data(tmp_path: Path, data: str | None) -> str:
 def test_bad_data_is_one_line_with_its_place(tmp_path: Path, command: str, data: str | None, says: str) -> None:
     done = tools(command, with_data(tmp_path, data), REACT_RECIPES_OUTPUTS=str(tmp_path / "outputs"))
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert len(said(done.stderr)) == 1 and says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
 
 
@@ -129,7 +130,7 @@ def test_bad_data_is_one_line_with_its_place(tmp_path: Path, command: str, data:
 def test_bad_use_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
     done = tools(*arguments, REACT_RECIPES_OUTPUTS=str(tmp_path / "outputs"))
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert len(said(done.stderr)) == 1 and says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
 
 
@@ -140,7 +141,7 @@ def test_a_misspelt_key_of_a_persons_own_recipe_is_one_line_with_its_place(tmp_p
     line = path.read_text().splitlines().index("lora_rr: 16") + 1
     done = tools(command, str(path), "--tier", "cpu", REACT_RECIPES_OUTPUTS=str(tmp_path / "outputs"))
     assert done.returncode == 2
-    assert done.stderr == f"react-recipes: {path}:{line}: lora_rr: no such key; did you mean lora_r?\n"
+    assert said(done.stderr) == [f"react-recipes: {path}:{line}: lora_rr: no such key; did you mean lora_r?"]
 
 
 def test_a_stage_without_the_one_before_says_which_command_makes_it(tmp_path: Path) -> None:

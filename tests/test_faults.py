@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import faults
+from tests.said import said
 from tools import files, run
 
 QUICK = ("convert", "convert-gz", "convert-set", "lint", "split", "episodes", "new")
@@ -66,7 +67,7 @@ def test_of_two_conversions_to_one_file_the_second_stops_and_the_first_is_whole(
         assert first.poll() is None
     second = subprocess.run(line, cwd=run.ROOT, capture_output=True, text=True)
     assert second.returncode == 1 and f"process {first.pid} (python -m tools convert " in second.stderr
-    assert len(second.stderr.splitlines()) == 1
+    assert len(said(second.stderr)) == 1
     assert first.wait() == 0 and faults.unsound(out) == ""
     alone = large.with_name("alone.json")
     subprocess.run([*line[:5], str(alone), *line[6:]], cwd=run.ROOT, check=True, stdout=subprocess.PIPE)

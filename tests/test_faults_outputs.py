@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.said import said
 from tools import files, run
 
 DATA = run.ROOT / "data" / "test.jsonl"
@@ -46,7 +47,7 @@ def data(tmp_path: Path) -> Path:
 def refused(arguments: list[str], status: int = 2, before: list[str] | None = None) -> str:
     """The one line of a command that must fail so."""
     done = subprocess.run([*(before or []), *TOOLS, *arguments], cwd=run.ROOT, capture_output=True, text=True)
-    lines = done.stderr.splitlines()
+    lines = said(done.stderr)
     assert done.returncode == status and len(lines) == 1, done.stderr
     return lines[0]
 

@@ -1,6 +1,6 @@
-"""Texts of strangers in all that we write: whoever reads it, its format's own parser or a terminal, gets them as texts.
+"""Untrusted text in every file and line that we write comes back as the same text from the format's real parser.
 
-Names, titles, stop texts, system prompts, tasks and answers may hold anything that is good or bad to have in a file.
+Names, titles, stop texts, system prompts, tasks and answers may hold anything: quotes, line feeds, markup, commands.
 """
 
 import html.parser
@@ -41,6 +41,7 @@ from tools import (
     index,
     llamacpp,
     ollama,
+    plan,
     quality,
     quote,
     recipe,
@@ -54,45 +55,17 @@ from tools import (
 from tools.train import Launch
 
 PIECES = (
-    *(
-        '"',
-        '"""',
-        "'",
-        "\n",
-        "\r",
-        "\n\n",
-        "\t",
-        " ",
-        "\\",
-        "#",
-        "%",
-        "$",
-        "`",
-        "```",
-        "|",
-        "*",
-        "_",
-        "~",
-        "&",
-        ":",
-        "-",
-    ),
-    *("[", "]", "(", ")", "<", ">", "{{", "}}", "{% raw %}", "---", "0", "\nFROM evil\n", "\nPARAMETER stop x\n"),
-    *("$(touch x)", "`touch x`", "; touch x", "[/]", "[red]", ":smile:", "</script><img src=x onerror=alert(1)>"),
+    *("\n", "\r", "\n\n", "\t", " ", *"\"'\\#%$`|*_~&:-[]()<>0", '"""', "```", "---", "{{", "}}", "{% raw %}"),
+    *("\nFROM evil\n", "\nPARAMETER stop x\n", "$(touch x)", "`touch x`", "; touch x", "[/]", "[red]", ":smile:"),
     *("\x00", "\x1b]0;title\x07", "\x1b[31m", "\x85", "\u2028", "\u200b", "\u200d", "\u202e", "\ufeff", "\xa0"),
-    *("\ud800", "é", "你好", "🙂", "https://x.y", "![a](b)", "<b>", "&lt;", "text"),
+    *("\ud800", "é", "你好", "🙂", "https://x.y", "![a](b)", "<b>", "&lt;", "</script><img src=x onerror=alert(1)>"),
 )
 STRANGE = some.lists(some.sampled_from(PIECES) | some.characters(exclude_categories=["Cs"]), max_size=8).map("".join)
-# A folder's or a file's name: any letter but "/" and the end of a C string, in the encoding of the disk.
+# Names of folders and files.
 NAMES = ("my project", 'it\'s "here" $(touch x)', "a`touch x`; #&*? é", "100% %j [1]", "-x", "~", "'", '"', "$HOME")
 XSS = "</script><img src=x onerror=alert(1)>\"'<b>"
 EVIL = "\x1b]0;owned\x07\x1b[2J[red]x[/]\r\u202e"
 quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-
-
-def utf8(text: str) -> bool:
-    """Whether a text can be written to a file at all."""
-    return text.isascii() or text.encode(errors="replace").decode() == text
 
 
 # --- A Modelfile, read by Ollama's own parser
@@ -134,8 +107,9 @@ def asked(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def spec(**facts: Any) -> ollama.Spec:
-    given = {"name": "react-x", "gguf": Path("model.gguf"), "recipe": "x-lora", "recipe_hash": "0", "license": "MIT"}
-    return ollama.Spec(**given | {"parameters": {"num_ctx": 512, "temperature": 0.5}} | facts)
+    usual: dict[str, Any] = {"name": "react-x", "gguf": Path("model.gguf"), "recipe": "x-lora", "recipe_hash": "0"}
+    usual |= {"license": "MIT", "parameters": {"num_ctx": 512, "temperature": 0.5}}
+    return ollama.Spec(**usual | facts)
 
 
 @pytest.mark.parametrize("family", [None, *sorted(each.stem for each in ollama.TEMPLATES.glob("*.gotmpl"))])
@@ -149,13 +123,16 @@ def test_a_modelfile_has_the_template_as_it_is(asked: Callable[[str], dict[str, 
 @quick
 @given(system=STRANGE, stop=some.lists(STRANGE, min_size=1, max_size=2), licence=STRANGE, recipe=STRANGE, name=STRANGE)
 @example('say "hi"\n', ['"', '""', '"\nFROM evil\n"', '" \n'], "a \t", "r\nFROM evil", "react-x\nFROM evil")
+@example("扮演\u3000助手", ["x"], "MIT", "x-lora", "react-x")
+@example('Say """.', ["x"], "MIT", "x-lora", "react-x")
 @example(' \n"x\n ', ["\r", "\n", " ", '""\n""'], "", "r\rSYSTEM x", "n")
 def test_a_modelfile_says_what_it_was_told(
     asked: Callable[[str], dict[str, Any]], system: str, stop: list[str], licence: str, recipe: str, name: str
 ) -> None:
-    lost = [
-        each for each in (system, licence, *stop) if '"""' in each or not re.sub("[\t\r\n]", "", each).isprintable()
-    ]
+    def held(text: str) -> bool:
+        return '"""' not in text and re.sub("[\t\r\n]", "", text).isprintable()
+
+    lost = not all(map(held, (licence, *stop)))
     made = spec(system=system, stop=stop, license=licence, recipe=recipe, name=name, family=None)
     if lost:
         with pytest.raises(BadInput, match="^a Modelfile cannot hold") as error:
@@ -163,7 +140,9 @@ def test_a_modelfile_says_what_it_was_told(
         assert quote.visible(str(error.value)) == str(error.value)
         return
     read = asked(ollama.modelfile(made))
-    assert read["from"] == "./model.gguf" and read.get("system", "") == system and read["license"] == [licence]
+    assert read["from"] == "./model.gguf" and read["license"] == [licence]
+    assert read.get("system", "") == (system if held(system) else "")
+    assert held(system) == ("# The system prompt" not in ollama.modelfile(made))
     assert read["parameters"] == {"num_ctx": 512, "temperature": 0.5, "stop": stop}
     assert not {"template", "messages", "files", "adapters"} & read.keys()
 
@@ -180,13 +159,13 @@ def test_a_modelfile_names_its_files_and_no_others(asked: Callable[..., dict[str
 
 # --- A job for Slurm, run with stand-ins for srun and scontrol
 
-# Writes where it runs, and what it was told, each on lines of their own that no name can hold.
+# Writes down its folder, two of its variables and its arguments, each with a zero byte after it.
 RECORD = '#!/bin/bash\n{ printf "%s\\0" "$PWD" "${MASTER_ADDR-}" "${PYTHONPATH-}" "$@"; } > "$RECORDED"\n'
 
 
 def directives(text: str) -> list[str]:
     """The words of a script's #SBATCH lines, as sbatch reads them: get_argument in src/sbatch/opt.c of Slurm."""
-    found = []
+    found: list[str] = []
     for line in text.split("\n"):
         if not line.startswith("#"):
             break
@@ -277,7 +256,7 @@ def test_a_slurm_job_runs_what_it_was_told_where_it_was_told(strange: Path, tmp_
 
 @pytest.mark.parametrize("strange", ["two\nlines", "\x1b[31m", "back\\slash"], indirect=True)
 def test_what_no_line_of_slurms_can_hold_is_said_in_one(strange: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"cannot be seen|no backslash"):
+    with pytest.raises(BadInput, match=r"hidden character|backslash"):
         cluster.slurm(strange_recipe(strange), "Qwen/X", {}, catalog.tiers()["8x80gb"], Launch())
     assert not [*strange.rglob("train.sbatch")]
 
@@ -309,9 +288,9 @@ def model_in(folder: Path, system: str = "Be brief.", stop: str = "<|im_end|>", 
     this.gguf("Q8_0").write_bytes(b"GGUF")
     shutil.copyfile(recipe.RECIPES / "cpu" / "smollm2-135m-lora.yaml", this.recipe)
     files.write_json(folder / "run.json", {"train": {"inputs": {"recipe": "ab" * 32, "data": "cd" * 32}}})
-    given = {"this": this, "name": "react-x", "merged": this.merged, "gguf": this.gguf("Q8_0"), "quant": "Q8_0"}
-    given |= {"base_hub": "org/base", "context": 512, "sampling": {"temperature": 0.5}, "system": system, "stop": stop}
-    return export.Model(**given | facts)
+    usual: dict[str, Any] = {"this": this, "name": "react-x", "merged": this.merged, "quant": "Q8_0"}
+    usual |= {"gguf": this.gguf("Q8_0"), "base_hub": "org/base", "context": 512, "sampling": {"temperature": 0.5}}
+    return export.Model(**usual | {"system": system, "stop": stop} | facts)
 
 
 @pytest.mark.parametrize("strange", [*NAMES, "two\nlines", "\x1b[31m"], indirect=True)
@@ -355,7 +334,7 @@ def test_an_exports_name_is_one_that_ollama_would_get(name: str, tmp_path: Path)
 # --- A model card, read as the hub does and as CommonMark with tables
 
 
-def said(token: Any) -> str:
+def text_of(token: Any) -> str:
     """What a reader sees of an inline token."""
     kinds = {"softbreak": "\n", "hardbreak": "\n"}
     return "".join(kinds.get(each.type, each.content) for each in token.children or [])
@@ -391,7 +370,7 @@ def test_a_card_says_what_it_was_told(
         f"{system}\n",
         f"{export.hub_commands(model)}\n",
     ]
-    cells = [said(each) for before, each in itertools.pairwise(tokens) if before.type in ("td_open", "th_open")]
+    cells = [text_of(each) for before, each in itertools.pairwise(tokens) if before.type in ("td_open", "th_open")]
     rows = dict(zip(cells[2::2], cells[3::2], strict=True))
     wanted = {"base model": f"{hub.strip(' ')}, see there", "method": value}
     wanted |= {"recipe": f"cpu/{model.this.folder.name}, sha256 {'ab' * 32}"}
@@ -442,8 +421,8 @@ def figures(text: str) -> dict[str, Any]:
 def test_a_page_of_figures_has_no_element_but_its_own(text: str) -> None:
     page, plain = (Elements(stats.page(figures(each))) for each in (text, "one"))
     assert page.found == plain.found
-    if utf8(text) and text.strip() and not {"\0", "\r"} & {*text}:
-        assert f"{text}.jsonl; tokens as {text} counts them" in "".join(page.texts)
+    shown = quote.visible(text)
+    assert f"{shown}.jsonl; tokens as {shown} counts them" in "".join(page.texts)
 
 
 def test_the_page_of_recipes_has_no_element_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +437,7 @@ def test_the_page_of_recipes_has_no_element_but_its_own(monkeypatch: pytest.Monk
     told = orjson.loads(next(each for each in page.texts if each.startswith('{"sequences"')))
     assert f"{XSS} & | `x`" in [each["title"] for each in told["models"]]
     tokens = MarkdownIt("commonmark").enable("table").parse(pages["README.md"])
-    cells = [said(each) for each in tokens if each.type == "inline"]
+    cells = [text_of(each) for each in tokens if each.type == "inline"]
     assert f"{XSS} & | `x`" in cells
 
 
@@ -486,8 +465,8 @@ def wide(text: str) -> str:
 def test_tables_show_a_text_and_obey_none_of_it(text: str) -> None:
     balance = {"seed": 0, "parts": {"train": {"episodes": 1, "wanted": 1.0, "share": 1.0, "groups": 1}}}
     balance["parts"]["train"] |= {"tasks": {text: 1}, "mean_turns": 1.0, "mean_characters": 1}  # type: ignore[index]
-    summary = {"won": 1, "rooms": 1, "invalid": 0, "mean_steps": 1.0, "tokens_per_second": 1.0, "seconds": 1.0}
-    summary |= {"by_task": {text: {"won": 1, "rooms": 1}}}
+    summary: dict[str, Any] = {"won": 1, "rooms": 1, "by_task": {text: {"won": 1, "rooms": 1}}, "invalid": 0}
+    summary |= {"mean_steps": 1.0, "tokens_per_second": 1.0, "seconds": 1.0}
     game = {"won": True, "goal": text, "seed": 0, "steps": 1, "transcript": [{"role": "user", "content": text}]}
     scored = {"quant": text, "bytes": 1, "imatrix": False, "perplexity": 1.0, "perplexity_error": 0.1}
     shown = {
@@ -551,9 +530,25 @@ def test_a_recipe_or_an_adapter_with_a_hidden_letter_in_its_name_is_one_line(
         asked.append(lambda: recipe.find(str(tmp_path / "link" / "a.yaml")))
         asked.append(lambda: chain.tuned("", str(source), str(folder / name)))
     for ask in asked:
-        with pytest.raises(BadInput, match="cannot be seen in its name; rename it") as error:
+        with pytest.raises(BadInput, match="hidden character in its name; rename it") as error:
             ask()
         assert quote.visible(str(error.value)) == str(error.value)
+
+
+@quick
+@given(title=STRANGE, hub=STRANGE, eos=STRANGE, strip=STRANGE)
+@example("x\nplugins: [evil]", "yes", '"\nplugins: [evil]', 'a", "b')
+def test_a_recipe_of_a_strange_model_says_what_the_catalog_does(title: str, hub: str, eos: str, strip: str) -> None:
+    title, hub, eos, strip = (each.replace("\ud800", "") for each in (title, hub, eos, strip))
+    model, method, tier = catalog.models()["smollm2-135m"], catalog.methods()["lora"], catalog.tiers()["cpu"]
+    found = plan.choose(model, method, tier)
+    assert found
+    strange = model.model_copy(update={"title": title, "hub": hub, "eos": eos, "strips": [strip, "b"]})
+    text, plain = (render.recipe(tier, each, method, found) for each in (strange, model))
+    made, usual = (yaml.safe_load(each) for each in (text, plain))
+    assert made.keys() == usual.keys() and made["base_model"] == hub
+    assert made["special_tokens"] == {"eos_token": eos, "additional_special_tokens": [strip, "b"]}
+    assert text.splitlines()[0] == f"# {quote.visible(title)}, {method.title}, {render.tier_words(tier)}."
 
 
 def test_a_file_set_names_its_folder(tmp_path: Path) -> None:

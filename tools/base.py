@@ -99,12 +99,31 @@ def from_hub(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
     import huggingface_hub
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+        with progress.bar(f"{name}: downloading from the model hub", unit="bytes") as shown:
+            counts = counting(shown)
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), tqdm_class=counts))
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Failed(f"{name} cannot be had from the model hub: {first}; give a folder with BASE=path") from error
     model = next((each for each in catalog.models().values() if each.hub == name), None)
     return without_auto_map(folder, model.title) if model and model.auto_map else folder
+
+
+def counting(shown: progress.Work) -> Any:
+    """A class in place of the hub's progress bars: it draws nothing and tells `shown` how many bytes have come."""
+    from tqdm import tqdm
+
+    class Counting(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)  # huggingface_hub's own
+            self.of_bytes = options.get("unit") == "B"
+            super().__init__(*arguments, **options | {"disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            if self.of_bytes:
+                shown.update(shown.last[1] + (n or 0), self.total)
+
+    return Counting
 
 
 def without_auto_map(snapshot: Path, title: str) -> Path:
@@ -139,14 +158,14 @@ def check(folder: Path) -> Path:
     if (folder / "adapter_config.json").exists():
         raise BadInput(f"{folder}: not a base folder but an adapter (adapter_config.json); ADAPTER= takes it")
     weights = {item.name for item in folder.glob("*.safetensors")}
+    if missing := sorted((hf_folder.shards(folder) or set()) - weights):
+        raise BadInput(f"{folder}: a base folder without all its weights: {missing[0]} is missing")
     if not weights:
         pickled = hf_folder.pickles(folder)
         why = f"{pickled[0].name} is pickle, which can run code" if pickled else "it has no *.safetensors"
         raise BadInput(f"{folder}: a base folder without weights: {why}; save the model as safetensors")
     refuse_code(folder)
     need_tokenizer(folder)
-    if missing := sorted((hf_folder.shards(folder) or set()) - weights):
-        raise BadInput(f"{folder}: a base folder without all its weights: {missing[0]} is missing")
     for item in sorted(weights):
         check_safetensors(folder / item)
     return folder
@@ -236,15 +255,11 @@ def end_texts(*folders: Path) -> list[str]:
     """
     texts: list[str] = []
     for folder in folders:
-        settings, generation = folder / "tokenizer_config.json", folder / "generation_config.json"
+        settings, ids = folder / "tokenizer_config.json", hf_folder.end_ids(folder / "generation_config.json")
         eos = hf_folder.settings(settings).get("eos_token")
         eos = eos.get("content") if isinstance(eos, dict) else eos
         if eos is not None and not isinstance(eos, str):
             raise hf_folder.wrong(settings, "eos_token", eos, "a text")
-        ids = hf_folder.settings(generation).get("eos_token_id")
-        ids = [each for each in (ids if isinstance(ids, list) else [ids]) if each is not None]
-        if any(type(each) is not int for each in ids):
-            raise hf_folder.wrong(generation, "eos_token_id", ids, "token ids")
         tokens = added_tokens(folder / "tokenizer.json") if ids else {}
         texts += [each for each in (eos, *map(tokens.get, ids)) if each]
     return list(dict.fromkeys(texts))

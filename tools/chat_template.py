@@ -61,11 +61,14 @@ known: dict[str, str] = {}
 
 
 class Unrendered(jinja2.TemplateError, BadInput):
-    """A template refuses a conversation, or fails. `kind`: the error's class by name, TemplateError for a refusal."""
+    """A template refuses a conversation, or fails.
 
-    def __init__(self, message: str, kind: str = "TemplateError") -> None:
+    `said`: why, in the template's own words. `kind`: the error's class by name, TemplateError for a refusal.
+    """
+
+    def __init__(self, message: str, said: str = "", kind: str = "TemplateError") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.said, self.kind = said, kind
 
 
 class Ended(Exception):
@@ -177,14 +180,17 @@ def error_of(whose: str, kind: str, said: str) -> BadInput:
         return BadInput(f"{whose} wants more than {template_sandbox.ROOM >> 30} GiB of memory; {MEND}")
     if kind == "TooMuch":
         return BadInput(f"{whose} writes far more than it is given; {MEND}")
+    if kind == "OverflowError":
+        return BadInput(f"{whose} counts too far: {said.rstrip('.')}; {MEND}")
     if kind == "RecursionError":
         return BadInput(f"{whose} calls itself without end, or is nested too deep; {MEND}")
     if kind == "SecurityError" or said.startswith("no loader"):
         what = said.rstrip(".") if kind == "SecurityError" else "it asks for another file"
         return BadInput(f"{whose} does what no template may: {what}; {MEND}")
-    if hasattr(jinja2.exceptions, kind):
-        return Unrendered(said or "the chat template refuses it", kind)
-    return Unrendered(f"the chat template fails: {kind}: {said}", kind)
+    if not hasattr(jinja2.exceptions, kind):
+        said = f"{kind}: {said}"
+    does = "refuses a conversation" if kind == "TemplateError" else "fails on a conversation"
+    return Unrendered(f"{whose} {does}: {said or 'it does not say why'}", said or does, kind)
 
 
 class Plain(pickle.Pickler):
@@ -305,26 +311,29 @@ def tokenizer(where: str | Path, trial: bool = True) -> Any:
         if Path(where).is_dir():
             raise BadInput(f"{where}: holds no tokenizer that can be read: {why}") from error
         raise Failed(f"{where}: its tokenizer cannot be had from the model hub: {why}; give a folder") from error
+    templates = getattr(found, "chat_template", None) or {}  # A tokenizer of mistral-common has no such thing.
+    named = templates if isinstance(templates, dict) else {"default": templates}
+    if not all(isinstance(each, str) for each in named.values()):
+        raise BadInput(f"{where}: its chat template is no text; {MEND}")
     if trial:
-        check(found.chat_template or {}, str(where), found.special_tokens_map)
+        check(named, str(where), found.special_tokens_map)
     return found
 
 
-def check(templates: str | Mapping[str, str], whose: str, tokens: Mapping[str, str]) -> None:
-    """Try chat templates, one or several by name, on short conversations.
+def check(templates: Mapping[str, str], whose: str, tokens: Mapping[str, str]) -> None:
+    """Try chat templates, by name, on short conversations.
 
     `whose`: a folder, file or model, for the error. `tokens`: the special tokens by name. Raises BadInput for a
     template that breaks a limit, and for a default one that fails on each conversation, and not by refusing it.
     """
-    named = {"default": templates} if isinstance(templates, str) else dict(templates)
-    for name, template in named.items():
+    for name, template in templates.items():
         if template in known:
             continue
         known[template] = whose
         try:
             failed = tried(template, tokens)
             if name == "default" and len(failed) == len(TRIALS) and "TemplateError" not in {one.kind for one in failed}:
-                raise BadInput(f"{whose}: its chat template cannot be used: {failed[0]}; {MEND}")
+                raise BadInput(f"{whose}: its chat template cannot be used: {failed[0].said}; {MEND}")
         except BaseException:
             del known[template]
             raise
@@ -346,7 +355,10 @@ def tried(template: str, tokens: Mapping[str, str]) -> list[Unrendered]:
 
 
 def check_gguf(header: Mapping[str, Any], whose: str) -> None:
-    """Try the chat templates in a GGUF's header (see gguf_header.read): see `check`."""
-    prefix = "tokenizer.chat_template"
-    found = {key.removeprefix(prefix).lstrip("."): text for key, text in header.items() if key.startswith(prefix)}
-    check({name or "default": text for name, text in found.items() if isinstance(text, str)}, whose, {})
+    """Try the chat templates in a GGUF's header (see gguf_header.read). Raises BadInput for one that breaks a limit.
+
+    One that fails with transformers may still do for llama.cpp.
+    """
+    found = {key: text for key, text in header.items() if key.startswith("tokenizer.chat_template")}
+    texts = {key: text for key, text in found.items() if isinstance(text, str)}
+    check(texts, whose, {"bos_token": "<s>", "eos_token": "</s>"})

@@ -487,6 +487,7 @@ def main() -> None:
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     # What the libraries warn of while they are imported is not for those who read our lines.
     logging.disable(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # progress.py says what is downloaded
     warnings.filterwarnings("ignore")
     try:
         status = app(standalone_mode=False)

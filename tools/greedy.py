@@ -25,7 +25,8 @@ CHOICES = 10
 def model(folder: Path, adapter: Path | None) -> Any:
     """The base with its adapter merged by peft, on the CPU in float32, its weights rounded to bfloat16 first.
 
-    Raises BadInput when memory is too short for it, Failed when transformers cannot read it or the adapter does not fit.
+    Raises BadInput when memory is too short for it, Failed when transformers cannot read it or the adapter does not
+    fit.
     """
     base.check(folder)
     if adapter:

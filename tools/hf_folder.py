@@ -111,6 +111,15 @@ def settings(path: Path) -> dict[str, Any]:
     return files.read_object(path) if path.is_file() else {}
 
 
+def end_ids(path: Path) -> list[int]:
+    """The ids of the tokens that end an answer by a file of settings. Raises BadInput for what are none."""
+    ids = settings(path).get("eos_token_id")
+    found = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if any(type(each) is not int for each in found):
+        raise wrong(path, "eos_token_id", ids, "a token id or a list of them")
+    return found
+
+
 def text_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config.json on the text model: its own, in models that also see images."""
     inner = config.get("text_config")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from tools import BadInput, Failed, files, llamacpp, progress, run
+from tools import BadInput, Failed, files, llamacpp, progress, quote, run
 from tools.process import Program
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ def session() -> Iterator[Session]:
 
     The user's own, at OLLAMA_HOST or 127.0.0.1:11434, is used and left as it was found. Else one is started with a
     free port and a store of its own (outputs()/ollama, with serve.log), and stopped at the end, Ctrl-C and kill
-    included; one process at a time uses that store, the next one waits. Raises BadInput when OLLAMA_HOST names
-    something else, NoOllama when there is no program to start.
+    included. Raises BadInput when OLLAMA_HOST names something else, NoOllama when there is no program to start.
     """
     if url := users_own():
         yield Session(connect(url), url, own=False)
@@ -176,7 +175,7 @@ def session() -> Iterator[Session]:
         )
     if program.is_relative_to(home()):
         link_programs(home() / "lib" / "ollama")
-    store = run.outputs().resolve() / "ollama"
+    store = own_store()
     url = f"http://127.0.0.1:{llamacpp.free_port()}"
     environment = {
         "OLLAMA_HOST": url,
@@ -187,12 +186,17 @@ def session() -> Iterator[Session]:
         "GIN_MODE": "release",  # A shorter log.
         "HOME": str(store),  # It makes a key pair in ~/.ollama, which is the user's.
     }
-    # At its start Ollama removes what no model of the store names, such as a file that another one just received.
-    with (
-        files.locked(store),
-        llamacpp.started([str(program), "serve"], f"{url}/api/version", store / "serve.log", environment),
-    ):
+    with contextlib.ExitStack() as stack:
+        # At its start Ollama removes files that no model of its store names: not while another one receives one.
+        with files.locked(store):
+            start = llamacpp.started([str(program), "serve"], f"{url}/api/version", store / "serve.log", environment)
+            stack.enter_context(start)
         yield Session(connect(url), url, own=True)
+
+
+def own_store() -> Path:
+    """The folder of the Ollama that we start: its models, its log."""
+    return run.outputs().resolve() / "ollama"
 
 
 def users_own() -> str | None:
@@ -252,14 +256,17 @@ def modelfile(spec: Spec) -> str:
     """The Modelfile that says the same as `create` does. It belongs beside the GGUF: FROM names the file alone.
 
     When a conversation begins without a system message, Ollama puts SYSTEM before it; a chat template that adds a
-    default one of its own (SmolLM2's) is matched by giving that text as `system`. Raises BadInput for a text that the
-    format cannot carry, see quote.modelfile_value.
+    default one of its own (SmolLM2's) is matched by giving that text as `system`. A system prompt that the format
+    cannot carry (an ideographic space is enough) is left out, and a comment says so. Raises BadInput for any other such
+    text, see quote.modelfile_value.
     """
     from tools.render import template
 
     facts = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
     # Ollama takes FROM as a pattern of names.
     file = re.sub(r"([*?\[\\])", r"\\\1", spec.gguf.name)
+    why = quote.not_in_modelfile(spec.system or "")
+    facts |= {"left_out": (why, files.sha256_of((spec.system or "").encode())[:16]) if why else None}
     facts |= {"source": spec.base or f"./{file}", "template": spec.template()}
     facts |= {"adapter": f"./{spec.adapter.name}" if spec.adapter else ""}
     return template("ollama/Modelfile.j2").render(facts)
@@ -302,15 +309,15 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
     refuses or has another file than ours in the end.
     """
     ours(spec.name)
-    files = [*([] if spec.base else [spec.gguf]), *([spec.adapter] if spec.adapter else [])]
-    for file in files:
+    parts = [*([] if spec.base else [spec.gguf]), *([spec.adapter] if spec.adapter else [])]
+    for file in parts:
         if not file.is_file():
             raise BadInput(f"{file}: no such file; `make gguf` makes it")
     if not force:
         free(client, spec)
-    with failures(client, spec.name):
-        digests = {file.name: send(client, file) for file in files}
-        digest = digests[files[-1].name]  # an older Ollama writes a base anew that gets an adapter
+    with files.locked(own_store()), failures(client, spec.name):
+        digests = {file.name: send(client, file) for file in parts}
+        digest = digests[parts[-1].name]  # an older Ollama writes a base anew that gets an adapter
         unload(client, digest)
         adapters = {spec.adapter.name: digests.pop(spec.adapter.name)} if spec.adapter else None
         steps = client.create(
@@ -330,7 +337,7 @@ def create(client: "Client", spec: Spec, force: bool = False) -> None:
                 part = f" {step.completed / step.total:.0%}" if step.completed and step.total else ""
                 shown.update(title=f"Ollama: creating {spec.name}: {step.status}{part}")
         if not spec.quantize and not made_of(client, spec.name, digest):
-            sent = files[-1].name
+            sent = parts[-1].name
             raise Failed(f"{spec.name} in Ollama is not made of {sent} ({digest}); run the same command again")
         client.generate(spec.name, keep_alive=0)  # One that was removed may run on, with the same file.
 

@@ -55,6 +55,8 @@ def transformers(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Si
             shown = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **(options or {})
             )
+        except chat_template.Unrendered as error:
+            raise Refused(error.said) from error
         except (jinja2.TemplateError, ValueError) as error:  # ValueError: there is no template
             raise Refused(str(error).splitlines()[0]) from error
         return str(shown)

@@ -95,7 +95,6 @@ def check(
     settings = recipe.load(path, changes)
     tier = tier or recipe.tier_of(path) or catalog.tiers()[(machine or this_machine()).tier]
     episodes = read(path, changes)
-    tokenizer = tokenizer_of(base, path, settings) if isinstance(base, Path) else None
     going = recipe.validate(path, changes, tier)
     findings = [
         Finding(
@@ -107,13 +106,7 @@ def check(
     findings += repeated(path, settings, episodes)
     if not isinstance(base, Path):
         return Report(findings, episodes=len(episodes), sequence_len=int(settings.get("sequence_len") or 512))
-    return tokens(path, base, settings, episodes, findings, tokenizer)
-
-
-def tokenizer_of(base: Path, path: Path, settings: dict[str, Any]) -> Any:
-    """The tokenizer of a base's folder; its chat template is tried unless the recipe has another one."""
-    template = recipe.dataset(path, settings).get("chat_template") or settings.get("chat_template") or TOKENIZERS_OWN
-    return chat_template.tokenizer(base, trial=str(template).startswith(TOKENIZERS_OWN))
+    return tokens(path, base, settings, episodes, findings)
 
 
 def read(path: Path, changes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -334,16 +327,13 @@ def repeated(path: Path, settings: Mapping[str, Any], episodes: list[dict[str, A
 
 
 def tokens(
-    path: Path,
-    base: Path,
-    settings: dict[str, Any],
-    episodes: list[dict[str, Any]],
-    findings: list[Finding],
-    tokenizer: Any,
+    path: Path, base: Path, settings: dict[str, Any], episodes: list[dict[str, Any]], findings: list[Finding]
 ) -> Report:
     """The rest of a check, on the tokens that Axolotl itself makes of the data: lengths, mask, template, end token."""
     entry = recipe.dataset(path, settings)
     data, length = entry["path"], int(settings.get("sequence_len") or 512)
+    template = str(entry.get("chat_template") or settings.get("chat_template") or TOKENIZERS_OWN)
+    tokenizer = chat_template.tokenizer(base, trial=template.startswith(TOKENIZERS_OWN))
     tokenised = trajectory.tokenise(base, entry, episodes, length, settings)
     found = [*findings, *mask(data, tokenizer, episodes, tokenised), *lengths(path, data, tokenised, length)]
     total, trained = (

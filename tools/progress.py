@@ -166,7 +166,7 @@ def drawn() -> Iterator[None]:
         if not GOING:
             return ""
         work, row = GOING[-1], Table.grid(padding=(0, 1))
-        mark = ProgressBar(work.total, work.last[1], width=24) if work.total else spinner
+        mark = ProgressBar(work.total, work.last[1], width=min(24, console.width // 4)) if work.total else spinner
         row.add_row(mark, Text(work.words(), no_wrap=True, overflow="ellipsis"))
         return row
 

@@ -104,10 +104,11 @@ def of_file(
     folder = base.tokenizer_folder(name)
     if not gguf.is_file():
         raise BadInput(f"{gguf}: no such file")
-    gguf_header.read(gguf)
+    header = gguf_header.read(gguf)
     if adapter:
         lora.check(adapter)
     tokenizer = chat_template.tokenizer(adapter or folder)
+    chat_template.check_gguf(header, str(gguf))  # llama-server tries it too, and has no limits.
     talks = parity.conversations(trajectory.read(data), tokenizer)
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(llamacpp.server(gguf, 512, log=log_of(gguf)))

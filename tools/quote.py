@@ -1,6 +1,7 @@
-"""A stranger's text in what we write: quoted by the rule of each format, or refused where the format cannot hold it.
+"""Untrusted text in what we write: quoted by the rule of each format, or refused where the format cannot hold it.
 
-Its functions are filters of our templates too, by FILTERS: `cd {{ root | shell }}`.
+Names, titles, prompts, tasks and answers come from others. The functions here are also filters of our templates:
+`cd {{ root | shell }}`.
 """
 
 import re
@@ -16,29 +17,29 @@ if TYPE_CHECKING:
 
 # Unicode's categories of what no one sees and a terminal may obey: controls, formats, halves of a pair, separators.
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# A format that words are written with, Persian ones say: the zero-width non-joiner.
-SPELT = "\u200c"
+# Not hidden: the zero-width non-joiner, which is part of the spelling of Persian and other words.
+ALLOWED = "\u200c"
 
 
 def visible(text: object, keep: str = "") -> str:
-    r"""A text to be read, in one line: what cannot be seen is shown as Python writes it (\n, \x1b), but for `keep`."""
+    r"""A text for people to read, on one line: hidden characters are shown as escapes (\n, \x1b), except `keep`."""
     return "".join(
-        repr(each)[1:-1] if unicodedata.category(each) in HIDDEN and each not in SPELT + keep else each
+        repr(each)[1:-1] if unicodedata.category(each) in HIDDEN and each not in ALLOWED + keep else each
         for each in str(text)
     )
 
 
 def cell(text: object) -> "Text":
-    """A text for a table that rich draws: visible, and no markup."""
+    """A text as the cell of a rich table: hidden characters shown as escapes, markup not interpreted."""
     from rich.text import Text
 
     return Text(visible(text))
 
 
 def plain_name(text: str, what: str) -> str:
-    """A name, as it is. Raises BadInput where it holds what cannot be seen, such as a line feed."""
+    """A name, unchanged. Raises BadInput if it holds a hidden character, such as a line feed."""
     if visible(text) != text:
-        raise BadInput(f"{visible(text)}: {what} with a character that cannot be seen in its name; rename it")
+        raise BadInput(f"{visible(text)}: {what} with a hidden character in its name; rename it")
     return text
 
 
@@ -48,53 +49,60 @@ def shell(text: object) -> str:
 
 
 def sbatch(text: object) -> str:
-    r"""A value on an #SBATCH line. Raises BadInput for more than one line, which there is no way to write.
+    """A value on an #SBATCH line. Raises BadInput for a line feed or another hidden character.
 
-    In quotes a backslash takes the next letter as it is: get_argument in src/sbatch/opt.c of Slurm.
+    Within quotes a backslash escapes the next character: get_argument in src/sbatch/opt.c of Slurm.
     """
-    return '"' + re.sub(r'(["\\])', r"\\\1", plain_name(str(text), "for Slurm, a file")) + '"'
+    return '"' + re.sub(r'(["\\])', r"\\\1", plain_name(str(text), "a Slurm job or log")) + '"'
 
 
 def sbatch_log(folder: object) -> str:
-    """The pattern of a job's log in `folder`, slurm-%j.log, on an #SBATCH line. Raises BadInput for a backslash too.
+    """A job's log in `folder`, slurm-%j.log, on an #SBATCH line. Raises BadInput as `sbatch`, and for a backslash.
 
-    A backslash anywhere in it would turn `%j` off: expand_stdio_fields in src/common/print_fields.c of Slurm.
+    A backslash anywhere in the path turns `%j` off: expand_stdio_fields in src/common/print_fields.c of Slurm.
     """
     if "\\" in str(folder):
-        raise BadInput(f"{folder}: Slurm takes no backslash in the path of a log; give the folder another name")
+        raise BadInput(f"{folder}: the path of a Slurm log cannot hold a backslash; rename the folder")
     return sbatch(str(folder).replace("%", "%%") + "/slurm-%j.log")
 
 
 def modelfile_value(text: object, what: str = "a value") -> str:
-    """A value of a Modelfile, in quotes where it needs them. Raises BadInput for what Ollama would read otherwise.
+    """A value of a Modelfile, quoted where needed. Raises BadInput for a text that Ollama would read differently.
 
-    Read in parser/parser.go of Ollama 0.34.2: there are no escapes; a value ends with the first line at whose end its
-    quotes are closed; a character that is not printable (as in Python, so in Go), and no tab or line feed in quotes,
-    is dropped.
+    From parser/parser.go of Ollama 0.34.2: there are no escapes; a value ends at the first line end where its quotes
+    are closed; characters that are not printable (Go and Python mean the same ones) are dropped, except tabs and line
+    ends within quotes.
     """
     value = str(text)
-    if '"""' in value:
-        raise BadInput(f"a Modelfile cannot hold three quotes: {what}, {value[:80]!r}")
-    lost = next((each for each in value if not each.isprintable() and each not in "\t\r\n"), None)
-    if lost is not None:
-        raise BadInput(f"a Modelfile cannot hold {lost!r}, which Ollama drops: {what}, {value[:80]!r}; take it out")
+    if why := not_in_modelfile(value):
+        raise BadInput(f"a Modelfile cannot hold {why}: {what}, {value[:80]!r}; remove it")
     if re.fullmatch(r"[\w./:@+-]+", value):
         return value
     quotes = '"""' if re.search(r'["\r\n]', value) else '"'
     return f"{quotes}{value}{quotes}"
 
 
-def yaml_scalar(text: object) -> str:
-    """A text as a YAML scalar on one line."""
-    from yaml import safe_dump
+def not_in_modelfile(value: str) -> str:
+    """What of a text a Modelfile cannot hold, see modelfile_value; empty where it can."""
+    lost = next((each for each in value if not each.isprintable() and each not in "\t\r\n"), None)
+    return "three quotes" if '"""' in value else "" if lost is None else f"{lost!r}, which Ollama drops"
 
-    return str(safe_dump(str(text), default_style='"', width=float("inf"), allow_unicode=True)).rstrip("\n")
+
+def yaml_scalar(text: object) -> str:
+    """A text as a YAML scalar on one line, in quotes unless it is a plain word or path."""
+    from yaml import safe_dump, safe_load
+
+    value = str(text)
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII) and safe_load(value) == value:
+        return value
+    return str(safe_dump(value, default_style='"', width=float("inf"), allow_unicode=True)).rstrip("\n")
 
 
 def markdown(text: object) -> str:
-    """A text in a line or a table's cell of Markdown, with nothing in it that Markdown or HTML would obey.
+    """A text within a line or a table cell of Markdown: nothing in it is taken for Markdown or HTML.
 
-    It does not begin the line: what lists and headings begin with is left. An underscore within a word is no emphasis.
+    It must not begin the line: what starts a list or a heading is not escaped. Nor is an underscore within a word,
+    which is no emphasis.
     """
     return re.sub(r"[\\`*\[\]<>&|~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", visible(text).strip(" "))
 
@@ -114,7 +122,7 @@ def fenced(text: object) -> str:
 
 
 def longest_ticks(text: str) -> int:
-    """How many backticks stand in a row, at most."""
+    """The length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)
 
 

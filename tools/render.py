@@ -193,15 +193,20 @@ def ours(text: str) -> bool:
     return digest(rest) == found[1]
 
 
+def text_of(path: Path) -> str:
+    """The text of a file in recipes/, whatever a person put there."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def edited(path: Path) -> bool:
     """Whether a generated file was edited in place: it bears our hash, and the hash is not that of its text."""
-    text = path.read_text(encoding="utf-8")
+    text = text_of(path)
     return HASH.search(text) is not None and not ours(text)
 
 
 def edit(path: Path, made: str) -> int:
     """The line (from 1) at which an edited file first differs from what is generated."""
-    lines = itertools.zip_longest(path.read_text(encoding="utf-8").splitlines(), made.splitlines())
+    lines = itertools.zip_longest(text_of(path).splitlines(), made.splitlines())
     return next((number for number, (there, ours) in enumerate(lines, 1) if there != ours), 1)
 
 
@@ -213,7 +218,7 @@ def refuse_edited(made: dict[str, str]) -> None:
     for path in sorted(each for each in RECIPES.rglob("*") if each.is_file()):
         text = made.get(str(path.relative_to(RECIPES)))
         sealed = path.suffix in (".yaml", ".html", ".md") and edited(path)
-        unsealed = text is not None and not HASH.search(there := path.read_text(encoding="utf-8")) and there != text
+        unsealed = text is not None and not HASH.search(there := text_of(path)) and there != text
         if sealed or unsealed:
             raise BadInput(
                 f"{path.relative_to(run.ROOT)}:{edit(path, text or '')}: generated, and edited in place; copy it "
@@ -234,13 +239,13 @@ def write(force: bool = False) -> dict[str, int]:
     there = {str(path.relative_to(RECIPES)): path for path in RECIPES.rglob("*") if path.is_file()}
     counts = {"written": 0, "unchanged": 0, "removed": 0}
     for where, text in made.items():
-        if where in there and there[where].read_text(encoding="utf-8") == text:
+        if where in there and text_of(there[where]) == text:
             counts["unchanged"] += 1
             continue
         files.write(RECIPES / where, text.encode())
         counts["written"] += 1
     for where, path in there.items():
-        if where not in made and HASH.search(path.read_text(encoding="utf-8")):
+        if where not in made and HASH.search(text_of(path)):
             files.remove(path)
             counts["removed"] += 1
     return counts

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from tools import BadInput, base, catalog, chain, files, progress
+from tools import BadInput, base, catalog, chain, files, progress, quote
 
 # Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
@@ -60,10 +60,12 @@ def player(
     model: chain.Tuned, quant: str, who: str, called: str, force: bool = False
 ) -> Iterator[Callable[[list[Any]], Any]]:
     """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
-    from tools import evaluate, llamacpp
+    from tools import chat_template, evaluate, llamacpp
     from tools import ollama as server
 
     wanted = spec(model, quant, who, called)
+    if who != "tuned":
+        chat_template.tokenizer(model.base)  # The base's own template, which training may not have used, is tried.
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(server.session())
@@ -122,6 +124,8 @@ def prove_and_name(client: Any, model: chain.Tuned, wanted: Any, force: bool) ->
             with progress.step(f"Ollama: trying whether the answers of {tried.name} end"):
                 notes["ends"] = trial.ends(client, tried.name, asked, force)
         files.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
+        if why := quote.not_in_modelfile(wanted.system or ""):
+            print(f"{this.modelfile}: without the system prompt, which has {why}; Ollama has it", file=sys.stderr)
         if client is None:
             return
         client.copy(tried.name, wanted.name)

@@ -1,6 +1,7 @@
 """One ReAct episode as messages: parse, validate, and turn into the tokens and the loss mask of training."""
 
 import glob
+import logging
 import os
 import re
 import shlex
@@ -200,6 +201,8 @@ def tokenise(
     from tools import chat_template
 
     chat_template.install_in_axolotl()
+    # Of an error that it raises, it would tell by itself too.
+    logging.getLogger("axolotl.prompt_strategies").setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "conversations.jsonl"

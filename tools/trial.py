@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Tokens that an answer may take to end by itself.
 ANSWER = 256
+# What Ollama says when it breaks off an answer that is one token over and over (0.34: more than 100 times in a row).
+REPEATED = "token repeat limit"
 # White space around and other scripts: what chat templates treat differently.
 ODD = ("  Observation: Nothing happens.\n", "\n\u00e9 \u4f60\u597d \U0001f642 <b> & {{ x }} ")
 
@@ -71,10 +73,16 @@ def ends(client: "Client", name: str, asked: Mapping[str, list[Message]], force:
     within ANSWER tokens.
     """
     for what, messages in asked.items():
-        answer = ollama.chat(client, name, messages, ANSWER, 0.0, token_alone=True)
-        if answer.done_reason == "stop":
-            continue
-        why = f"{name}: no end token in {answer.tokens} tokens of answer to {what}: it has not learned to stop"
+        try:
+            answer = ollama.chat(client, name, messages, ANSWER, 0.0, token_alone=True)
+            if answer.done_reason == "stop":
+                continue
+            found = f"no end token in {answer.tokens} tokens"
+        except Failed as error:
+            if REPEATED not in str(error):
+                raise
+            found = "the same token again and again"
+        why = f"{name}: {found} of answer to {what}: it has not learned to stop"
         if not force:
             raise Failed(f"{why}, so it gets no name; train it longer, or FORCE=1 takes it as it is")
         print(f"warning: {why}", file=sys.stderr)

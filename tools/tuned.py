@@ -62,10 +62,12 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
         shutil.copy2(generation, out)
     for path in [out / "config.json", *([] if generation.is_file() else [out / "generation_config.json"])]:
         settings = hf_folder.settings(path)
-        ends = settings.get("eos_token_id")
+        ends = hf_folder.end_ids(path)
+        several = isinstance(settings.get("eos_token_id"), list)
         settings |= ids
-        if isinstance(ends, list):  # some models end a turn and a text with different tokens
-            settings["eos_token_id"] = list(dict.fromkeys([ids["eos_token_id"], *ends]))
+        if several:  # some models end a turn and a text with different tokens
+            own = [number for name, number in ids.items() if name == "eos_token_id"]
+            settings["eos_token_id"] = list(dict.fromkeys([*own, *ends]))
         files.write_json(path, settings)
     name_class(base_model, out)
     if (base_model / SENTENCE_PIECE).is_file() and "\u2581a" in tokenizer.get_vocab():

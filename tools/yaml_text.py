@@ -112,8 +112,10 @@ def check_scalar(where: str, node: yaml.ScalarNode) -> None:
         return
     if node.tag not in PLAIN:
         raise BadInput(f"{where}: {shown(node.tag)}: a tag that no recipe has; remove it")
+    value: Any = None
     try:
-        value = yaml.constructor.SafeConstructor().construct_object(node) if len(text) <= NUMBER else None
+        if len(text) <= NUMBER:
+            value = yaml.constructor.SafeConstructor().construct_object(node)
     except (ValueError, KeyError, AttributeError, TypeError, OverflowError, yaml.YAMLError) as error:
         raise BadInput(f"{where}: {shown(text)}: no number, date or truth; put a text in quotes") from error
     if len(text) > NUMBER or (node.tag == INT and not -(2**63) <= value < 2**63):

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from typing import Any, BinaryIO
 
 from tools import BadInput
@@ -137,15 +138,19 @@ def lines(pieces: Iterator[bytes]) -> Iterator[Chunk]:
 
 def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
     """Chunks of whole elements of the one array that the pieces are, the comma before them included."""
-    data, first, at = b"", True, 0
+    data, first, at, scanned = b"", True, 0, 0
     try:
-        for piece in pieces:
+        for piece in chain(pieces, [b""]):
             data += piece
+            # An element that is not whole is looked at again once there is twice as much of it, or all.
+            if piece and len(data) < min(2 * scanned, LIMIT):
+                continue
             if first and not data.startswith(b"["):
                 before = data.index(b"[")
                 yield "lines", data[:before]
                 data = data[before:]
             spans, at, fault = elements(data, first)
+            scanned = 0 if spans else len(data)
             if spans:
                 cut = spans[-1][1]
                 yield "array", (data[:cut], spans)

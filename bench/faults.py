@@ -248,7 +248,7 @@ def kill(place: Place, command: Command, moments: int, chance: random.Random) ->
 
 
 def main() -> None:
-    """Print a row for each command, and write bench/results/faults.json when all were killed 20 times."""
+    """Print a row for each command; those that were killed 20 times stand in bench/results/faults.json from then on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--only", default="", help="names of commands, with commas between")
@@ -256,26 +256,28 @@ def main() -> None:
     given = parser.parse_args()
     known = commands()
     chosen = [each for each in known if not given.only or each.name in given.only.split(",")]
-    rows, total = [], Count()
+    rows = []
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
         place = Place(Path(folder))
         place.make_model(small_base(Path(folder) / "small"))
         for command in chosen:
             count = kill(place, command, given.moments, random.Random(given.seed))
             rows.append({"command": command.name} | vars(count))
-            for key, value in vars(count).items():
-                setattr(total, key, getattr(total, key) + value)
             print(orjson.dumps(rows[-1]).decode(), flush=True)
-    found = as_json([*rows, {"command": "all"} | vars(total)])
-    if given.moments == 20 and len(chosen) == len(known):
-        files.write_json(ROOT / "bench" / "results" / "faults.json", found)
-    print("\n".join(found["table"]))
+    results = ROOT / "bench" / "results" / "faults.json"
+    if given.moments == 20:
+        before = {row["command"]: row for row in (files.read_object(results)["rows"] if results.exists() else [])}
+        before |= {row["command"]: row for row in rows}
+        rows = [before[each.name] for each in known if each.name in before]
+        files.write_json(results, as_json(rows))
+    print("\n".join(as_json(rows)["table"]))
 
 
 def as_json(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What bench/results/faults.json holds."""
     heads = ("command", "killed", "runs", "ended_well", "half_files", "processes_left")
     titles = ("command", "killed", "left to its end", "ended well", "half files", "processes left")
+    total = {head: sum(row[head] for row in rows) for head in heads[1:]} | {"command": "all"}
     return {
         "title": "Killed at random moments",
         "command": "python bench/faults.py",
@@ -283,7 +285,7 @@ def as_json(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "table": [
             f"| {' | '.join(titles)} |",
             f"|{'---|' * len(titles)}",
-            *(f"| {' | '.join(str(row[head]) for head in heads)} |" for row in rows),
+            *(f"| {' | '.join(str(row[head]) for head in heads)} |" for row in [*rows, total]),
         ],
         "notes": "Each command is killed (kill -9) at moments drawn evenly from a whole run's time, and run again,\n"
         "slow ones after several kills in a row. Half files: under a final name and not whole by their format.\n"

@@ -94,7 +94,7 @@ def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path: Path) -> No
     with files.whole(tmp_path / "d") as partial:
         partial.mkdir()
         (partial / "old").touch()
-    (tmp_path / "d").rename(tmp_path / ".d.123-abc.old")  # killed between the two renames
+    (tmp_path / "d").rename(tmp_path / ".d.123-0123abcd.old")  # killed between the two renames
     with pytest.raises(KeyboardInterrupt), files.whole(tmp_path / "d"):
         raise KeyboardInterrupt
     assert names(tmp_path / "d") == ["old"] and names(tmp_path) == ["d"]

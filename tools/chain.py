@@ -102,7 +102,7 @@ def check_all(as_json: bool) -> None:
     from tools import preflight
 
     bad = total = 0
-    with progress.bar("check: loading Axolotl", len(list(recipe.RECIPES.glob("*/*.yaml"))), "recipes") as shown:
+    with progress.bar("check: loading Axolotl", sum(map(len, map(recipe.names, catalog.tiers()))), "recipes") as shown:
         for row in preflight.all_recipes():
             total += 1
             bad += not row["ok"]

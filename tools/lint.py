@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import orjson
 import yaml
 
-from tools import BadInput, Failed, base, files, quote, run, similar, trajectory
+from tools import BadInput, Failed, base, files, progress, quote, run, similar, trajectory
 
 Row = tuple[str, dict[str, Any] | str]
 LEVELS = ("error", "warning", "advice")
@@ -243,8 +243,9 @@ def examine(rows: Iterable[Row], limits: Limits, counts: Counter[str]) -> Iterat
         elif said := conversation(episode):
             signatures.frombytes(similar.signature(said))
             places.append(where)
-    for earlier, later, share in similar.pairs(signatures):
-        yield found("near-duplicate", f"{share:.0%} as {places[earlier]}", places[later])
+    with progress.step("lint: looking for near-duplicates"):
+        for earlier, later, share in similar.pairs(signatures):
+            yield found("near-duplicate", f"{share:.0%} as {places[earlier]}", places[later])
 
 
 def mend(episode: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:

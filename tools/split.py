@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools import BadInput, files, lint, quote, similar, trajectory
+from tools import BadInput, files, lint, progress, quote, similar, trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,8 +79,9 @@ def survey(rows: Iterable[dict[str, Any]]) -> Survey:
         tasks.append(str(episode.get("task", "")))
         turns.append(len(lint.answers(episode["messages"])))
         characters.append(len(said))
-    joined += [(told[one], told[other]) for one, other, _ in similar.pairs(firsts)]
-    joined += [(one, other) for one, other, _ in similar.pairs(talks)]
+    with progress.step("split: looking for near-duplicates"):
+        joined += [(told[one], told[other]) for one, other, _ in similar.pairs(firsts)]
+        joined += [(one, other) for one, other, _ in similar.pairs(talks)]
     return Survey(similar.groups(len(tasks), joined), tasks, turns, characters)
 
 

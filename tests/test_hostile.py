@@ -23,6 +23,7 @@ from tools import (
     Failed,
     base,
     catalog,
+    chain,
     gguf,
     gguf_header,
     hf_folder,
@@ -116,7 +117,7 @@ CHAINED = "\n".join(["c0: &c0 [x]", *(f"c{i}: &c{i} [[[[*c{i - 1}]]]]" for i in 
         ("lora_r: '16.0'", "not a whole number"),
         ("sequence_len: .inf", "is more than 16777216"),
         ("micro_batch_size: 70000", "is more than 65536"),
-        ("learning_rate: .inf", "is more than 100"),
+        ("learning_rate: .inf", "is more than 1e+38"),
         (f"optimizer: {'x' * 3000}", "more than 2000 letters"),
     ],
 )
@@ -265,6 +266,22 @@ def test_a_setting_of_the_wrong_type_is_one_line(folder: Path, name: str, settin
     refused(lambda: (base.end_texts(folder), gguf.four_bits(folder, None)), f"{name}: {says}")
 
 
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("hidden_size", value) for value in ("x", -1, 1.5, True, {}, [1, "x"], 10**10)),
+        *(("num_hidden_layers", 10**9), ("vocab_size", 10**12), ("num_experts", 10**9), ("num_hidden_layers", 1e9)),
+    ],
+)
+def test_a_size_that_is_none_or_explodes_in_a_converter_is_one_line(
+    folder: Path, key: str, value: Any, inner: bool
+) -> None:
+    settings = {key: value}
+    (folder / "config.json").write_text(json.dumps({"text_config": settings} if inner else settings))
+    refused(lambda: base.check(folder), f"config.json: {key} is ")
+
+
 @pytest.mark.parametrize("tokens", [5, [1], [{"id": 1}], {"a": 1}])
 def test_added_tokens_of_the_wrong_type_are_one_line(folder: Path, tokens: Any) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
@@ -310,6 +327,16 @@ def test_an_adapter_with_a_setting_of_the_wrong_type_is_one_line(adapter: Path, 
     assert lora.plan(adapter)
     path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
     refused(lambda: lora.plan(adapter), says)
+
+
+@pytest.mark.parametrize("length", ["x", 0, [1], None, 1.5])
+def test_a_base_whose_context_is_no_length_is_one_line(
+    folder: Path, adapter: Path, length: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(folder.parent / "outputs"))
+    assert chain.foreign(adapter, str(folder)).sequence_len == chain.CONTEXT
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": length}))
+    refused(lambda: chain.foreign(adapter, str(folder)), "config.json: max_position_embeddings is")
 
 
 def test_peft_is_not_given_a_pattern_that_never_ends(adapter: Path) -> None:

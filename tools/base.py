@@ -165,6 +165,7 @@ def check(folder: Path) -> Path:
         why = f"{pickled[0].name} is pickle, which can run code" if pickled else "it has no *.safetensors"
         raise BadInput(f"{folder}: a base folder without weights: {why}; save the model as safetensors")
     refuse_code(folder)
+    hf_folder.check_sizes(folder / "config.json")
     need_tokenizer(folder)
     for item in sorted(weights):
         check_safetensors(folder / item)

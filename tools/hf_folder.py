@@ -21,6 +21,15 @@ TEXTS = (".json", ".jinja", ".model", ".txt")
 SETTINGS = 32 * 2**20
 # Bytes of a safetensors file's header: about 100 a tensor.
 HEADER = 16 * 2**20
+# Sizes in config.json, and the most that each may be: several times that of the largest models known (Llama 3.1 405B,
+# Gemma 4, Kimi K2). llama.cpp's converter makes lists of so many layers and tokens before it sees a weight.
+SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), 2**10),
+    **dict.fromkeys(("vocab_size", "padded_vocab_size"), 2**21),
+    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "moe_intermediate_size"), 2**20),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "head_dim"), 2**12),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 2**12),
+}
 # Settings that may name a kernel on the hub, which is compiled code: ORG/NAME.
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
@@ -38,6 +47,17 @@ def check(folder: Path) -> None:
     for path in named:
         if why := code(files.read_object(path)):
             raise BadInput(f"{path}: {why}")
+
+
+def check_sizes(path: Path) -> None:
+    """Raise BadInput for a size in a config.json, its text model's too, that is none or larger than any model's."""
+    config = files.read_object(path)
+    for part in (config, text_settings(config)):
+        for key, most in SIZES.items():
+            value = part.get(key)
+            each = value if isinstance(value, list) and len(value) <= 2**10 else [value]  # one for each layer
+            if value is not None and not all(type(size) is int and 0 <= size <= most for size in each):
+                raise wrong(path, key, value, f"a size of at most {most}")
 
 
 def code(settings: Any) -> str:

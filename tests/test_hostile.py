@@ -266,11 +266,14 @@ def test_a_setting_of_the_wrong_type_is_one_line(folder: Path, name: str, settin
     refused(lambda: (base.end_texts(folder), gguf.four_bits(folder, None)), f"{name}: {says}")
 
 
+WRONG_SIZES: list[Any] = ["x", -1, 1.5, True, {}, [1, "x"], 10**10]
+
+
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("hidden_size", value) for value in ("x", -1, 1.5, True, {}, [1, "x"], 10**10)),
+        *(("hidden_size", value) for value in WRONG_SIZES),
         *(("num_hidden_layers", 10**9), ("vocab_size", 10**12), ("num_experts", 10**9), ("num_hidden_layers", 1e9)),
     ],
 )

@@ -103,7 +103,7 @@ ARGUMENTS = {
     "convert": "convert --to=TO --from=FROM --per=PER --force -- IN OUT",
     "episodes": "episodes --count=COUNT --seed=SEED --tasks=TASKS --rooms=PLACES --style=STYLE --slip=SLIP "
     "--alfworld=ALFWORLD --force -- OUT",
-    "recipes": "recipes",
+    "recipes": "recipes --force",
     "list": "list --tier=TIER --model=MODEL",
     "recommend": "recommend --gpu=GPU --gpus=GPUS",
     "plan": "plan --gpu=GPU --gpus=GPUS --seq=SEQ --set=SET -- TIER/RECIPE",
@@ -291,7 +291,7 @@ def test_one_argument_may_hold_several_changes() -> None:
         "lora_r=8 # rank": "quote a text",
         "a=use #1 b=2": "quote a text",
         "a=[1, 2 b=3": "quote a text",
-        "a=2001-99-99": "quote a text",
+        "a=2001-99-99": "put a text in quotes",
         "lora_r = 8": "key=value",
         "lora_r=8 lora_r=9": "two values",
     }.items():

@@ -125,6 +125,9 @@ def prepare(this: Run, inputs: dict[str, Any], resume: bool = False, force: bool
     whole = resumable(this) if resume else checkpoints(this)
     this.checkpoints.mkdir(parents=True, exist_ok=True)
     files.write_json(begun, inputs)
+    log = this.checkpoints / "debug.log"  # Axolotl's own, which it makes for everybody's eyes
+    log.touch()
+    log.chmod(0o600)
     for checkpoint in this.checkpoints.glob("checkpoint-*"):
         if checkpoint not in whole:
             files.remove(checkpoint)
@@ -174,7 +177,7 @@ def compose(path: Path, this: Run, base: str, changes: Mapping[str, Any], tier: 
     The effective batch stays as the recipe and its tier have it. Raises BadInput when the processes do not divide it.
     """
     composed = recipe.load(path, changes) | {
-        "base_model": base,
+        "base_model": os.path.abspath(base) if os.path.isdir(base) else base,  # Axolotl runs in the project's root
         "output_dir": str(this.checkpoints),
         "dataset_prepared_path": str(this.checkpoints / "prepared"),
         "auto_resume_from_checkpoints": True,

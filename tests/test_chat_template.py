@@ -1,6 +1,7 @@
 """A stranger's chat template: what it makes is transformers' own text, and what it costs has limits."""
 
 import datetime
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -330,6 +331,23 @@ def test_what_breaks_a_limit_later_is_no_refusal(small: Path, tmp_path: Path) ->
     assert base.tokens(tokenizer, TALK[:2]) == len(tokenizer.encode("[system]Act.[user]Find a \U0001f642 & <b>."))
     with pytest.raises(BadInput, match=f"{tmp_path}.*does what no template may"):
         base.tokens(tokenizer, TALK * 2)
+
+
+def test_a_template_that_breaks_a_limit_is_refused_before_transformers_is_loaded(small: Path, tmp_path: Path) -> None:
+    folder = base_with("{{ 'x' * 10**7 }}", small, tmp_path / "base")
+    script = """
+import sys
+from tools import BadInput, chat_template
+try: chat_template.tokenizer(sys.argv[1])
+except BadInput as error: print(error, [name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    (tmp_path / "older").mkdir()  # with the template where transformers 4 has it
+    (tmp_path / "older" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 'x' * 10**7 }}"}))
+    for each in (folder, tmp_path / "older"):
+        command = [sys.executable, "-c", script, str(each)]
+        done = subprocess.run(command, cwd=run.ROOT, stdout=subprocess.PIPE, text=True)
+        assert done.stdout.startswith(f"{each}: its chat template writes far more")
+        assert done.stdout.endswith("[]\n")
 
 
 def test_a_template_under_a_name_is_tried_too(small: Path, tmp_path: Path) -> None:

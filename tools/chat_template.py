@@ -6,6 +6,7 @@ fails, and that error is a jinja2.TemplateError too, as it is without us, for th
 """
 
 import atexit
+import importlib.util
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any
 
 import jinja2
 
-from tools import BadInput, Failed, progress, template_sandbox
+from tools import BadInput, Failed, hf_folder, progress, template_sandbox
 from tools.process import Program, without_secrets
 from tools.quote import visible
 
@@ -129,18 +130,12 @@ class Sandbox:
 
     def start(self) -> None:
         """Start the process and wait until it is ready. Raises Failed."""
-        from transformers.utils import chat_template_utils
-
+        theirs = importlib.util.find_spec("transformers")  # It is not imported: that takes 5 s.
+        assert theirs and theirs.origin
+        code = Path(theirs.origin).parent / "utils" / "chat_template_utils.py"
         # Byte code is kept where ours is, or not at all.
         kept = [f"-Xpycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else ["-B"]
-        command = [
-            sys.executable,
-            "-I",
-            "-Wignore",
-            *kept,
-            str(template_sandbox.__file__),
-            str(chat_template_utils.__file__),
-        ]
+        command = [sys.executable, "-I", "-Wignore", *kept, str(template_sandbox.__file__), str(code)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = Program(command, env=without_secrets(), bufsize=0, **pipes)
         try:
@@ -298,6 +293,8 @@ def tokenizer(where: str | Path, trial: bool = True) -> Any:
     `trial`: try its chat templates first, see `check`; False where another template takes their place. Raises BadInput
     for a folder that holds none, Failed when the hub cannot give it.
     """
+    if trial:
+        check(written(Path(where)), str(where), {})  # One that breaks a limit is not waited for.
     with progress.step("loading transformers"):  # 5 to 10 s, the first time
         from transformers import AutoTokenizer
 
@@ -320,6 +317,15 @@ def tokenizer(where: str | Path, trial: bool = True) -> Any:
     return found
 
 
+def written(folder: Path) -> dict[str, str]:
+    """The chat template in the files of a folder, if there is one, by its file's name."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return {file.name: file.read_text(encoding="utf-8", errors="replace")}
+    text = hf_folder.settings(folder / "tokenizer_config.json").get("chat_template")
+    return {"tokenizer_config.json": text} if isinstance(text, str) else {}
+
+
 def check(templates: Mapping[str, str], whose: str, tokens: Mapping[str, str]) -> None:
     """Try chat templates, by name, on short conversations.
 
@@ -327,8 +333,6 @@ def check(templates: Mapping[str, str], whose: str, tokens: Mapping[str, str]) -
     template that breaks a limit, and for a default one that fails on each conversation, and not by refusing it.
     """
     for name, template in templates.items():
-        if template in known:
-            continue
         known[template] = whose
         try:
             failed = tried(template, tokens)

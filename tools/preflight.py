@@ -95,6 +95,8 @@ def check(
     settings = recipe.load(path, changes)
     tier = tier or recipe.tier_of(path) or catalog.tiers()[(machine or this_machine()).tier]
     episodes = read(path, changes)
+    if isinstance(base, Path) and with_its_own_template(path, settings):
+        chat_template.check(chat_template.written(base), str(base), {})  # Before Axolotl, which takes 10 s to load.
     going = recipe.validate(path, changes, tier)
     findings = [
         Finding(
@@ -332,8 +334,7 @@ def tokens(
     """The rest of a check, on the tokens that Axolotl itself makes of the data: lengths, mask, template, end token."""
     entry = recipe.dataset(path, settings)
     data, length = entry["path"], int(settings.get("sequence_len") or 512)
-    template = str(entry.get("chat_template") or settings.get("chat_template") or TOKENIZERS_OWN)
-    tokenizer = chat_template.tokenizer(base, trial=template.startswith(TOKENIZERS_OWN))
+    tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(path, settings))
     tokenised = trajectory.tokenise(base, entry, episodes, length, settings)
     found = [*findings, *mask(data, tokenizer, episodes, tokenised), *lengths(path, data, tokenised, length)]
     total, trained = (
@@ -358,6 +359,12 @@ def tokens(
         sequence_len=length,
         preview=preview(tokenizer, *tokenised[0]),
     )
+
+
+def with_its_own_template(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a recipe trains with the chat template that the base's tokenizer has."""
+    named = recipe.dataset(path, settings).get("chat_template") or settings.get("chat_template") or TOKENIZERS_OWN
+    return str(named).startswith(TOKENIZERS_OWN)
 
 
 def lengths(path: Path, data: str, tokenised: list[Any], length: int) -> Iterator[Finding]:

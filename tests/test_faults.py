@@ -1,5 +1,6 @@
 """kill -9 of commands at several moments: nothing half under a final name, no process left, the next run ends well."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -72,3 +73,20 @@ def test_of_two_conversions_to_one_file_the_second_stops_and_the_first_is_whole(
     alone = large.with_name("alone.json")
     subprocess.run([*line[:5], str(alone), *line[6:]], cwd=run.ROOT, check=True, stdout=subprocess.PIPE)
     assert files.sha256(out) == files.sha256(alone)
+
+
+@pytest.mark.slow
+def test_of_two_that_make_one_gguf_the_second_waits_and_takes_what_the_first_made(
+    small_base: Path, small_adapter: Path, tmp_path: Path
+) -> None:
+    line = [sys.executable, "-m", "tools", "gguf", "--adapter", str(small_adapter), "--base", str(small_base)]
+    environment = os.environ | {"REACT_RECIPES_OUTPUTS": str(tmp_path)}
+    first = subprocess.Popen(line, cwd=run.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob("adapters/*/.gguf.lock")):
+        assert first.poll() is None
+    second = subprocess.run(line, cwd=run.ROOT, env=environment, capture_output=True, text=True)
+    assert first.communicate() and first.returncode == 0
+    assert second.returncode == 0 and f"waiting for process {first.pid}" in second.stderr
+    assert "already made of this adapter" in second.stdout
+    made = [path for path in tmp_path.glob("adapters/*/*.gguf") if faults.unsound(path) == ""]
+    assert {path.name for path in made} == {"model-q8_0.gguf", "base-q8_0.gguf"}

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -229,7 +230,7 @@ def new(model: str, method: str, tier: str, out: str, force: bool = False) -> No
     text = render.HASH.sub(f"# from {path.parent.name}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
     with files.output(out, force, [path]) as beside:
         beside.write_text(text, encoding="utf-8")
-    print(f"{out}: edit it, then make train RECIPE={out}")
+    print(f"{out}: edit it, then make train {shlex.quote(f'RECIPE={out}')}")
 
 
 def diff(a: str, b: str) -> None:

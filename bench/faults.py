@@ -81,7 +81,7 @@ def commands() -> list[Command]:
         Command("stats", ["stats", *data, "--html", "stats.html", "--force"], ("stats.html",)),
         Command("episodes", ["episodes", "more.jsonl", "--count", "3000", "--force"], ("more.jsonl",)),
         Command("new", ["new", "qwen7b", "qlora", "new.yaml", "--tier", "24gb", "--force"], ("new.yaml",)),
-        Command("check", ["check", *small], (), ("check",), in_a_row=5),
+        Command("check", ["check", *small, "--force"], (), ("check",), in_a_row=5),
         Command(
             "train", ["train", *small, "--force"], (f"{RUN}/adapter", f"{RUN}/checkpoints"), ("train",), in_a_row=5
         ),

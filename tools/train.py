@@ -65,11 +65,11 @@ def train(
     """
     this = recipe.folder(path)
     inputs = fingerprint(path, base, changes)
-    files.need_space(this.folder, 2)
     with this.held("train", wait=False) if launch.rank == 0 else contextlib.nullcontext():
         if this.adapter.exists() and this.done("train", inputs):
             print(f"{this.adapter}: already trained from this recipe, data and base")
             return this
+        files.need_space(this.folder, 2)
         composed = compose(path, this, str(base), changes, tier, launch)
         if launch.rank:  # The first machine alone keeps the run's folder.
             file = this.folder / f"recipe-{launch.rank}.yaml"

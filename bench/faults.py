@@ -38,6 +38,9 @@ from tools import files, llamacpp  # noqa: E402
 GONE = 5.0
 RUN = "outputs/work/small"
 OLLAMA = ["ollama", "small.yaml", "--base", "base", "--name", "react-small"]
+PLAYED = ["eval", "small.yaml", "--base", "base", "--name", "react-small", "--rooms", "4"]
+# What later commands read, and so is run once where it is not to be killed.
+NEEDED = ("train", "gguf", "ollama")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def commands() -> list[Command]:
         Command("gguf", ["gguf", *small, "--quant", "F16 Q8_0"], (f"{RUN}/*.gguf",), ("gguf-f16", "gguf-q8_0"), 2),
         Command("merge", ["merge", *small], (f"{RUN}/merged",), ("merge",), 2),
         Command("ollama", [*OLLAMA, "--force"], (f"{RUN}/Modelfile", f"{RUN}/parity.json"), ("ollama",), 5),
+        Command("eval", PLAYED, (f"{RUN}/eval-*.json",), ("eval-base-q8_0", "eval-tuned-q8_0"), 5),
         Command("parity", ["parity", *small, "--name", "react-small"], (f"{RUN}/parity.json",), (), 5),
         Command("quality", ["quality", *small, "--chunks", "4"], (f"{RUN}/quality.json",), ("quality",), 5),
         Command("export", ["export", *small, "--to", "vllm"], (f"{RUN}/export",), (), 2),
@@ -256,21 +260,26 @@ def main() -> None:
     given = parser.parse_args()
     known = commands()
     chosen = [each for each in known if not given.only or each.name in given.only.split(",")]
-    rows = []
+    if not chosen:
+        parser.error(f"--only {given.only}: the commands are {', '.join(each.name for each in known)}")
+    results = ROOT / "bench" / "results" / "faults.json"
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
         place = Place(Path(folder))
         place.make_model(small_base(Path(folder) / "small"))
-        for command in chosen:
+        for command in known[: known.index(chosen[-1]) + 1]:
+            if command not in chosen:
+                if command.name in NEEDED and any(RUN in made for each in chosen for made in each.makes):
+                    place.start(command).wait()
+                continue
             count = kill(place, command, given.moments, random.Random(given.seed))
-            rows.append({"command": command.name} | vars(count))
-            print(orjson.dumps(rows[-1]).decode(), flush=True)
-    results = ROOT / "bench" / "results" / "faults.json"
-    if given.moments == 20:
-        before = {row["command"]: row for row in (files.read_object(results)["rows"] if results.exists() else [])}
-        before |= {row["command"]: row for row in rows}
-        rows = [before[each.name] for each in known if each.name in before]
-        files.write_json(results, as_json(rows))
-    print("\n".join(as_json(rows)["table"]))
+            rows[command.name] = {"command": command.name} | vars(count)
+            print(orjson.dumps(rows[command.name]).decode(), flush=True)
+            if given.moments == 20:
+                before = files.read_object(results)["rows"] if results.exists() else []
+                kept = {row["command"]: row for row in before} | rows
+                files.write_json(results, as_json([kept[each.name] for each in known if each.name in kept]))
+    print("\n".join(as_json(list(rows.values()))["table"]))
 
 
 def as_json(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools import catalog, memory
+from tools import catalog, files, memory, run
 from tools.memory import GIB, Settings
 
 SEVEN = catalog.models()["qwen7b"]
@@ -56,6 +56,20 @@ def test_recomputing_layers_keeps_one_input_a_layer() -> None:
     with_it, without = memory.device(SEVEN, LORA, 1), memory.device(SEVEN, replace(LORA, checkpointing=False), 1)
     assert with_it["saved activations"] * GIB == 2 * SEVEN.sizes.hidden * (SEVEN.sizes.layers + 1) * 2048
     assert without["saved activations"] > 5 * with_it["saved activations"]
+
+
+def test_dropout_beside_the_lora_kernels_keeps_a_copy_and_a_mask_of_each_input() -> None:
+    s, z = replace(LORA, checkpointing=False), SEVEN.sizes
+    more = memory.saved(SEVEN, replace(s, dropout=0.05)) - memory.saved(SEVEN, s)
+    inputs = 2 * z.hidden + z.heads * z.head_dim  # of queries to values, of the MLP, of the output
+    assert more == (2 + 1) * inputs
+
+
+def test_the_measured_qlora_step_of_7b_is_foreseen_within_a_twentieth() -> None:
+    rows = files.read_object(run.ROOT / "bench" / "results" / "gpu.json")["rows"]
+    row = next(each for each in rows if each["case"] == "7b-qlora-packed")
+    settings = replace(LORA, bits=4, micro_batch=row["micro_batch"], dropout=0.05, checkpointing=False, evaluation=0)
+    assert total(settings) == pytest.approx(row["driver_gib"], rel=0.05)
 
 
 def test_the_upper_layers_alone_keep_less() -> None:

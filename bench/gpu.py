@@ -40,8 +40,6 @@ SHORT = {
     "saves_per_epoch": None,
     "save_strategy": "no",
     "num_epochs": 20,
-    # Each process of Axolotl's tokenising costs seconds to start, and these data are few.
-    "dataset_num_proc": 1,
 }
 PACKED = {"sample_packing": True}
 RECOMPUTED = {"gradient_checkpointing": True}

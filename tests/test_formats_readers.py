@@ -10,7 +10,7 @@ import orjson
 import pytest
 import yaml
 
-from tools import base, convert, doctor, files, gguf, preflight, recipe, run, trajectory
+from tools import convert, doctor, files, find_base, preflight, recipe, run, trajectory
 from tools.formats.worker import Task
 
 LOCK = run.ROOT / "tests" / "locks" / "llamafactory.lock"
@@ -24,7 +24,7 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return base.resolve("smollm2-135m", gguf.convert)
+    return find_base.resolve("smollm2-135m")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from gguf import GGUFReader
 
 from tests import models
-from tools import BadInput, Failed, base, gguf, merge, run
+from tools import BadInput, Failed, find_base, gguf, merge, run
 
 METADATA = {"react_recipes.recipe": "smollm2-135m-lora", "react_recipes.data": "é" * 200, "general.name": "react tiny"}
 TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}<|endoftext|>{% endfor %}"
@@ -45,7 +45,7 @@ def make_base(folder: Path, tokenizer: Path, hidden: int = 64, layers: int = 2) 
 
 @pytest.fixture(scope="module")
 def real() -> Path:
-    return base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct", gguf.convert)
+    return find_base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tools import BadInput, base, gguf, greedy, llamacpp, parity, run, trajectory
+from tools import BadInput, find_base, gguf, greedy, llamacpp, parity, run, trajectory
 
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return base.resolve("smollm2-135m", gguf.convert)
+    return find_base.resolve("smollm2-135m")
 
 
 @pytest.fixture(scope="module")

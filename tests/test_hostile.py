@@ -24,6 +24,8 @@ from tools import (
     base,
     catalog,
     chain,
+    chunks,
+    find_base,
     gguf,
     gguf_header,
     hf_folder,
@@ -32,8 +34,8 @@ from tools import (
     recipe,
     run,
     trajectory,
+    unpack,
 )
-from tools.formats import chunks
 
 # Seconds of the processor that a refusal may take.
 SECONDS = 2.0
@@ -423,7 +425,7 @@ def test_a_folder_that_names_code_is_refused_before_anything_is_loaded(
     (folder / name).write_text(json.dumps((config if name == "config.json" else {}) | AUTO_MAP))
     assert f"{folder / name}: auto_map" in refused(lambda: base.check(folder), "remove auto_map")
     refused(lambda: base.tokenizer_folder(str(folder)), "remove auto_map")
-    refused(lambda: base.tokenizer(str(folder), gguf.convert), "remove auto_map")
+    refused(lambda: find_base.tokenizer(str(folder)), "remove auto_map")
     shutil.copy(folder / name, adapter)
     refused(lambda: lora.check(adapter), "remove auto_map")
 
@@ -509,14 +511,14 @@ def test_a_catalog_models_auto_map_is_left_out_when_the_hub_gives_it(
     (folder / "config.json").write_text(json.dumps({"model_type": "phi3"} | AUTO_MAP))
     monkeypatch.setenv("REACT_RECIPES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
-    made = base.resolve(model.hub, gguf.convert)
+    made = find_base.resolve(model.hub)
     assert made.is_relative_to(tmp_path / "cache") and json.loads((made / "config.json").read_bytes()) == {
         "model_type": "phi3"
     }
     assert (made / "model.safetensors").resolve() == folder / "model.safetensors"
-    assert base.check(made) == base.resolve(model.hub, gguf.convert) == base.tokenizer_folder(model.hub) == made
-    refused(lambda: base.resolve(str(folder), gguf.convert), "remove auto_map")
-    refused(lambda: base.resolve("someone/else", gguf.convert), "remove auto_map")
+    assert base.check(made) == find_base.resolve(model.hub) == base.tokenizer_folder(model.hub) == made
+    refused(lambda: find_base.resolve(str(folder)), "remove auto_map")
+    refused(lambda: find_base.resolve("someone/else"), "remove auto_map")
 
 
 @pytest.mark.parametrize(
@@ -541,7 +543,7 @@ def test_the_hub_is_asked_for_nothing_that_is_no_hub_name(name: str, monkeypatch
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
-    for ask in (lambda: base.resolve(name, gguf.convert), lambda: base.tokenizer_folder(name)):
+    for ask in (lambda: find_base.resolve(name), lambda: base.tokenizer_folder(name)):
         refused(ask, "" if name == "." else "neither a folder nor a model hub's org/name")
 
 
@@ -671,7 +673,7 @@ def test_real_ggufs_are_read(smollm2_gguf: Path) -> None:
             reader = GGUFReader(path)
             assert {*found, "GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"} == {*reader.fields}
             for name, value in found.items():
-                theirs = base.value(reader, name)
+                theirs = unpack.value(reader, name)
                 assert value == (len(theirs) if isinstance(theirs, list) else theirs), name
 
 
@@ -717,5 +719,5 @@ def test_a_wheel_with_a_name_that_leads_away_is_refused(tmp_path: Path, name: st
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         wheel.writestr("m.gguf", "x")
         wheel.writestr(name, "x")
-    refused(lambda: base.unpack(tmp_path / "a.whl", "m.gguf", tmp_path / "out"), "a.whl")
+    refused(lambda: unpack.unpack(tmp_path / "a.whl", "m.gguf", tmp_path / "out"), "a.whl")
     assert not (tmp_path / "out").exists()

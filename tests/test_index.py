@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from tests.browser import Page, browse
-from tools import catalog, index, plan, recipe, render, run
+from tools import catalog, index, plan, recipe, render, run, templates
 
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, str]:
-    return index.pages(render.planned(), render.template)
+    return index.pages(render.planned(), templates.template)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def total(method: str, model: str, tier: str) -> str:
 
 
 def test_the_same_bytes_each_time_and_ours_when_sealed(made: dict[str, str]) -> None:
-    assert index.pages(render.planned(), render.template) == made
+    assert index.pages(render.planned(), templates.template) == made
     for text in made.values():
         assert render.ours(render.sealed(text))
     assert made["index.html"].startswith("<!doctype html>\n")
@@ -53,10 +53,10 @@ def test_the_same_bytes_each_time_and_ours_when_sealed(made: dict[str, str]) -> 
 def test_pages_cost_less_than_a_second() -> None:
     """In a process of its own: here, the count of lines that ran takes as long again."""
     script = """import time
-from tools import index, render
+from tools import index, render, templates
 planned = list(render.planned())
 start = time.process_time()
-index.pages(planned, render.template)
+index.pages(planned, templates.template)
 print(time.process_time() - start)"""
     done = subprocess.run([sys.executable, "-c", script], cwd=run.ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.0

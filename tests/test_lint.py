@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from tools import BadInput, Failed, base, gguf, lint, run, trajectory
+from tools import BadInput, Failed, base, find_base, lint, run, trajectory
 from tools.household import episodes, grammar, rooms, world
 
 Episode = dict[str, Any]
@@ -198,7 +198,7 @@ def test_a_word_changed_is_a_near_duplicate_and_other_words_are_not() -> None:
 
 
 def test_an_episode_longer_than_the_models_sequence_is_named() -> None:
-    tokenizer = base.tokenizer("", gguf.convert)
+    tokenizer = find_base.tokenizer("")
     length = len(tokenizer.apply_chat_template(good()["messages"], return_dict=False))
 
     def count(messages: list[dict[str, Any]]) -> int:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests import models
-from tools import Failed, base, causes, cli, files, gguf, llamacpp, ollama, parity, run, trajectory
+from tools import Failed, causes, cli, files, find_base, gguf, llamacpp, ollama, parity, run, tokens, trajectory
 
 # What the good model's template is made of; each break replaces one part of it in the GGUF. The comment leaves room.
 SYSTEM = "<|im_start|>system\nYou are good. Today Date: 26 Jul 2024<|im_end|>\n"
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     out = tmp_path_factory.mktemp("good")
-    tokenizer = AutoTokenizer.from_pretrained(base.resolve("smollm2-135m", gguf.convert))
+    tokenizer = AutoTokenizer.from_pretrained(find_base.resolve("smollm2-135m"))
     tokenizer.bos_token, tokenizer.chat_template = "<|endoftext|>", template() + "{#" + " " * ROOM + "#}"
     tokenizer.save_pretrained(out)
     ids: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -88,7 +88,7 @@ def check(folder: Path, tokenizer: Any) -> Check:
     """The check of the bare conversation and another, which Axolotl tokenises once for all tests."""
     talks = [BARE, [parity.system("Solve it."), *BARE]]
     entry = parity.ENTRY | parity.SHAPE
-    trained = trajectory.tokenise(folder, entry, [{"messages": talk} for talk in talks], 2048)
+    trained = tokens.tokenise(folder, entry, [{"messages": talk} for talk in talks], 2048)
 
     def compare(*sides: parity.Side, which: slice = slice(2)) -> dict[str, Any]:
         return parity.check(talks[which], trained[which], sides, tokenizer)
@@ -238,7 +238,7 @@ def test_an_end_token_that_is_not_trained(url: str, folder: Path, tokenizer: Any
     other = Path(shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("*.gguf")))
     settings = json.loads((other / "tokenizer_config.json").read_bytes())
     files.write_json(other / "tokenizer_config.json", settings | {"eos_token": "<repo_name>"})
-    trained = trajectory.tokenise(other, parity.ENTRY | parity.SHAPE, [{"messages": BARE}], 2048)
+    trained = tokens.tokenise(other, parity.ENTRY | parity.SHAPE, [{"messages": BARE}], 2048)
     first = parity.check([BARE], trained, [parity.llama_server(url)], tokenizer)["first_difference"]
     assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["mend"]
 
@@ -406,7 +406,7 @@ def test_each_family_with_its_recipe(family: str, name: str, kind: str | None, t
     recipe = yaml.safe_load((run.ROOT / "recipes" / "48gb" / f"{name}.yaml").read_bytes())
     base_model = models.make(family, tmp_path / family)
     adapter = models.make_adapter(tmp_path / "adapter", base_model)
-    asked = {key: recipe[key] for key in trajectory.TOKEN_KEYS if key in recipe}
+    asked = {key: recipe[key] for key in tokens.TOKEN_KEYS if key in recipe}
     where = {"base_model": str(base_model), "tokenizer_config": str(base_model)}
     load_tokenizer(DictDefault(asked | where)).save_pretrained(adapter)
     found = against_llama_server(base_model, adapter, tmp_path / "f16.gguf", asked)

@@ -6,7 +6,7 @@ import orjson
 import pytest
 import yaml
 
-from tools import base, catalog, doctor, files, gguf, preflight, recipe, run
+from tools import catalog, doctor, files, find_base, preflight, recipe, run
 from tools.preflight import Machine
 
 EPISODES = [orjson.loads(line) for line in (run.ROOT / "data" / "test.jsonl").read_bytes().splitlines()[:4]]
@@ -18,7 +18,7 @@ NAME = "smollm2-135m-lora"
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return base.resolve("smollm2-135m", gguf.convert)
+    return find_base.resolve("smollm2-135m")
 
 
 def make(tmp_path: Path, changes: dict[str, object], data: list[object]) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from tests.browser import Page, browse
-from tools import BadInput, base, gguf, run, stats, trajectory
+from tools import BadInput, find_base, run, stats, trajectory
 
 DATA = run.ROOT / "data" / "test.jsonl"
 
@@ -35,7 +35,7 @@ def page(made: tuple[dict[str, Any], Path]) -> Iterator[Page]:
 def test_the_figures_are_those_of_the_episodes(made: tuple[dict[str, Any], Path]) -> None:
     found, _ = made
     episodes = list(trajectory.read(DATA))
-    tokenizer = base.tokenizer("", gguf.convert)
+    tokenizer = find_base.tokenizer("")
     lengths = sorted(len(tokenizer.apply_chat_template(each["messages"], return_dict=False)) for each in episodes)
     answers = [turn["content"] for each in episodes for turn in each["messages"] if turn["role"] == "assistant"]
     assert found["episodes"] == len(episodes) == 48

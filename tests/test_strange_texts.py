@@ -50,6 +50,7 @@ from tools import (
     run,
     split,
     stats,
+    templates,
     train,
 )
 from tools.train import Launch
@@ -427,11 +428,11 @@ def test_a_page_of_figures_has_no_element_but_its_own(text: str) -> None:
 
 def test_the_page_of_recipes_has_no_element_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = list(render.planned())
-    plain = index.pages(planned, render.template)
+    plain = index.pages(planned, templates.template)
     models = dict(catalog.models())
     models["qwen7b"] = models["qwen7b"].model_copy(update={"title": f"{XSS} & | `x`"})
     monkeypatch.setattr(catalog, "models", lambda: models)
-    pages = index.pages(planned, render.template)
+    pages = index.pages(planned, templates.template)
     page, before = Elements(pages["index.html"]), Elements(plain["index.html"])
     assert page.found == before.found
     told = orjson.loads(next(each for each in page.texts if each.startswith('{"sequences"')))

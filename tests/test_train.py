@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tools import BadInput, Failed, base, catalog, files, gguf, recipe, run, train
+from tools import BadInput, Failed, catalog, files, find_base, recipe, run, train
 from tools.process import Program
 from tools.run import Run
 from tools.train import Launch
@@ -23,7 +23,7 @@ def this(tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return base.resolve("smollm2-135m", gguf.convert)
+    return find_base.resolve("smollm2-135m")
 
 
 def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(this: Run, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tools import BadInput, base, gguf, recipe, run, trajectory
+from tools import BadInput, find_base, recipe, run, tokens, trajectory
 
 USER = {"role": "user", "content": "Your task is to: put some mug on desk."}
 ANSWER = {"role": "assistant", "content": "Thought: I see a mug 1.\nAction: take mug 1 from desk 1"}
@@ -88,14 +88,14 @@ def test_an_answer_does_what_its_first_action_says(text: str, found: str | None)
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return base.resolve("smollm2-135m", gguf.convert)
+    return find_base.resolve("smollm2-135m")
 
 
 def test_axolotl_makes_the_tokens_and_the_mask(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     path = recipe.find("smollm2-135m-lora")
-    made = trajectory.tokenise(folder, recipe.dataset(path), [GOOD, GOOD], 2048, recipe.load(path))
+    made = tokens.tokenise(folder, recipe.dataset(path), [GOOD, GOOD], 2048, recipe.load(path))
     assert made[0] == made[1]
     ids, labels = made[0]
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -108,7 +108,7 @@ def test_the_keys_of_a_recipe_that_decide_on_tokens_are_followed(folder: Path) -
     entry = recipe.dataset(recipe.find("smollm2-135m-lora"))
     template = "{% for turn in messages %}{{ turn.content }}<|im_end|>{% endfor %}"
     settings = {"chat_template": "jinja", "chat_template_jinja": template, "lora_r": 16}
-    ids, labels = trajectory.tokenise(folder, entry, [turns(USER, ANSWER)], 2048, settings)[0]
+    ids, labels = tokens.tokenise(folder, entry, [turns(USER, ANSWER)], 2048, settings)[0]
     from transformers import AutoTokenizer
 
     said = AutoTokenizer.from_pretrained(folder).decode(ids)

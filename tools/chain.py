@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, Failed, base, catalog, doctor, files, hf_folder, progress, quote, recipe, run
+from tools import BadInput, Failed, base, catalog, doctor, files, find_base, hf_folder, progress, quote, recipe, run
 from tools.catalog import Tier
 from tools.run import Run
 
@@ -30,9 +30,8 @@ TEST_DATA = run.ROOT / "data" / "test.jsonl"
 
 def base_folder(path: Path, other: str) -> Path:
     """The folder of the base model: `other` (BASE=) where it is given, else the recipe's."""
-    from tools import gguf
 
-    return base.resolve(other or recipe.load(path)["base_model"], gguf.convert)
+    return find_base.resolve(other or recipe.load(path)["base_model"])
 
 
 @dataclass(frozen=True)
@@ -211,14 +210,14 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
 
 def foreign(folder: Path, other: str) -> Tuned:
     """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
-    from tools import gguf, lora, ollama, train
+    from tools import lora, ollama, train
 
     name = quote.plain_name(folder.resolve().name, "an adapter")
     config = lora.check(folder)
     called = other or str(config.get("base_model_name_or_path") or "")
     if not called:
         raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
-    source = base.resolve(called, gguf.convert)
+    source = find_base.resolve(called)
     hashes = {"adapter": files.sha256(folder), "base": train.folder_hash(source)}
     path = source / "config.json"
     longest = hf_folder.text_settings(files.read_object(path)).get("max_position_embeddings", CONTEXT)

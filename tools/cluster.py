@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import yaml
 
-from tools import files, recipe, render, run, train
+from tools import files, recipe, run, templates, train
 from tools.catalog import Tier
 from tools.train import Launch
 
@@ -36,7 +36,7 @@ def slurm(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch:
     start, environment = train.command(composed, tier, Launch(train.processes(tier, launch), max(2, launch.nodes)))
     known = {"--nnodes": str(launch.nodes), "--node_rank": "$SLURM_NODEID", "--master_addr": "$MASTER_ADDR"}
     words = [known.get(before) or shlex.quote(each) for before, each in itertools.pairwise(["", *start])]
-    text = render.template("cluster/slurm.sbatch.j2").render(
+    text = templates.template("cluster/slurm.sbatch.j2").render(
         name=path.stem,
         nodes=launch.nodes,
         gpus=train.processes(tier, launch),

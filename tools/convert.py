@@ -168,7 +168,7 @@ def file_set(
 
 def render(name: str, folder: str) -> str:
     """A template of templates/export/ for the files in `folder`."""
-    from tools.render import template
+    from tools.templates import template
 
     return template(f"export/{name}").render(folder=folder)
 

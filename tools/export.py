@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import yaml
 
-from tools import BadInput, catalog, files, llamacpp, ollama, recipe, render
+from tools import BadInput, catalog, files, llamacpp, ollama, recipe, templates
 from tools.run import Run
 
 # Where a server that we write a command for listens: nobody but this machine reaches it.
@@ -168,7 +168,7 @@ def card(model: Model) -> str:
         "servers": hub_commands(model),
         "sampling": ", ".join(f"{key} {value}" for key, value in model.sampling.items()),
     }
-    return render.template("export/README.md.j2").render(facts)
+    return templates.template("export/README.md.j2").render(facts)
 
 
 def hub_commands(model: Model) -> str:
@@ -237,5 +237,5 @@ def link(source: Path, to: Path) -> None:
 
 def script(path: Path, template: str, facts: Mapping[str, Any]) -> None:
     """Write a script that can be run."""
-    path.write_text(render.template(f"export/{template}").render(facts), encoding="utf-8")
+    path.write_text(templates.template(f"export/{template}").render(facts), encoding="utf-8")
     path.chmod(0o755)

@@ -35,7 +35,7 @@ Planned = Iterable[tuple[Tier, Model, Method, Plan]]
 def pages(planned: Planned, template: Callable[[str], jinja2.Template]) -> dict[str, str]:
     """README.md and index.html of recipes/, by name; the same bytes for the same catalog.
 
-    `planned`: all that fits (render.planned); `template`: a template by its path in templates/ (render.template).
+    `planned`: all that fits (render.planned); `template`: a template by its path in templates/ (templates.template).
     """
     found = list(planned)
     return {

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import orjson
 import yaml
 
-from tools import BadInput, Failed, base, files, progress, quote, run, similar, trajectory
+from tools import BadInput, Failed, base, files, find_base, progress, quote, run, similar, trajectory
 
 Row = tuple[str, dict[str, Any] | str]
 LEVELS = ("error", "warning", "advice")
@@ -317,9 +317,7 @@ def check(
             raise BadInput(f"--{option} {value}: one of {', '.join(known)}")
     count = None
     if base_name:
-        from tools import gguf
-
-        count = partial(base.tokens, base.tokenizer(base_name, gguf.convert))
+        count = partial(base.tokens, find_base.tokenizer(base_name))
     counts: Counter[str] = Counter()
     did: Counter[str] = Counter()
     rows = trajectory.followed(trajectory.rows(map(Path, paths)), "lint")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tools import BadInput, Failed, base, doctor, files, progress, run
+from tools import BadInput, Failed, doctor, files, progress, run
 from tools.process import Program, without_secrets
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def home() -> Path:
     Its name tells the version and, by a hash, what was built of it and how.
     """
     how = files.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS, WITHOUT_AMX)).encode())[:8]
-    return run.cache() / f"llama.cpp-{base.pinned_version('llama-cpp-python')}-{how}"
+    return run.cache() / f"llama.cpp-{run.pinned_version('llama-cpp-python')}-{how}"
 
 
 def source() -> Path:

@@ -260,7 +260,7 @@ def modelfile(spec: Spec) -> str:
     cannot carry (an ideographic space is enough) is left out, and a comment says so. Raises BadInput for any other such
     text, see quote.modelfile_value.
     """
-    from tools.render import template
+    from tools.templates import template
 
     facts = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
     # Ollama takes FROM as a pattern of names.

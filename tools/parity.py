@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools import BadInput, Failed, causes, chat_template, llamacpp, progress
+from tools import BadInput, Failed, causes, chat_template, llamacpp, progress, tokens
 from tools.causes import Pair, text
 
 if TYPE_CHECKING:
@@ -160,12 +160,11 @@ def prove(
 ) -> dict[str, Any]:
     """Compare what Axolotl trains on with transformers and with each server; what `check` returns, and "refused".
 
-    `base`: the folder whose tokenizer trains. `entry`, `recipe`: as for trajectory.tokenise. `tokenizer`: the one that
+    `base`: the folder whose tokenizer trains. `entry`, `recipe`: as for tokens.tokenise. `tokenizer`: the one that
     training left beside its adapter, when it differs from the base's. A conversation that training's own template
     refuses is counted as refused and not compared: nobody can have trained on it, whatever a server makes of it (most
     put a system message that is refused into the user's turn). Raises Failed when it refuses all.
     """
-    from tools import trajectory
 
     tokenizer = tokenizer or chat_template.tokenizer(base)
     own = transformers(tokenizer, (recipe or {}).get("chat_template_kwargs"))
@@ -177,7 +176,7 @@ def prove(
         raise Failed(f"training's chat template refuses every conversation: {refusal(talks[0], own)}")
     with progress.step("parity: Axolotl makes the tokens of training"):
         episodes = [{"messages": talk} for group in taken for talk in group]
-        trained = iter(trajectory.tokenise(base, {**entry, **SHAPE}, episodes, sequence_len, dict(recipe or {})))
+        trained = iter(tokens.tokenise(base, {**entry, **SHAPE}, episodes, sequence_len, dict(recipe or {})))
     found: dict[str, Any] = {"equal": True, "conversations": len(taken[0]), "refused": len(talks) - len(taken[0])}
     found |= {"tokens": 0, "sides": [side.name for _, seen in groups for side in seen], "first_difference": None}
     for group, (_, seen) in zip(taken, groups, strict=True):
@@ -214,7 +213,7 @@ def check(
 ) -> dict[str, Any]:
     """Compare what was trained with what each side sees, prompt by prompt; stops at the first difference.
 
-    `trained`: ids and labels of each conversation, from trajectory.tokenise. `tokenizer`: training's, to show tokens.
+    `trained`: ids and labels of each conversation, from tokens.tokenise. `tokenizer`: training's, to show tokens.
     Returns {"equal", "conversations", "tokens" (found equal, all sides together), "sides", "first_difference" (None,
     or {"side", "conversation", "turn", "position", "kind", "cause", "mend", "trained", "served"}; `words` tells it)}.
     Raises Failed when a server does not answer.

@@ -14,6 +14,7 @@ import psutil
 from tools import BadInput, catalog, chat_template, doctor, files, plan, quote, recipe, render, run, trajectory
 from tools.catalog import Model, Tier
 from tools.plan import Plan
+from tools.tokens import tokenise
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -335,7 +336,7 @@ def tokens(
     entry = recipe.dataset(path, settings)
     data, length = entry["path"], int(settings.get("sequence_len") or 512)
     tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(path, settings))
-    tokenised = trajectory.tokenise(base, entry, episodes, length, settings)
+    tokenised = tokenise(base, entry, episodes, length, settings)
     found = [*findings, *mask(data, tokenizer, episodes, tokenised), *lengths(path, data, tokenised, length)]
     total, trained = (
         sum(len(ids) for ids, _ in tokenised),

@@ -4,43 +4,18 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
-import jinja2
-import orjson
-
-from tools import BadInput, catalog, files, index, memory, plan, quote, run
+from tools import BadInput, catalog, files, index, memory, plan, run, templates
 from tools.catalog import Method, Model, Tier
 from tools.memory import Settings
 from tools.plan import Plan
 
 RECIPES = run.ROOT / "recipes"
-TEMPLATES = run.ROOT / "templates"
 # The line that says that a file is ours, and whether it is still as we wrote it.
 HASH = re.compile(r"^(?:# |<!-- |  \"hash\": \")hash ([0-9a-f]{16})(?: -->|\",)?$", re.MULTILINE)
 # What a tier may set in place of the template's own (Tier.changes).
 OWN = {"val_set_size": 0.1, "warmup_ratio": 0.1, "save_steps": 0}
-
-
-@cache
-def template(name: str) -> jinja2.Template:
-    """A template by its path in templates/; an unknown name in it is an error.
-
-    What stands in an .html.j2 is escaped. Elsewhere the filters of tools/quote.py quote what may be a stranger's.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=lambda path: path is not None and path.endswith(".html.j2"),
-    )
-    environment.filters |= quote.FILTERS
-    # JSON in a script element: in the order and the short form of orjson.
-    environment.policies |= {"json.dumps_function": lambda value: orjson.dumps(value).decode(), "json.dumps_kwargs": {}}
-    return environment.get_template(name)
 
 
 def planned() -> Iterator[tuple[Tier, Model, Method, Plan]]:
@@ -100,7 +75,7 @@ def recipe(tier: Tier, model: Model, method: Method, found: Plan) -> str:
     }
     values |= {key: number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
     changes = plan.advice(found)[:2]
-    text = template("axolotl/recipe.yaml.j2").render(
+    text = templates.template("axolotl/recipe.yaml.j2").render(
         values,
         model=model,
         method=method,
@@ -128,7 +103,7 @@ def chat(family: str) -> str:
     It must say the same at every length of a talk and on every day, or what is served is not what was trained.
     The word "tools" in it, be it in a comment, makes Ollama (0.34) take it before its twin in Go.
     """
-    path = TEMPLATES / "chat" / f"{family}.jinja"
+    path = templates.TEMPLATES / "chat" / f"{family}.jinja"
     return path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""
 
 
@@ -144,7 +119,7 @@ def number(value: float) -> str:
 def generated() -> dict[str, str]:
     """All generated files of recipes/: name -> text."""
     plans = list(planned())
-    made = {where: sealed(text) for where, text in index.pages(plans, template).items()}
+    made = {where: sealed(text) for where, text in index.pages(plans, templates.template).items()}
     for tier, model, method, found in plans:
         made[f"{tier.key}/{name(model, method)}.yaml"] = recipe(tier, model, method, found)
     for stage, offload in (
@@ -155,7 +130,7 @@ def generated() -> dict[str, str]:
         (3, "_offload_optimizer"),
         (3, "_offload_all"),
     ):
-        text = template("deepspeed/zero.json.j2").render(
+        text = templates.template("deepspeed/zero.json.j2").render(
             stage=stage,
             optimizer_offload=bool(offload),
             parameter_offload=offload == "_offload_all",
@@ -164,7 +139,8 @@ def generated() -> dict[str, str]:
         made[f"deepspeed/zero{stage}{offload}.json"] = text
     for tier in catalog.tiers().values():
         if tier.world > 1:
-            made[f"accelerate/{tier.key}.yaml"] = sealed(template("accelerate/tier.yaml.j2").render(tier=tier))
+            text = templates.template("accelerate/tier.yaml.j2").render(tier=tier)
+            made[f"accelerate/{tier.key}.yaml"] = sealed(text)
     return made
 
 

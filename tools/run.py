@@ -44,6 +44,12 @@ def download(project: str, folder: Path) -> Path:
     return next(item for item in folder.iterdir() if item.suffix in {".whl", ".gz"})
 
 
+def pinned_version(project: str) -> str:
+    """The version of a package in downloads.lock."""
+    lines = (ROOT / "downloads.lock").read_text().splitlines()
+    return next(line.split()[0].partition("==")[2] for line in lines if line.startswith(f"{project}=="))
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's folder and the names in it. A name exists only when what it names is whole."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools import base, files, lint, quote, render, split, trajectory
+from tools import base, files, find_base, lint, quote, split, templates, trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,9 +89,8 @@ def show(paths: Sequence[str], base_name: str, html: str, as_json: bool, force: 
     """
     if html:
         files.check_output(html, force, paths)
-    from tools import gguf
 
-    tokenizer = base.tokenizer(base_name, gguf.convert)
+    tokenizer = find_base.tokenizer(base_name)
     found = {"files": list(paths), "tokenizer": base_name or Path(tokenizer.name_or_path).name}
     found |= measure(split.episodes(list(map(Path, paths)), "stats"), partial(base.tokens, tokenizer))
     if html:
@@ -136,7 +135,7 @@ def tables(found: dict[str, Any]) -> list["Table"]:
 def page(found: dict[str, Any]) -> str:
     """The page of what was measured: one file that needs no other."""
     tasks = [(each["task"] or "(no task)", each["episodes"]) for each in found["tasks"]]
-    return render.template("report/stats.html.j2").render(
+    return templates.template("report/stats.html.j2").render(
         found=found,
         percentiles=PERCENTILES,
         lengths=[("Tokens", "tokens", found["tokens"]), ("Answers", "answers", found["turns"])],

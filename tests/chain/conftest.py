@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tools import base, gguf, recipe, run
+from tools import find_base, recipe, run
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     import transformers
 
-    source = base.resolve("smollm2-135m", gguf.convert)
+    source = find_base.resolve("smollm2-135m")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     folder = tmp_path_factory.mktemp("tiny-qwen2")
     torch.manual_seed(0)

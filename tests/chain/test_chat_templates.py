@@ -10,7 +10,7 @@ import pytest
 
 from tests import models
 from tests.test_ollama_templates import ASSISTANT, OBSERVATION, SYSTEM, USER
-from tools import catalog, gguf, llamacpp, ollama, preflight, recipe, trajectory
+from tools import catalog, gguf, llamacpp, ollama, preflight, recipe, tokens
 
 TALKS = [
     [SYSTEM, USER, ASSISTANT],
@@ -53,7 +53,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (base / "chat_template.jinja").write_text(models.template(template))
     settings = recipe.load(path, {"base_model": str(base)})
     episodes = [{"messages": talk} for talk in TALKS]
-    trained = trajectory.tokenise(base, recipe.dataset(path), episodes, 2048, settings)
+    trained = tokens.tokenise(base, recipe.dataset(path), episodes, 2048, settings)
     adapter = models.make_adapter(folder / "adapter", base)
     load_tokenizer(DictDefault(settings | {"tokenizer_config": str(base)})).save_pretrained(adapter)
     gguf.build(base, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
@@ -116,6 +116,6 @@ def test_the_end_of_a_turn_is_trained_where_the_tokenizer_names_another(tmp_path
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     assert tokenizer.eos_token == "<eos>"
     changed = recipe.load(path, {"base_model": str(base)})
-    ((ids, labels),) = trajectory.tokenise(base, recipe.dataset(path), [{"messages": TALKS[0]}], 2048, changed)
+    ((ids, labels),) = tokens.tokenise(base, recipe.dataset(path), [{"messages": TALKS[0]}], 2048, changed)
     trained = [token for token, label in zip(ids, labels, strict=True) if label != -100]
     assert tokenizer.convert_ids_to_tokens(trained[-1]) == "<end_of_turn>"

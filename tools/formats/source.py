@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, formats
-from tools.formats import alpaca, chunks, transcript
+from tools import BadInput, chunks, formats
+from tools.formats import alpaca, transcript
 from tools.formats.worker import loaded
 
 NAMES = re.compile(rb'"(messages|conversations|instruction)"\s*:')

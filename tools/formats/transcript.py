@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tools import BadInput
+from tools.chunks import LIMIT, TOO_LONG
 from tools.formats import CannotHold, text_of
-from tools.formats.chunks import LIMIT, TOO_LONG
 
 START = "You are in the middle of a room"
 TURN = re.compile(r"(?:Act \d+: (?:> )?|> ?)(?=\S)(.*)", re.DOTALL)

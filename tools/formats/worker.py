@@ -20,8 +20,8 @@ from typing import Any
 
 import orjson
 
-from tools import BadInput, formats
-from tools.formats import CannotHold, agentinstruct, alpaca, chunks, messages, sharegpt, transcript, usual
+from tools import BadInput, chunks, formats
+from tools.formats import CannotHold, agentinstruct, alpaca, messages, sharegpt, transcript, usual
 
 READERS = {"messages": messages.read, "sharegpt": sharegpt.read, "agentinstruct": sharegpt.read, "alpaca": alpaca.read}
 WRITERS = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}

@@ -12,7 +12,8 @@ import pytest
 from gguf import GGUFReader
 
 from tests.test_gguf import make_base
-from tools import BadInput, Failed, adapter_gguf, extras, gguf, imatrix, llamacpp, merge, ollama, run
+from tools import BadInput, Failed, adapter_gguf, gguf, imatrix, llamacpp, merge, ollama, run
+from tools.serve import without_adapters
 
 METADATA = {"react_recipes.recipe": "smollm2-135m-lora"}
 # Names of the same tensor, where llama.cpp does not change the order of its rows.
@@ -142,7 +143,7 @@ def test_an_ollama_without_adapters_says_how_it_is_served(
     text = ollama.modelfile(wanted)
     assert "FROM ./base-f16.gguf\nADAPTER ./adapter.gguf\n" in text
     assert "FROM smollm2:135m\nADAPTER" in ollama.modelfile(replace(wanted, base="smollm2:135m"))
-    with ollama.session() as session, pytest.raises(Failed) as refused, extras.without_adapters(wanted):
+    with ollama.session() as session, pytest.raises(Failed) as refused, without_adapters(wanted):
         ollama.create(session.client, wanted)
     assert "without ADAPTER_ONLY=1 the adapter is merged" in str(refused.value)
     assert f"llama-server --model {small_f16} --lora {made} --jinja --ctx-size 512" in str(refused.value)

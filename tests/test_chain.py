@@ -5,13 +5,16 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tools import BadInput, chain, files, run
+from tools import BadInput, files, run
+from tools.job import find_job
 from tools.train import Launch
+from tools.trained import tuned
+from tools.training import submit_recipe
 
 
 def test_anothers_adapter_gets_a_run_of_its_own(others: tuple[Path, Path]) -> None:
     source, adapter = others
-    model = chain.tuned("", str(source), str(adapter))
+    model = tuned("", str(source), str(adapter))
     assert model.run.folder == run.outputs() / "adapters" / "their-adapter"
     assert (model.name, model.base, model.sequence_len) == ("their-adapter", source, 1024)
     assert model.metadata["react_recipes.adapter_sha256"] == files.sha256(adapter)
@@ -22,12 +25,12 @@ def test_anothers_adapter_gets_a_run_of_its_own(others: tuple[Path, Path]) -> No
 def test_anothers_adapter_names_its_base_or_a_person_does(others: tuple[Path, Path]) -> None:
     source, adapter = others
     with pytest.raises(BadInput, match=r"adapter_config\.json names no base; --base"):
-        chain.tuned("", "", str(adapter))
+        tuned("", "", str(adapter))
     named = orjson.dumps({"peft_type": "LORA", "base_model_name_or_path": str(source)})
     (adapter / "adapter_config.json").write_bytes(named)
-    assert chain.tuned("", "", str(adapter)).base == source
+    assert tuned("", "", str(adapter)).base == source
     with pytest.raises(BadInput, match="not an adapter"):
-        chain.tuned("", "", str(source))
+        tuned("", "", str(source))
 
 
 @pytest.mark.parametrize("how", ["dry-run", "slurm", "ray"])
@@ -35,7 +38,7 @@ def test_a_command_for_another_machine_is_of_a_recipe_that_axolotl_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    job = chain.job("qwen7b-qlora", "24gb", pairs=["sequense_len=1024"])
+    job = find_job("qwen7b-qlora", "24gb", pairs=["sequense_len=1024"])
     with pytest.raises(BadInput, match="sequense_len: no such key; did you mean sequence_len?"):
-        chain.submit(job, Launch(), how)
+        submit_recipe(job, Launch(), how)
     assert not list(tmp_path.iterdir())

@@ -23,7 +23,6 @@ from tools import (
     Failed,
     base,
     catalog,
-    chain,
     chunks,
     find_base,
     gguf,
@@ -36,6 +35,7 @@ from tools import (
     trajectory,
     unpack,
 )
+from tools.trained import CONTEXT, foreign
 
 # Seconds of the processor that a refusal may take.
 SECONDS = 2.0
@@ -339,9 +339,9 @@ def test_a_base_whose_context_is_no_length_is_one_line(
     folder: Path, adapter: Path, length: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(folder.parent / "outputs"))
-    assert chain.foreign(adapter, str(folder)).sequence_len == chain.CONTEXT
+    assert foreign(adapter, str(folder)).sequence_len == CONTEXT
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": length}))
-    refused(lambda: chain.foreign(adapter, str(folder)), "config.json: max_position_embeddings is")
+    refused(lambda: foreign(adapter, str(folder)), "config.json: max_position_embeddings is")
 
 
 def test_peft_is_not_given_a_pattern_that_never_ends(adapter: Path) -> None:

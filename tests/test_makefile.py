@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tools import BadInput, cli, extras, recipe, run, trajectory
+from tools import BadInput, cli, recipe, run, serve, trajectory
 
 TEXT = (run.ROOT / "Makefile").read_text(encoding="utf-8")
 WHOLE = TEXT.replace("\\\n", " ")
@@ -301,7 +301,7 @@ def test_one_argument_may_hold_several_changes() -> None:
 
 def test_one_argument_may_name_several_places_to_export_to(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(extras, "export", lambda *arguments: told.append(arguments[-1]))
+    monkeypatch.setattr(serve, "write_exports", lambda *arguments: told.append(arguments[-1]))
     for to in (["vllm  huggingface"], ["vllm", "huggingface"], []):
         cli.export("smollm2-135m-lora", to=to)
     assert told == [["vllm", "huggingface"], ["vllm", "huggingface"], []]

@@ -21,7 +21,8 @@ import psutil
 import pytest
 from gguf import GGUFReader
 
-from tools import BadInput, Failed, files, llamacpp, ollama, run, serve
+from tools import BadInput, Failed, files, llamacpp, ollama, run
+from tools.serve import forget
 
 # What SmolLM2's own template puts first when a conversation brings no system message.
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -329,12 +330,12 @@ def test_one_model_is_removed_by_its_name(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", session.url)
     ollama.create(session.client, replace(spec, name="react-test-rm"))
-    serve.forget("react-test-rm")
+    forget("react-test-rm")
     assert capsys.readouterr().out == "removed react-test-rm\n"
     with pytest.raises(BadInput, match="react-test-rm is not in Ollama; ours there: .*react-test:latest"):
-        serve.forget("react-test-rm")
+        forget("react-test-rm")
     with pytest.raises(BadInput, match="no other is touched"):
-        serve.forget("llama3")
+        forget("llama3")
 
 
 def test_failures_are_one_line(session: ollama.Session, spec: ollama.Spec, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import pytest
 
-from tools import Failed, chain, files, llamacpp, progress, run
+from tools import Failed, files, llamacpp, progress, run
+from tools.model import f16_files, make_gguf, tell_f16
 
 # Quick: a line after 0.4 s, then one a second.
 QUICK = "import sys, time\nfrom tools import progress\nprogress.FIRST, progress.EVERY = 0.4, 1.0\n"
@@ -258,12 +259,12 @@ def test_large_files_are_told_of_while_they_are_hashed(
 def test_f16_files_that_stay_are_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     this = run.Run(tmp_path)
     this.gguf("F16").write_bytes(bytes(1_000_000))
-    before = chain.f16_files(this)
-    chain.tell_f16(this, before)
+    before = f16_files(this)
+    tell_f16(this, before)
     assert capsys.readouterr().err == ""
     this.gguf("F16", "base").write_bytes(bytes(2_000_000))
-    chain.tell_f16(this, before)
-    chain.tell_f16(this, [])
+    tell_f16(this, before)
+    tell_f16(this, [])
     assert capsys.readouterr().err.splitlines() == [
         "base-f16.gguf stays for the next quantisation: 2 MB; remove it if the disk is short",
         "model-f16.gguf and base-f16.gguf stay for the next quantisation: 3 MB; remove them if the disk is short",
@@ -341,7 +342,7 @@ def test_an_f16_on_the_way_to_other_types_is_told_of(
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
     monkeypatch.setattr(progress, "FIRST", 0.2)
-    chain.gguf("", str(small_base), "Q8_0 Q4_0", str(small_adapter))
+    make_gguf("", str(small_base), "Q8_0 Q4_0", str(small_adapter))
     said = capfd.readouterr().err.splitlines()
     assert re.match(r"model-f16\.gguf and base-f16\.gguf stay for the next quantisation: \d\d MB", said[-1])
     assert any(line.startswith("model-f16.gguf: converting, ") for line in said) and not progress.GOING

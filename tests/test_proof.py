@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from tests import models
-from tools import Failed, chain, files, llamacpp, ollama, proof, recipe, serve
+from tools import Failed, files, llamacpp, ollama, proof, recipe
+from tools.model import make_gguf
+from tools.serve import check_parity
+from tools.trajectory import test_set
 
 
 @pytest.fixture
@@ -31,14 +34,14 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files.write(this.recipe, path.read_bytes())
     hashes = {"recipe": "a", "data": "b", "base": "c"}
     files.write_json(this.folder / "run.json", {"train": {"inputs": hashes}})
-    chain.gguf(str(path), "", "F16")
+    make_gguf(str(path), "", "F16")
     return path
 
 
 @pytest.mark.slow
 def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    serve.parity(str(path), "", "F16", "react-tiny", answers=True, as_json=True)
+    check_parity(str(path), "", "F16", "react-tiny", answers=True, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(recipe.folder(path).parity.read_bytes())
     assert found["equal"] is True and found["greedy"]["equal"] is True
@@ -49,6 +52,6 @@ def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, caps
 
     # The base's GGUF in place of the tuned model's: the same tokens, other answers.
     this = recipe.folder(path)
-    other = proof.answers(tmp_path / "base", this.adapter, this.gguf("F16", "base"), chain.test_set())
+    other = proof.answers(tmp_path / "base", this.adapter, this.gguf("F16", "base"), test_set())
     with pytest.raises(Failed, match="the same prompts, other answers: .* not a near tie"):
         proof.tell(found | {"greedy": other}, as_json=False)

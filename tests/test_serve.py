@@ -10,7 +10,10 @@ from typing import Any
 import orjson
 import pytest
 
-from tools import BadInput, chain, files, ollama, recipe, run, serve
+from tools import BadInput, files, ollama, recipe, run
+from tools.evaluation import sum_up
+from tools.serve import proof_inputs, spec
+from tools.trained import tuned
 
 NAME = "smollm2-135m-lora"
 
@@ -28,13 +31,13 @@ def this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Run:
     return this
 
 
-def spec(quant: str = "Q8_0", other: str = "", name: str = "") -> Any:
+def told(quant: str = "Q8_0", other: str = "", name: str = "") -> Any:
     """What Ollama is told of the run's tuned model."""
-    return serve.spec(chain.tuned(NAME, other), quant, "tuned", name)
+    return spec(tuned(NAME, other), quant, "tuned", name)
 
 
 def test_ollama_is_told_what_training_saw(this: run.Run) -> None:
-    wanted = spec()
+    wanted = told()
     data = orjson.loads((run.ROOT / "data" / "train.jsonl").read_bytes().splitlines()[0])
     assert wanted.name == "react-smollm2"
     assert wanted.system == data["messages"][0]["content"]
@@ -48,24 +51,24 @@ def test_every_end_token_stops_an_answer(this: run.Run) -> None:
     added = [{"id": 7, "content": "<|endoftext|>", "special": True}]
     (this.adapter / "tokenizer.json").write_text(orjson.dumps({"added_tokens": added}).decode())
     (this.adapter / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert spec().stop == ["<|im_end|>", "<|endoftext|>"]
+    assert told().stop == ["<|im_end|>", "<|endoftext|>"]
 
 
 def test_without_llama_quantize_ollama_is_asked_to_quantise(this: run.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     files.write(this.gguf("F16"), b"GGUF")
-    model = chain.tuned(NAME)
+    model = tuned(NAME)
     with pytest.raises(BadInput, match="make gguf"):
-        spec("Q4_K_M")
+        told("Q4_K_M")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("REACT_RECIPES_CACHE", str(this.folder / "no-cache"))
-    wanted = serve.spec(model, "Q4_K_M", "tuned", "")
+    wanted = spec(model, "Q4_K_M", "tuned", "")
     assert (wanted.gguf, wanted.quantize) == (this.gguf("F16"), "Q4_K_M")
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_made(this: run.Run) -> None:
     code = (
-        "from tools import chain, serve; model = chain.tuned(NAME); "
-        "serve.publish(None, model, serve.spec(model, 'Q8_0', 'tuned', ''))"
+        "from tools import chain, serve; model = tuned(NAME); "
+        "serve.publish(None, model, spec(model, 'Q8_0', 'tuned', ''))"
     )
     before = set(this.folder.iterdir())
     this.folder.chmod(0o555)
@@ -89,7 +92,7 @@ def as_anyone() -> None:
 
 
 def test_another_base_brings_its_own_template(this: run.Run, others: tuple[Path, Path]) -> None:
-    wanted = spec(other=str(others[0]), name="react-mine")
+    wanted = told(other=str(others[0]), name="react-mine")
     assert wanted.name == "react-mine" and wanted.family is None
 
 
@@ -98,19 +101,19 @@ def test_the_system_prompt_is_that_of_the_data(this: run.Run, tmp_path: Path) ->
     data = tmp_path / "mine.jsonl"
     data.write_bytes(orjson.dumps({"messages": turns}))
     this.recipe.write_text(this.recipe.read_text().replace("data/train.jsonl", str(data)))
-    assert spec().system is None
+    assert told().system is None
 
 
 def test_a_model_that_is_not_there_names_the_command_that_makes_it(this: run.Run) -> None:
     with pytest.raises(BadInput, match=f"make gguf RECIPE={NAME} QUANT=Q4_K_M"):
-        spec("Q4_K_M")
+        told("Q4_K_M")
     with pytest.raises(BadInput, match="make eval"):
-        chain.demo(NAME, "Q8_0", "")
+        sum_up(NAME, "Q8_0", "")
 
 
 def test_a_proof_is_for_one_file_and_one_modelfile(this: run.Run) -> None:
-    first = serve.proof_inputs(spec())
+    first = proof_inputs(told())
     files.write(this.gguf("Q8_0"), b"GGUF2")
-    second = serve.proof_inputs(spec())
-    third = serve.proof_inputs(spec(name="react-other"))
+    second = proof_inputs(told())
+    third = proof_inputs(told(name="react-other"))
     assert first != second != third and first["modelfile"] == second["modelfile"] != third["modelfile"]

@@ -32,11 +32,9 @@ from tools import (
     BadInput,
     Failed,
     catalog,
-    chain,
     cluster,
     convert,
     export,
-    extras,
     files,
     index,
     llamacpp,
@@ -53,7 +51,9 @@ from tools import (
     templates,
     train,
 )
+from tools.serve import without_adapters
 from tools.train import Launch
+from tools.trained import tuned
 
 PIECES = (
     *("\n", "\r", "\n\n", "\t", " ", *"\"'\\#%$`|*_~&:-[]()<>0", '"""', "```", "---", "{{", "}}", "{% raw %}"),
@@ -315,7 +315,7 @@ def test_an_exported_script_runs_one_command_and_its_server_listens_here_alone(
 def test_every_server_command_that_we_write_listens_here_alone(tmp_path: Path) -> None:
     said = [export.hub_commands(model_in(tmp_path))]
     wanted = spec(gguf=tmp_path / "b.gguf", adapter=tmp_path / "a.gguf")
-    with pytest.raises(Failed) as refused, extras.without_adapters(wanted):
+    with pytest.raises(Failed) as refused, without_adapters(wanted):
         raise Failed("adapters are no longer supported")
     said.append(str(refused.value))
     places = [*run.ROOT.glob("*.md"), *(run.ROOT / "templates").rglob("*.j2"), *(run.ROOT / "data").glob("*.md")]
@@ -529,7 +529,7 @@ def test_a_recipe_or_an_adapter_with_a_hidden_letter_in_its_name_is_one_line(
         (tmp_path / "link").symlink_to(folder)
         adapter.rename(folder / name)
         asked.append(lambda: recipe.find(str(tmp_path / "link" / "a.yaml")))
-        asked.append(lambda: chain.tuned("", str(source), str(folder / name)))
+        asked.append(lambda: tuned("", str(source), str(folder / name)))
     for ask in asked:
         with pytest.raises(BadInput, match="hidden character in its name; rename it") as error:
             ask()

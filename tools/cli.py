@@ -265,12 +265,13 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a recipe and its data with the parts that train."""
-    from tools import chain
+    from tools.job import find_job
+    from tools.training import check_all_recipes, check_recipe
 
     if all_of_them:
-        chain.check_all(as_json)
+        check_all_recipes(as_json)
     elif recipe:
-        chain.check(chain.job(recipe, tier, base, change, data), force, as_json)
+        check_recipe(find_job(recipe, tier, base, change, data), force, as_json)
     else:
         raise BadInput("check which recipe? A name or a path, or --all")
 
@@ -292,14 +293,15 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
 ) -> None:
     """Train a recipe to an adapter; goes on where it was interrupted."""
-    from tools import chain
+    from tools.job import find_job
     from tools.train import Launch
+    from tools.training import submit_recipe, train_recipe
 
-    job, launch = chain.job(recipe, tier, base, change, data), Launch(gpus, nodes, rank, master, port)
+    job, launch = find_job(recipe, tier, base, change, data), Launch(gpus, nodes, rank, master, port)
     if dry_run:
-        chain.submit(job, launch, "dry-run")
+        submit_recipe(job, launch, "dry-run")
     else:
-        chain.train(job, launch, force, resume)
+        train_recipe(job, launch, force, resume)
 
 
 @app.command()
@@ -314,12 +316,13 @@ def submit(
     nodes: Nodes = 1,
 ) -> None:
     """Give a training to Slurm or to Ray."""
-    from tools import chain
+    from tools.job import find_job
     from tools.train import Launch
+    from tools.training import submit_recipe
 
     if to not in ("slurm", "ray"):
         raise BadInput(f"{to}: a training is given to slurm or to ray")
-    chain.submit(chain.job(recipe, tier, base, change, data), Launch(gpus, nodes), to)
+    submit_recipe(find_job(recipe, tier, base, change, data), Launch(gpus, nodes), to)
 
 
 @app.command()
@@ -332,14 +335,14 @@ def gguf(
     adapter_only: AdapterOnly = False,
 ) -> None:
     """Make GGUFs of a tuned model and its base, in one pass: of a recipe's, or of any adapter and base."""
-    from tools import chain, extras
+    from tools.model import make_adapter_gguf, make_gguf
 
     if not recipe and not adapter:
         raise BadInput("gguf of what? A recipe, or --adapter FOLDER and --base")
     if adapter_only:
-        extras.adapter_gguf(recipe, base, adapter)
+        make_adapter_gguf(recipe, base, adapter)
     else:
-        chain.gguf(recipe, base, quant, adapter, imatrix)
+        make_gguf(recipe, base, quant, adapter, imatrix)
 
 
 @app.command()
@@ -352,17 +355,17 @@ def quality(
     data: Annotated[str, typer.Option("--data", help="other held-out episodes than data/test.jsonl")] = "",
 ) -> None:
     """Show what quantising costs: size, perplexity and KL against f16 on held-out episodes."""
-    from tools import extras
+    from tools.model import score_quality
 
-    extras.quality(recipe, base, quants, imatrix, chunks, data)
+    score_quality(recipe, base, quants, imatrix, chunks, data)
 
 
 @app.command()
 def merge(recipe: Recipe, base: Base = "") -> None:
     """Merge the adapter into its base, as a Hugging Face folder."""
-    from tools import extras
+    from tools.model import merge_adapter
 
-    extras.merge(recipe, base)
+    merge_adapter(recipe, base)
 
 
 @app.command()
@@ -376,9 +379,9 @@ def export(
     name: Name = "",
 ) -> None:
     """Write folders for other servers and for the hub, each with its exact command; nothing is sent."""
-    from tools import extras
+    from tools.serve import write_exports
 
-    extras.export(recipe, base, quant, name, " ".join(to).split())
+    write_exports(recipe, base, quant, name, " ".join(to).split())
 
 
 @app.command()
@@ -393,14 +396,14 @@ def ollama(
     adapter: Adapter = "",
 ) -> None:
     """Give the model to Ollama, after proof that it sees the tokens of training and that its answers end."""
-    from tools import extras, serve
+    from tools.serve import give_adapter_to_ollama, give_to_ollama
 
     if not recipe and not adapter:
         raise BadInput("ollama of what? A recipe, or --adapter FOLDER and --base")
     if adapter_only:
-        extras.adapter_ollama(recipe, base, quant, name, over, force)
+        give_adapter_to_ollama(recipe, base, quant, name, over, force)
     else:
-        serve.ollama(recipe, base, quant, name, force, adapter)
+        give_to_ollama(recipe, base, quant, name, force, adapter)
 
 
 @app.command()
@@ -423,12 +426,13 @@ def parity(
     """Compare tokens, and answers, of training and of serving; the first difference, its cause and its mend."""
     from pathlib import Path
 
-    from tools import proof, serve
+    from tools import proof
+    from tools.serve import check_parity
 
     if bool(recipe) == bool(gguf or adapter) or (gguf and not base):
         raise BadInput("parity of what? A recipe, --adapter FOLDER --base BASE, or --gguf FILE --base BASE")
     if not gguf:
-        serve.parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
+        check_parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
     else:
         of = Path(adapter) if adapter else None
         proof.tell(proof.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
@@ -443,41 +447,41 @@ def eval(
     name: Name = "",
 ) -> None:
     """Let the base and the tuned model play the same unseen rooms."""
-    from tools import chain
+    from tools.evaluation import play_games
 
-    chain.evaluate(recipe, base, quant, rooms, name)
+    play_games(recipe, base, quant, rooms, name)
 
 
 @app.command()
 def demo(recipe: Recipe, quant: Quant = "Q8_0", name: Name = "") -> None:
     """Sum up a whole run: demo.json, the table, a game, and what to do next."""
-    from tools import chain
+    from tools.evaluation import sum_up
 
-    chain.demo(recipe, quant, name)
+    sum_up(recipe, quant, name)
 
 
 @app.command()
 def ollama_run(recipe: Recipe, name: Name = "") -> None:
     """Talk to the model in Ollama."""
-    from tools import serve
+    from tools.serve import talk
 
-    serve.talk(recipe, name)
+    talk(recipe, name)
 
 
 @app.command()
 def ollama_rm(name: Annotated[str, typer.Argument(help="a model of ours in Ollama (react-...)")]) -> None:
     """Remove one of our models from Ollama."""
-    from tools import serve
+    from tools.serve import forget
 
-    serve.forget(name)
+    forget(name)
 
 
 @app.command()
 def clean_ollama() -> None:
     """Remove our models from Ollama."""
-    from tools import serve
+    from tools.serve import clean
 
-    serve.clean()
+    clean()
 
 
 def main() -> None:

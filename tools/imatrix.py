@@ -8,26 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, Failed, chat_template, doctor, files, llamacpp, progress, recipe, run, trajectory
+from tools import Failed, doctor, files, llamacpp, progress, trajectory
 from tools.process import Program
 
 # Tokens that are read at a time, and how many times at most; the size is llama-imatrix's and llama-perplexity's own.
 CONTEXT = 512
 CHUNKS = 128
-
-
-def of_run(this: run.Run, who: str) -> Path:
-    """The matrix of a run's tuned or base model, measured on its training conversations unless it is there.
-
-    Raises BadInput when no recipe of ours says what those were.
-    """
-    if not this.recipe.exists():
-        raise BadInput(f"{this.folder}: no recipe of ours, so no training conversations to measure what matters by")
-    f16, out = this.gguf("F16", who), this.imatrix(who)
-    if not out.exists() or out.stat().st_mtime < f16.stat().st_mtime:
-        data = run.ROOT / recipe.dataset(this.recipe)["path"]
-        make(f16, data, chat_template.tokenizer(this.adapter), out)
-    return out
 
 
 def make(f16: Path, data: Path, tokenizer: Any, out: Path, chunks: int = CHUNKS) -> None:

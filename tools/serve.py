@@ -2,19 +2,30 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-from tools import BadInput, base, catalog, chain, files, progress, quote
+from tools import BadInput, Failed, base, catalog, files, progress, quote, run
+from tools.job import find_recipe
+from tools.model import f16_files, make_adapter_gguf, make_gguf, merge_adapter, tell_f16
+from tools.trained import Tuned, name_of, tuned
+from tools.trajectory import test_set
 
+# The first prompt that people try.
+CLASSIC = (
+    "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
+    "a countertop 1, a diningtable 1. Your task is to: heat some potato and put it in diningtable."
+)
 # Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
 
 
-def spec(model: chain.Tuned, quant: str, who: str, name: str, needed: bool = True) -> Any:
+def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> Any:
     """All that Ollama is told of a tuned model or of its base, `name` in place of its own.
 
     Where llama-quantize is not there, the f16 GGUF takes its place, for Ollama to quantise. Raises BadInput when there
@@ -46,18 +57,18 @@ def spec(model: chain.Tuned, quant: str, who: str, name: str, needed: bool = Tru
     )
 
 
-def ollama(name: str, other: str, quant: str, called: str, force: bool = False, adapter: str = "") -> None:
+def give_to_ollama(name: str, other: str, quant: str, called: str, force: bool = False, adapter: str = "") -> None:
     """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
 
     `force`: also in place of another model of that name, and when its answers do not end.
     """
-    with player(chain.tuned(name, other, adapter), quant.upper(), "tuned", called, force):
+    with player(tuned(name, other, adapter), quant.upper(), "tuned", called, force):
         pass
 
 
 @contextlib.contextmanager
 def player(
-    model: chain.Tuned, quant: str, who: str, called: str, force: bool = False
+    model: Tuned, quant: str, who: str, called: str, force: bool = False
 ) -> Iterator[Callable[[list[Any]], Any]]:
     """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
     from tools import chat_template, evaluate, llamacpp
@@ -83,7 +94,7 @@ def player(
         yield evaluate.ollama(session.client, wanted.name)
 
 
-def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -> None:
+def publish(client: Any, model: Tuned, wanted: Any, force: bool = False) -> None:
     """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
 
     Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
@@ -94,7 +105,7 @@ def publish(client: Any, model: chain.Tuned, wanted: Any, force: bool = False) -
         prove_and_name(client, model, wanted, force)
 
 
-def prove_and_name(client: Any, model: chain.Tuned, wanted: Any, force: bool) -> None:
+def prove_and_name(client: Any, model: Tuned, wanted: Any, force: bool) -> None:
     """The work of `publish`, which holds the lock of its stage."""
     from tools import ollama as server
 
@@ -108,14 +119,14 @@ def prove_and_name(client: Any, model: chain.Tuned, wanted: Any, force: bool) ->
     # Heavy, and not needed where all is there.
     from tools import chat_template, proof, trial
 
-    tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(chain.test_set())["messages"]
-    first = [{"role": "user", "content": chain.CLASSIC}]
+    tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
+    first = [{"role": "user", "content": CLASSIC}]
     with (
         this.stage("ollama", inputs) as notes,
         progress.step("parity"),
         proof.sides(client, wanted, tokenizer, episode) as (tried, seen),
     ):
-        found = proof.tokens(this, model.tokenizer, seen, chain.test_set())
+        found = proof.tokens(this, model.tokenizer, seen, test_set())
         proof.stop(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
         if client is not None:
@@ -132,14 +143,16 @@ def prove_and_name(client: Any, model: chain.Tuned, wanted: Any, force: bool) ->
     print(f"{wanted.name}: in Ollama, its tokens proven")
 
 
-def parity(name: str, other: str, quant: str, called: str, answers: bool, as_json: bool, adapter: str = "") -> None:
+def check_parity(
+    name: str, other: str, quant: str, called: str, answers: bool, as_json: bool, adapter: str = ""
+) -> None:
     """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
 
     Raises Failed with the first difference.
     """
     from tools import chat_template, ollama, proof
 
-    model = chain.tuned(name, other, adapter)
+    model = tuned(name, other, adapter)
     this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
     with contextlib.ExitStack() as stack:
         stack.enter_context(this.held("ollama"))
@@ -148,16 +161,16 @@ def parity(name: str, other: str, quant: str, called: str, answers: bool, as_jso
             client = stack.enter_context(ollama.session()).client
         except ollama.NoOllama:
             client = None
-        tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(chain.test_set())["messages"]
+        tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
         _, seen = stack.enter_context(proof.sides(client, wanted, tokenizer, episode))
-        found = proof.tokens(this, model.tokenizer, seen, chain.test_set())
+        found = proof.tokens(this, model.tokenizer, seen, test_set())
     if answers and found["equal"]:
-        before = chain.f16_files(this)
+        before = f16_files(this)
         with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
-            chain.gguf(name, other, "F16", adapter)
-        found["greedy"] = proof.answers(model.base, model.adapter, this.gguf("F16"), chain.test_set())
+            make_gguf(name, other, "F16", adapter)
+        found["greedy"] = proof.answers(model.base, model.adapter, this.gguf("F16"), test_set())
         files.write_json(this.parity, found)
-        chain.tell_f16(this, before)
+        tell_f16(this, before)
     proof.tell(found, as_json)
 
 
@@ -172,8 +185,8 @@ def talk(name: str, model: str) -> None:
     """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
     from tools import ollama as server
 
-    path = chain.find(name)
-    title = model or chain.name_of(path)
+    path = find_recipe(name)
+    title = model or name_of(path)
     with server.session() as session:
         if not server.there(session.client, title):
             raise BadInput(f"{title} is not in Ollama; make ollama RECIPE={name} brings it")
@@ -205,3 +218,100 @@ def clean() -> None:
             if each.model and each.model.startswith(ollama.PREFIX):
                 ollama.remove(session.client, each.model)
                 print(f"removed {each.model}")
+
+
+def give_adapter_to_ollama(name: str, other: str, quant: str, model: str, over: str, force: bool = False) -> None:
+    """Give Ollama the adapter over a base: the model `over` that it has, else the base's own GGUF.
+
+    It gets its name when Ollama renders the test conversations as the chat template of training does.
+    Raises Failed where Ollama takes no adapters, with the command that serves it all the same.
+    """
+    from tools import gguf
+    from tools import ollama as server
+
+    file, trained = make_adapter_gguf(name, other), tuned(name, other)
+    this, file_of = trained.run, trained.run.gguf
+    if not over and not file_of(quant, "base").exists():
+        gguf.build(trained.base, None, file_of(quant, "base"), quant, trained.metadata, file_of("F16", "base"))
+    wanted = replace(spec(trained, quant, "base", model, not over), adapter=file, base=over)
+    wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
+    with this.held("ollama"), server.session() as session:
+        if not force:
+            server.free(session.client, wanted)
+        trial = replace(wanted, name=f"{wanted.name}-trial")
+        try:
+            with without_adapters(wanted):
+                server.create(session.client, trial, force=True)
+            same_text(session.client, trial.name, this)
+            session.client.copy(trial.name, wanted.name)
+        finally:
+            server.remove(session.client, trial.name)
+    files.write(this.modelfile, server.modelfile(wanted).encode())
+    print(f"{wanted.name}: in Ollama, the adapter over {over or wanted.gguf.name}")
+
+
+@contextlib.contextmanager
+def without_adapters(wanted: Any) -> Iterator[None]:
+    """Say, when Ollama takes no adapters (since 0.34.1), how the model is served all the same."""
+    try:
+        yield
+    except Failed as error:
+        if "adapters are no longer supported" not in str(error):
+            raise
+        there = str(wanted.gguf) if wanted.gguf.exists() else "BASE.gguf"
+        command = ["llama-server", "--model", there, "--lora", str(wanted.adapter), "--jinja"]
+        command += ["--ctx-size", str(wanted.parameters["num_ctx"]), "--host", "127.0.0.1"]
+        raise Failed(
+            f"{error} (Ollama took them up to 0.34.0); without ADAPTER_ONLY=1 the adapter is merged and Ollama takes "
+            f"it, or: {shlex.join(command)}"
+        ) from error
+
+
+def same_text(client: Any, name: str, this: run.Run) -> None:
+    """Raise Failed unless a model in Ollama renders test conversations to the very text that training's template does.
+
+    Its tokens are then those of training, so far as its base has training's vocabulary.
+    """
+    from tools import chat_template, parity
+    from tools import ollama as server
+
+    tokenizer = chat_template.tokenizer(this.adapter)
+    for number, episode in enumerate(islice(test_set(), parity.COUNT), 1):
+        turns = episode["messages"][:-1]
+        mine: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        theirs = server.render(client, name, turns)
+        if mine != theirs:
+            pairs = enumerate(zip(mine, theirs, strict=False))
+            place = next((i for i, (one, two) in pairs if one != two), min(len(mine), len(theirs)))
+            around = slice(max(0, place - 30), place + 30)
+            raise Failed(
+                f"training and serving differ, so the model gets no name: conversation {number}, letter {place}: "
+                f"{mine[around]!r} in training and {theirs[around]!r} in Ollama"
+            )
+
+
+def write_exports(name: str, other: str, quant: str, model: str, to: Sequence[str]) -> None:
+    """Write the folders of `to` (all where it is empty) and print the command of each."""
+    from tools import export
+    from tools import ollama as server
+
+    trained, places = tuned(name, other), export.chosen(list(to))
+    this, wanted = trained.run, spec(trained, quant, "tuned", model)
+    server.ours(wanted.name)
+    if any(each in export.MERGED for each in places):
+        merge_adapter(name, other)
+    exported = export.Model(
+        this=this,
+        name=wanted.name,
+        merged=this.merged,
+        gguf=wanted.gguf,
+        quant=quant.upper(),
+        base_hub=trained.base_name,
+        context=int(wanted.parameters["num_ctx"]),
+        sampling={key: value for key, value in wanted.parameters.items() if key != "num_ctx"},
+        system=wanted.system or "",
+        stop=wanted.stop[0],
+    )
+    for place in places:
+        command = export.write(exported, place)
+        print(f"{this.folder / 'export' / place}\n  {command}")

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import orjson
 
-from tools import BadInput, chunks, progress
+from tools import BadInput, chunks, progress, run
 
+TEST_DATA = run.ROOT / "data" / "test.jsonl"
 T = TypeVar("T")
 
 
@@ -157,3 +158,14 @@ def order(messages: list[dict[str, Any]]) -> str | None:
         if turn.get("role") != wanted:
             return f"message {number} is the {turn.get('role')}'s and must be the {wanted}'s; the two take turns"
     return None
+
+
+def system_prompt(data: Path = TEST_DATA) -> str | None:
+    """The system prompt of a file of episodes, by its first one; None where it has none. Games use the test set's."""
+    first = next(read(data))["messages"][0]
+    return str(first["content"]) if first["role"] == "system" else None
+
+
+def test_set() -> Iterator[dict[str, Any]]:
+    """The committed test conversations."""
+    return read(TEST_DATA)

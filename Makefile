@@ -171,6 +171,7 @@ test: setup ## lint, types, and all tests with coverage
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15 --cov tools --cov-report term
 
 lock: ## pin again what pyproject.toml asks for
@@ -178,10 +179,10 @@ lock: ## pin again what pyproject.toml asks for
 	"$$UV" pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
 	  pyproject.toml --output-file requirements.lock
 	"$$UV" pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  tests/locks/llamafactory.in --output-file tests/locks/llamafactory.lock
+	  tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
 	"$$UV" run --no-project --python 3.11 python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['household'], sep='\n')" | \
 	  "$$UV" pip compile --quiet --no-deps --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  - --output-file tests/household/engine.lock
+	  - --output-file tests/parts/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays
 	rm -rf outputs .venv

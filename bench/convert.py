@@ -23,7 +23,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import files, run  # noqa: E402
+from tools.core import files, run_folder  # noqa: E402
 
 DIRECTIONS = (
     ("messages", "sharegpt"),
@@ -101,7 +101,7 @@ def timed(command: list[str]) -> tuple[float, float]:
     ended = os.pidfd_open(process.pid)
     # Each look takes time of cores that are all at work; the end is told at once.
     while not select.select([ended], [], [], 0.05)[0]:
-        peak = max(peak, run.resident_bytes(process.pid))
+        peak = max(peak, run_folder.resident_bytes(process.pid))
     seconds = time.monotonic() - began
     os.close(ended)
     process.wait()

@@ -8,7 +8,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import files  # noqa: E402
+from tools.core import files  # noqa: E402
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ import orjson  # noqa: E402
 import psutil  # noqa: E402
 import yaml  # noqa: E402
 
-from tools import files, find_base, llamacpp  # noqa: E402
+from tools.core import files  # noqa: E402
+from tools.gguf import find_base, llamacpp  # noqa: E402
 
 # Seconds within which every process of a killed command must have ended.
 GONE = 5.0
@@ -178,9 +179,9 @@ class Place:
 
 def small_base(folder: Path) -> Path:
     """Make a random llama of two layers with SmolLM2's tokenizer."""
-    from tests.test_gguf import make_base
+    from tests.parts.models import make_llama
 
-    return make_base(folder, find_base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct"), hidden=256)
+    return make_llama(folder, find_base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct"), hidden=256)
 
 
 def in_progress(path: Path) -> bool:

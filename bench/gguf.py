@@ -16,7 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import doctor, files, llamacpp, run  # noqa: E402
+from tools.core import files, machine, run_folder  # noqa: E402
+from tools.gguf.convert import llamacpp  # noqa: E402
 
 # Qwen2.5's shape, with random weights: 1.5 B, and one to try the bench with.
 SIZES: dict[str, dict[str, int]] = {
@@ -26,7 +27,7 @@ SIZES: dict[str, dict[str, int]] = {
 MAKE = """import sys, torch
 from pathlib import Path
 from peft import LoraConfig, get_peft_model
-from tests import models
+from tests.parts import models
 folder, sizes = Path(sys.argv[1]), eval(sys.argv[2])
 torch.set_default_dtype(torch.bfloat16)
 models.make("qwen2", folder / "base", tie_word_embeddings=True, num_key_value_heads=2, **sizes)
@@ -35,9 +36,9 @@ model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat
 settings = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 get_peft_model(model, LoraConfig(**settings, init_lora_weights=False)).save_pretrained(folder / "adapter")
 """
-OURS = """import sys; from pathlib import Path; from tools import gguf
+OURS = """import sys; from pathlib import Path; from tools.gguf import convert
 base, adapter, out, quant, f16 = sys.argv[1:]
-gguf.build(Path(base), Path(adapter) if adapter else None, Path(out), quant, {}, Path(f16))
+convert.build(Path(base), Path(adapter) if adapter else None, Path(out), quant, {}, Path(f16))
 """
 PEFT = """import sys; from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer
 base, adapter, out = sys.argv[1:]
@@ -98,7 +99,7 @@ def cost(command: Sequence[str], folder: Path, environment: dict[str, str] | Non
         def watch() -> None:
             nonlocal peak
             while not done.wait(0.05):
-                peak = max(peak, run.resident_bytes(process.pid))
+                peak = max(peak, run_folder.resident_bytes(process.pid))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -118,7 +119,7 @@ def size(folder: Path) -> int:
 
 def model(name: str) -> tuple[Path, Path]:
     """Base and adapter of one size, made once into the cache."""
-    folder = run.cache() / f"bench-gguf-{name}"
+    folder = run_folder.cache() / f"bench-gguf-{name}"
     if not folder.exists():
         with files.whole(folder) as partial:
             partial.mkdir()
@@ -128,7 +129,7 @@ def model(name: str) -> tuple[Path, Path]:
 
 
 def ours(base: Path, adapter: Path | None, out: Path, quant: str, f16: Path) -> Cost:
-    """One call of gguf.build."""
+    """One call of convert.build."""
     arguments = [str(base), str(adapter or ""), str(out), quant, str(f16)]
     return cost([sys.executable, "-c", OURS, *arguments], out.parent)
 
@@ -143,7 +144,7 @@ def convert(merged: Path, out: Path) -> Cost:
 def quantize(f16: Path, out: Path) -> Cost:
     """llama-quantize, as it is."""
     program = str(llamacpp.program("llama-quantize"))
-    return cost([program, str(f16), str(out), "Q4_K_M", str(doctor.cores())], out.parent)
+    return cost([program, str(f16), str(out), "Q4_K_M", str(machine.cores())], out.parent)
 
 
 def peft_merge(base: Path, adapter: Path, work: Path) -> Cost:
@@ -155,7 +156,7 @@ def axolotl_merge(base: Path, adapter: Path, work: Path) -> Cost:
     """`axolotl merge-lora`."""
     recipe = work.with_name("axolotl.yaml")
     recipe.write_text(AXOLOTL.format(base=base, adapter=adapter, out=work))
-    quiet = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(doctor.cores())}
+    quiet = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(machine.cores())}
     return cost([str(Path(sys.executable).with_name("axolotl")), "merge-lora", str(recipe)], work, quiet)
 
 
@@ -163,14 +164,14 @@ def factory_merge(base: Path, adapter: Path, work: Path) -> Cost:
     """`llamafactory-cli export`."""
     recipe = work.with_name("factory.yaml")
     recipe.write_text(FACTORY.format(base=base, adapter=adapter, out=work))
-    program = run.cache() / "llamafactory-0.9.5" / "bin" / "llamafactory-cli"
+    program = run_folder.cache() / "llamafactory-0.9.5" / "bin" / "llamafactory-cli"
     return cost([str(program), "export", str(recipe)], work, {"HF_HUB_OFFLINE": "1"})
 
 
 def peers() -> dict[str, Callable[[Path, Path, Path], Cost]]:
     """The merges of others that are on this machine."""
     found = {"peft": peft_merge, "axolotl": axolotl_merge}
-    if (run.cache() / "llamafactory-0.9.5" / "bin" / "llamafactory-cli").exists():
+    if (run_folder.cache() / "llamafactory-0.9.5" / "bin" / "llamafactory-cli").exists():
         found["llamafactory"] = factory_merge
     return found
 
@@ -180,7 +181,7 @@ def measure(base: Path, adapter: Path) -> dict[str, Cost]:
     found: dict[str, Cost] = {}
 
     def in_folder(work: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory(dir=run.cache()) as folder:
+        with tempfile.TemporaryDirectory(dir=run_folder.cache()) as folder:
             (Path(folder) / "work").mkdir()
             work(Path(folder) / "work")
 
@@ -245,7 +246,7 @@ def as_json(name: str, found: dict[str, Cost]) -> dict[str, Any]:
         "versions": {each: importlib.metadata.version(each) for each in ("torch", "transformers", "peft", "axolotl")}
         | {"llama.cpp of llama-cpp-python": llamacpp.home().name.split("-")[1]},
         "table": ["| chain | s | GB written | peak MB |", "|---|---|---|---|", *rows],
-        "notes": NOTES.format(cores=doctor.cores(), **share),
+        "notes": NOTES.format(cores=machine.cores(), **share),
         "chains": {
             chain: {"seconds": round(each.seconds, 2), "bytes_written": each.written, "peak_mb": round(each.peak_mb)}
             for chain, each in found.items()

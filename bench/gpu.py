@@ -28,8 +28,11 @@ if __name__ == "__main__":
 
 import orjson  # noqa: E402
 
-from tools import Failed, catalog, doctor, files, memory, plan, recipe, run, train  # noqa: E402
-from tools.catalog import Model, Tier  # noqa: E402
+from tools import Failed  # noqa: E402
+from tools.core import catalog, files, machine, run_folder  # noqa: E402
+from tools.core.catalog import Model, Tier  # noqa: E402
+from tools.pipeline.training import run_axolotl  # noqa: E402
+from tools.recipes import memory, plan, recipe  # noqa: E402
 
 RECIPES = recipe.RECIPES / "80gb"
 # A training of some updates: nothing is validated or saved on the way.
@@ -142,7 +145,7 @@ class Bench:
         began = time.monotonic()
         with Driver() as driver:
             try:
-                this = train.train(path, base, changes, self.tier, train.Launch(gpus=1), force=True)
+                this = run_axolotl.train(path, base, changes, self.tier, run_axolotl.Launch(gpus=1), force=True)
                 row |= measured(this)
             except Failed as error:
                 row["failed"] = str(error)[:1000]
@@ -161,7 +164,7 @@ def model_of(case: Case) -> Model:
 
 def this_gpu() -> Tier:
     """The tier of the one GPU that is here. Raises SystemExit where there is none that the catalog knows."""
-    here = doctor.devices()
+    here = machine.devices()
     if not here:
         raise SystemExit("no GPU here; --tiny tries every case on the CPU")
     known = next((each for each in catalog.gpus().values() if here[0].name in each.names), None)
@@ -178,7 +181,7 @@ def make_base(model: Model, folder: Path, tiny: bool) -> Path:
     import torch
     import transformers
 
-    from tests import models
+    from tests.parts import models
 
     place = folder / model.hub.split("/")[-1]
     tokenizer = models.make_tokenizer("qwen2", place)
@@ -236,7 +239,7 @@ class Driver:
 
     def watch(self) -> None:
         """Look ten times a second."""
-        if not doctor.devices():
+        if not machine.devices():
             return
         import pynvml
 
@@ -247,7 +250,7 @@ class Driver:
             self.peak = max(self.peak, (pynvml.nvmlDeviceGetMemoryInfo(device).used - before) / memory.GIB)
 
 
-def measured(this: run.Run) -> dict[str, Any]:
+def measured(this: run_folder.Run) -> dict[str, Any]:
     """What Axolotl wrote of a training: GiB at its peak, the loss, and tokens a second after the first steps.
 
     allocated and reserved: torch's own counts. tokens: those of the data, counted by the trained ones, whose share of
@@ -311,7 +314,7 @@ def table_row(row: dict[str, Any]) -> str:
 def versions() -> dict[str, str]:
     """The card and the libraries that trained."""
     names = ("torch", "axolotl", "transformers", "peft", "bitsandbytes", "liger-kernel")
-    return {"card": doctor.gpu() or "CPU"} | {name: version(name) for name in names}
+    return {"card": machine.gpu() or "CPU"} | {name: version(name) for name in names}
 
 
 def kept(results: Path) -> dict[str, dict[str, Any]]:

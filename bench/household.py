@@ -14,10 +14,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import files  # noqa: E402
-from tools.household import episodes  # noqa: E402
-from tools.household.rooms import make_room_for  # noqa: E402
-from tools.household.world import facts  # noqa: E402
+from tools.core import files  # noqa: E402
+from tools.worlds.household import episodes  # noqa: E402
+from tools.worlds.household.rooms import make_room_for  # noqa: E402
+from tools.worlds.household.world import facts  # noqa: E402
 
 NOTES = """Processor time of one process, the room drawn and played in the full style, one game in five with a slip;
 nothing is written. Won: within 30 actions. The tables are read, in 200 rooms, before the clock starts."""

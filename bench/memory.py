@@ -20,9 +20,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import catalog, doctor, files, memory, plan, recipe  # noqa: E402
-from tools.catalog import Model, Sizes  # noqa: E402
-from tools.memory import GIB, Settings  # noqa: E402
+from tools.core import catalog, files, machine  # noqa: E402
+from tools.core.catalog import Model, Sizes  # noqa: E402
+from tools.recipes import memory, plan, recipe  # noqa: E402
+from tools.recipes.memory import GIB, Settings  # noqa: E402
 
 # Other code than the transformers, peft and bitsandbytes that Axolotl drives; and figures that hold PyTorch's cache,
 # which grows with batches of varying length to what was free.
@@ -280,7 +281,7 @@ def peers(cases: list[dict[str, Any]]) -> list[dict[str, float]]:
             _, on_gpu = estimate_zero2_model_states_mem_needs(count, case["gpus"], 1, False, 1)
         found.append({"accelerate": max(usage.values()) / GIB, "deepspeed": on_gpu / GIB})
         questions.append(as_fitcheck(model, s))
-    uv = doctor.uv()
+    uv = machine.uv()
     assert uv
     command = [
         uv,

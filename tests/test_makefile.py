@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from tools import BadInput, cli, recipe, run, serve, trajectory
+from tools import BadInput, cli
+from tools.core import run_folder, trajectory
+from tools.pipeline import serving
+from tools.recipes import recipe
 
-TEXT = (run.ROOT / "Makefile").read_text(encoding="utf-8")
+TEXT = (run_folder.ROOT / "Makefile").read_text(encoding="utf-8")
 WHOLE = TEXT.replace("\\\n", " ")
 TARGETS = re.findall(r"^([a-z-]+):", TEXT, re.MULTILINE)
 VARIABLES = re.findall(r"\S+", WHOLE.partition("VARIABLES := ")[2].partition("\n")[0])
@@ -52,7 +55,9 @@ HOSTILE = [
 ]
 
 
-def make(*arguments: str, at: Path = run.ROOT, given: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def make(
+    *arguments: str, at: Path = run_folder.ROOT, given: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`make --silent` with these arguments; none of its variables comes from the environment of the tests."""
     kept = {key: value for key, value in os.environ.items() if key not in VARIABLES and not key.startswith("MAKE")}
     return subprocess.run(
@@ -212,8 +217,10 @@ def test_without_a_home_a_line_says_what_to_set(told: Any, monkeypatch: pytest.M
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This project in a folder with a space and an accent in its name, with the packages of this one."""
     folder = tmp_path_factory.mktemp("projects") / "my proj é"
-    shutil.copytree(run.ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "outputs", "tests", "bench"))
-    (folder / ".venv").symlink_to(run.ROOT / ".venv")
+    shutil.copytree(
+        run_folder.ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "outputs", "tests", "bench")
+    )
+    (folder / ".venv").symlink_to(run_folder.ROOT / ".venv")
     os.utime(folder / "requirements.lock", (0, 0))  # older than .venv/.ready
     return folder
 
@@ -301,7 +308,7 @@ def test_one_argument_may_hold_several_changes() -> None:
 
 def test_one_argument_may_name_several_places_to_export_to(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(serve, "write_exports", lambda *arguments: told.append(arguments[-1]))
+    monkeypatch.setattr(serving, "write_exports", lambda *arguments: told.append(arguments[-1]))
     for to in (["vllm  huggingface"], ["vllm", "huggingface"], []):
         cli.export("smollm2-135m-lora", to=to)
     assert told == [["vllm", "huggingface"], ["vllm", "huggingface"], []]
@@ -311,8 +318,8 @@ def test_a_set_up_that_was_stopped_is_completed(tmp_path: Path) -> None:
     """Real uv, from an empty cache, and a real environment of one small package, killed on the way."""
     folder, cache = tmp_path / "my proj é", tmp_path / "my 'cache' é $x"
     folder.mkdir()
-    shutil.copy(run.ROOT / "Makefile", folder)
-    pins = (run.ROOT / "requirements.lock").read_text()
+    shutil.copy(run_folder.ROOT / "Makefile", folder)
+    pins = (run_folder.ROOT / "requirements.lock").read_text()
     lock = re.findall(r"^iniconfig==.*\n(?:    .*\n)*", pins, re.MULTILINE)
     (folder / "requirements.lock").write_text(lock[0])
     path = os.pathsep.join(each for each in os.environ["PATH"].split(os.pathsep) if not Path(each, "uv").exists())

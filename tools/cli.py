@@ -10,7 +10,8 @@ from typing import Annotated
 import click
 import typer
 
-from tools import BadInput, Failed, quote
+from tools import BadInput, Failed
+from tools.core import quote
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -38,7 +39,8 @@ Quants = Annotated[str, typer.Option("--quant", help="any of llama-quantize's ty
 @app.command()
 def setup() -> None:
     """Build llama.cpp and install Ollama into the cache, where they are missing."""
-    from tools import llamacpp, ollama
+    from tools.gguf import llamacpp
+    from tools.serving import ollama
 
     llamacpp.build()
     ollama.install()
@@ -49,11 +51,13 @@ def doctor() -> None:
     """Show what this machine has and lacks, and the command that mends it."""
     from rich.console import Console
 
-    from tools import doctor, llamacpp, ollama
+    from tools.core import machine
+    from tools.gguf import llamacpp
+    from tools.serving import ollama
 
     programs = {name: llamacpp.find(name) for name in llamacpp.PROGRAMS} | {"ollama": ollama.find()}
-    findings = doctor.examine(programs)
-    Console().print(doctor.table(findings))
+    findings = machine.examine(programs)
+    Console().print(machine.table(findings))
     if any(finding.needed and not finding.found for finding in findings):
         raise typer.Exit(1)
 
@@ -61,7 +65,7 @@ def doctor() -> None:
 @app.command()
 def data(force: Replace = False) -> None:
     """Write the committed household episodes again: the same bytes."""
-    from tools.household import episodes
+    from tools.worlds.household import episodes
 
     episodes.write_committed(force)
 
@@ -80,7 +84,8 @@ def lint(
     force: Replace = False,
 ) -> None:
     """Find what is wrong with episodes, each with its file:line."""
-    from tools import lint, trajectory
+    from tools.core import trajectory
+    from tools.data import lint
 
     lint.check(trajectory.paths(data), world, base, sequence_len, fail_on, fix, as_json, force)
 
@@ -96,7 +101,8 @@ def split(
     force: Replace = False,
 ) -> None:
     """Part episodes in train, validation and test, the same room never in two of them."""
-    from tools import split, trajectory
+    from tools.core import trajectory
+    from tools.data import split
 
     ratios = {"train": 1 - validation - test, "validation": validation, "test": test}
     split.split(trajectory.paths(data), out, ratios, seed, as_json, force)
@@ -113,7 +119,8 @@ def stats(
     force: Replace = False,
 ) -> None:
     """Say what episodes are made of: tokens, turns, tasks, actions."""
-    from tools import stats, trajectory
+    from tools.core import trajectory
+    from tools.data import stats
 
     stats.show(trajectory.paths(data), base, html, as_json, force)
 
@@ -137,8 +144,9 @@ def convert(
     force: Replace = False,
 ) -> None:
     """Convert episodes from any format to any other; llamafactory writes the classic set of files into a folder."""
-    from tools import convert, trajectory
-    from tools.formats.worker import Task
+    from tools.core import trajectory
+    from tools.data import convert
+    from tools.data.formats.worker import Task
 
     if len(paths) < 2:
         raise BadInput("name the files to convert, and then the one to write: convert IN OUT --to sharegpt")
@@ -166,7 +174,7 @@ def episodes(
     force: Replace = False,
 ) -> None:
     """Let the expert play household rooms, or ALFWorld's own games, and write its episodes."""
-    from tools.household import episodes
+    from tools.worlds.household import episodes
 
     counts = episodes.make(out, count, seed, tasks, rooms, style, slip, steps, alfworld, force)
     print(f"{out}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
@@ -175,7 +183,7 @@ def episodes(
 @app.command()
 def recipes(force: Replace = False) -> None:
     """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
-    from tools import render
+    from tools.recipes import render
 
     counts = render.write(force)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
@@ -186,9 +194,9 @@ def list_recipes(
     tier: TierName = "", model: Annotated[str, typer.Option(help="a model's key, or a part of it")] = ""
 ) -> None:
     """List the recipes: model by tier, the best method of each."""
-    from tools import browse
+    from tools.recipes import commands
 
-    browse.show(tier, model)
+    commands.show(tier, model)
 
 
 @app.command()
@@ -197,9 +205,9 @@ def recommend(
     gpus: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
 ) -> None:
     """Say which models this machine, or a GPU, can train, and how."""
-    from tools import browse
+    from tools.recipes import commands
 
-    browse.recommend(gpu, gpus)
+    commands.recommend(gpu, gpus)
 
 
 @app.command()
@@ -214,10 +222,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a recipe takes, part by part, whether it fits, and what to change first when it does not."""
-    from tools import browse
+    from tools.recipes import commands
 
     asked = {"sequence_len": seq, "micro_batch_size": micro_batch}
-    browse.plan_of(recipe, tier, gpu, gpus, {key: value for key, value in asked.items() if value}, change, as_json)
+    commands.plan_of(recipe, tier, gpu, gpus, {key: value for key, value in asked.items() if value}, change, as_json)
 
 
 @app.command()
@@ -229,17 +237,17 @@ def new(
     force: Replace = False,
 ) -> None:
     """Copy a recipe to a file of your own, to edit."""
-    from tools import browse
+    from tools.recipes import commands
 
-    browse.new(model, method, tier, out, force)
+    commands.new(model, method, tier, out, force)
 
 
 @app.command()
 def diff(a: Recipe, b: Recipe) -> None:
     """Show in words what differs between two recipes."""
-    from tools import browse
+    from tools.recipes import commands
 
-    browse.diff(a, b)
+    commands.diff(a, b)
 
 
 @app.command()
@@ -248,9 +256,9 @@ def add_model(
     key: Annotated[str, typer.Option(help="its part of a recipe's name; by default made of its name")] = "",
 ) -> None:
     """Add a model to the catalog from its config.json, and render its recipes."""
-    from tools import browse
+    from tools.recipes import commands
 
-    browse.add_model(hub, key)
+    commands.add_model(hub, key)
 
 
 @app.command()
@@ -265,8 +273,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a recipe and its data with the parts that train."""
-    from tools.job import find_job
-    from tools.training import check_all_recipes, check_recipe
+    from tools.pipeline.job import find_job
+    from tools.pipeline.training import check_all_recipes, check_recipe
 
     if all_of_them:
         check_all_recipes(as_json)
@@ -293,9 +301,9 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
 ) -> None:
     """Train a recipe to an adapter; goes on where it was interrupted."""
-    from tools.job import find_job
-    from tools.train import Launch
-    from tools.training import submit_recipe, train_recipe
+    from tools.pipeline.job import find_job
+    from tools.pipeline.training import submit_recipe, train_recipe
+    from tools.training.run_axolotl import Launch
 
     job, launch = find_job(recipe, tier, base, change, data), Launch(gpus, nodes, rank, master, port)
     if dry_run:
@@ -316,9 +324,9 @@ def submit(
     nodes: Nodes = 1,
 ) -> None:
     """Give a training to Slurm or to Ray."""
-    from tools.job import find_job
-    from tools.train import Launch
-    from tools.training import submit_recipe
+    from tools.pipeline.job import find_job
+    from tools.pipeline.training import submit_recipe
+    from tools.training.run_axolotl import Launch
 
     if to not in ("slurm", "ray"):
         raise BadInput(f"{to}: a training is given to slurm or to ray")
@@ -335,7 +343,7 @@ def gguf(
     adapter_only: AdapterOnly = False,
 ) -> None:
     """Make GGUFs of a tuned model and its base, in one pass: of a recipe's, or of any adapter and base."""
-    from tools.model import make_adapter_gguf, make_gguf
+    from tools.pipeline.model import make_adapter_gguf, make_gguf
 
     if not recipe and not adapter:
         raise BadInput("gguf of what? A recipe, or --adapter FOLDER and --base")
@@ -355,7 +363,7 @@ def quality(
     data: Annotated[str, typer.Option("--data", help="other held-out episodes than data/test.jsonl")] = "",
 ) -> None:
     """Show what quantising costs: size, perplexity and KL against f16 on held-out episodes."""
-    from tools.model import score_quality
+    from tools.pipeline.model import score_quality
 
     score_quality(recipe, base, quants, imatrix, chunks, data)
 
@@ -363,7 +371,7 @@ def quality(
 @app.command()
 def merge(recipe: Recipe, base: Base = "") -> None:
     """Merge the adapter into its base, as a Hugging Face folder."""
-    from tools.model import merge_adapter
+    from tools.pipeline.model import merge_adapter
 
     merge_adapter(recipe, base)
 
@@ -379,7 +387,7 @@ def export(
     name: Name = "",
 ) -> None:
     """Write folders for other servers and for the hub, each with its exact command; nothing is sent."""
-    from tools.serve import write_exports
+    from tools.pipeline.serving import write_exports
 
     write_exports(recipe, base, quant, name, " ".join(to).split())
 
@@ -396,7 +404,7 @@ def ollama(
     adapter: Adapter = "",
 ) -> None:
     """Give the model to Ollama, after proof that it sees the tokens of training and that its answers end."""
-    from tools.serve import give_adapter_to_ollama, give_to_ollama
+    from tools.pipeline.serving import give_adapter_to_ollama, give_to_ollama
 
     if not recipe and not adapter:
         raise BadInput("ollama of what? A recipe, or --adapter FOLDER and --base")
@@ -426,8 +434,8 @@ def parity(
     """Compare tokens, and answers, of training and of serving; the first difference, its cause and its mend."""
     from pathlib import Path
 
-    from tools import proof
-    from tools.serve import check_parity
+    from tools.parity import prove
+    from tools.pipeline.serving import check_parity
 
     if bool(recipe) == bool(gguf or adapter) or (gguf and not base):
         raise BadInput("parity of what? A recipe, --adapter FOLDER --base BASE, or --gguf FILE --base BASE")
@@ -435,7 +443,7 @@ def parity(
         check_parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
     else:
         of = Path(adapter) if adapter else None
-        proof.tell(proof.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
+        prove.tell(prove.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
 
 
 @app.command()
@@ -447,7 +455,7 @@ def eval(
     name: Name = "",
 ) -> None:
     """Let the base and the tuned model play the same unseen rooms."""
-    from tools.evaluation import play_games
+    from tools.pipeline.evaluation import play_games
 
     play_games(recipe, base, quant, rooms, name)
 
@@ -455,7 +463,7 @@ def eval(
 @app.command()
 def demo(recipe: Recipe, quant: Quant = "Q8_0", name: Name = "") -> None:
     """Sum up a whole run: demo.json, the table, a game, and what to do next."""
-    from tools.evaluation import sum_up
+    from tools.pipeline.evaluation import sum_up
 
     sum_up(recipe, quant, name)
 
@@ -463,7 +471,7 @@ def demo(recipe: Recipe, quant: Quant = "Q8_0", name: Name = "") -> None:
 @app.command()
 def ollama_run(recipe: Recipe, name: Name = "") -> None:
     """Talk to the model in Ollama."""
-    from tools.serve import talk
+    from tools.pipeline.serving import talk
 
     talk(recipe, name)
 
@@ -471,7 +479,7 @@ def ollama_run(recipe: Recipe, name: Name = "") -> None:
 @app.command()
 def ollama_rm(name: Annotated[str, typer.Argument(help="a model of ours in Ollama (react-...)")]) -> None:
     """Remove one of our models from Ollama."""
-    from tools.serve import forget
+    from tools.pipeline.serving import forget
 
     forget(name)
 
@@ -479,7 +487,7 @@ def ollama_rm(name: Annotated[str, typer.Argument(help="a model of ours in Ollam
 @app.command()
 def clean_ollama() -> None:
     """Remove our models from Ollama."""
-    from tools.serve import clean
+    from tools.pipeline.serving import clean
 
     clean()
 

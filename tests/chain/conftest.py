@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tools import find_base, recipe, run
+from tools.core import run_folder
+from tools.gguf import find_base
+from tools.recipes import recipe
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +35,7 @@ def tiny_recipe(folder: Path, tiny: Path, **changes: Any) -> Path:
     """A recipe that trains every weight of the small model for 10 updates of 2 episodes, in float32."""
     settings = recipe.load(recipe.find("smollm2-135m-lora", "cpu"))
     settings = {key: value for key, value in settings.items() if "lora" not in key and not key.startswith("peft")}
-    lines = (run.ROOT / "data" / "train.jsonl").read_bytes().splitlines(keepends=True)[:40]
+    lines = (run_folder.ROOT / "data" / "train.jsonl").read_bytes().splitlines(keepends=True)[:40]
     (folder / "data.jsonl").write_bytes(b"".join(lines))
     settings["datasets"][0]["path"] = str(folder / "data.jsonl")
     settings |= {"base_model": str(tiny), "adapter": None, "gradient_accumulation_steps": 2, "learning_rate": 1e-3}

@@ -8,9 +8,13 @@ from typing import Any
 import orjson
 import pytest
 
-from tests import models
-from tests.test_ollama_templates import ASSISTANT, OBSERVATION, SYSTEM, USER
-from tools import catalog, gguf, llamacpp, ollama, preflight, recipe, tokens
+from tests.parts import models
+from tests.serving.test_ollama_templates import ASSISTANT, OBSERVATION, SYSTEM, USER
+from tools.core import catalog
+from tools.gguf import convert, llamacpp
+from tools.recipes import recipe
+from tools.serving import ollama
+from tools.training import preflight, tokens
 
 TALKS = [
     [SYSTEM, USER, ASSISTANT],
@@ -56,7 +60,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     trained = tokens.tokenise(base, recipe.dataset(path), episodes, 2048, settings)
     adapter = models.make_adapter(folder / "adapter", base)
     load_tokenizer(DictDefault(settings | {"tokenizer_config": str(base)})).save_pretrained(adapter)
-    gguf.build(base, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
+    convert.build(base, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
     return Tuned(base, model.family, trained, folder / "model.gguf")
 
 

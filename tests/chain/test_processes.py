@@ -16,7 +16,8 @@ import pytest
 import safetensors.torch
 
 from tests.chain.conftest import tiny_recipe
-from tools import recipe, run
+from tools.core import run_folder
+from tools.recipes import recipe
 
 pytestmark = pytest.mark.slow
 FSDP2: dict[str, Any] = {
@@ -44,7 +45,7 @@ def start(outputs: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         # In float32: what differs is the sharing alone, not where FSDP2 rounds to bf16.
         [sys.executable, "-m", "tools", "train", *arguments, "--set", "bf16=false"],
-        cwd=run.ROOT,
+        cwd=run_folder.ROOT,
         env=os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from tests.chain.conftest import tiny_recipe
-from tools import run
+from tools.core import run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def start(outputs: Path, *arguments: str) -> "subprocess.Popen[str]":
     """`python -m tools train` in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "tools", "train", *arguments],
-        cwd=run.ROOT,
+        cwd=run_folder.ROOT,
         env=os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

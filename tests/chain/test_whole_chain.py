@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tools import run
+from tools.core import run_folder
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2-135m-lora"
@@ -33,7 +33,7 @@ def start(outputs: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "OLLAMA_HOST"}
     return subprocess.Popen(
         [sys.executable, "-m", "tools", *arguments],
-        cwd=run.ROOT,
+        cwd=run_folder.ROOT,
         env=environment | {"REACT_RECIPES_OUTPUTS": str(outputs)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -139,7 +139,7 @@ def test_without_ollama_the_chain_ends_in_llama_server(outputs: Path, folder: Pa
     """No `ollama` on PATH, none in the cache: the same proof and the same games through llama-server."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    for item in run.cache().iterdir():
+    for item in run_folder.cache().iterdir():
         if not item.name.startswith("ollama"):
             (cache / item.name).symlink_to(item)
     places = [place for place in os.environ["PATH"].split(os.pathsep) if not (Path(place) / "ollama").exists()]
@@ -151,7 +151,7 @@ def test_without_ollama_the_chain_ends_in_llama_server(outputs: Path, folder: Pa
     (folder / "eval-tuned-q8_0.json").unlink()
     done = subprocess.run(
         [sys.executable, "-m", "tools", "eval", NAME, "--rooms", "2"],
-        cwd=run.ROOT,
+        cwd=run_folder.ROOT,
         env=environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,412 @@
+"""Formats: what each reads and writes, that nothing is lost on the way, and what a target cannot hold."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tools import BadInput
+from tools.data import formats
+from tools.data.formats import CannotHold, alpaca, calls, messages, sharegpt, transcript, worker
+from tools.data.formats.worker import Task
+
+SYSTEM = {"role": "system", "content": "Solve the task."}
+ROOM = {"role": "user", "content": "You are in the middle of a room.\n\nYour task is to: put some mug on desk."}
+STEP = {"role": "assistant", "content": "Thought: I see a mug 1.\nAction: take mug 1 from desk 1"}
+SEEN = {"role": "user", "content": "Observation: You pick up the mug 1."}
+LAST = {"role": "assistant", "content": "Thought: It goes there.\nAction: move mug 1 to desk 2"}
+GAME: dict[str, Any] = {"id": "game-0", "messages": [SYSTEM, ROOM, STEP, SEEN, LAST]}
+
+
+def made(source: str, episodes: list[Any], task: Task) -> worker.Made:
+    """What the episodes, one a line in the format `source`, become."""
+    return worker.convert(source, "lines", b"".join(orjson.dumps(each) + b"\n" for each in episodes), task)
+
+
+def rows(source: str, episode: dict[str, Any], to: str, **how: Any) -> list[Any]:
+    """The rows that one episode becomes."""
+    found = made(source, [episode], Task(to, **how))
+    assert not found.fault
+    return [orjson.loads(line) for line in found.data.splitlines()]
+
+
+def back(data: bytes, source: str) -> bytes:
+    """What was written in a format, as messages again."""
+    if source in formats.TEXT:
+        chunk: Any = [(line, episode) for line, episode in transcript.episodes(data.decode().split("\n"))]
+        found = worker.convert(source, "episodes", chunk, Task("messages"))
+    else:
+        parsed = [orjson.loads(line) for line in data.splitlines()]
+        if parsed and alpaca.is_step(parsed[0]):
+            data = b"".join(orjson.dumps(row) + b"\n" for row in alpaca.joined(iter(parsed)))
+        found = worker.convert(source, "lines", data, Task("messages"))
+    assert not found.fault
+    return found.data
+
+
+# Text as it really occurs, and as it should not: what separates things in one format or another, and anything at all.
+AWKWARD = (
+    *("", " ", "\n", "\r\n", "\ufeff", "OK.", "> go", "> think: ", "Observation: ", "Thought: ", "Action: ", "#####"),
+    *("\nAction Input: {}", "```python\nprint('\\n')\n```", '{"role":"user","content":"', "\u2028", "\x00", "mug 1"),
+    *(
+        "STATUS: OK",
+        "Environment #1:",
+        "You are in the middle of a room",
+        "<think>\n",
+        "\n</think>\n\n",
+        "\\",
+        '"',
+        "想",
+    ),
+)
+TEXT = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=8), max_size=5).map("".join)
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), min_size=1, max_size=12)
+ANSWER = st.one_of(
+    TEXT,
+    st.builds("Thought: {}\nAction: {}".format, TEXT, WORDS),
+    st.builds("Action: {}".format, WORDS),
+    st.builds('Thought: {}\nAction: {}\nAction Input: {{"a": {}}}'.format, TEXT, WORDS, st.integers()),
+)
+SCALAR = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=6)
+VALUE = SCALAR | st.lists(SCALAR, max_size=2) | st.dictionaries(st.text(max_size=4), SCALAR, max_size=2)
+NAMES = st.sampled_from(("id", "task", "images", "extra", "input", "step", "系")) | st.text(max_size=6)
+RESERVED = {"messages", "conversations", "system", alpaca.STEP, "role", "content", "from", "value", "loss"}
+
+
+@st.composite
+def ordered(draw: st.DrawFn, turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """An episode of these turns with other keys before and after them."""
+    others = draw(st.dictionaries(NAMES.filter(lambda name: name not in RESERVED), VALUE, max_size=3))
+    keys = list(others)
+    keys.insert(draw(st.integers(0, len(keys))), "messages")
+    return {key: turns if key == "messages" else others[key] for key in keys}
+
+
+@st.composite
+def episodes(draw: st.DrawFn) -> dict[str, Any]:
+    """Episodes of one to 200 exchanges, with system turn or without, weights, other keys anywhere."""
+    turns: list[dict[str, Any]] = []
+    if draw(st.booleans()):
+        turns.append({"role": "system", "content": draw(TEXT.filter(bool))})
+    count = draw(st.sampled_from((1, 1, 2, 3, 5)))
+    for _ in range(count):
+        turns.append({"role": "user", "content": draw(TEXT | TEXT.map("Observation: {}".format))})
+        turns.append({"role": "assistant", "content": draw(ANSWER)})
+    if draw(st.integers(0, 9)) == 0:
+        turns += turns[-2:] * (200 - count)
+    others: tuple[dict[str, Any], ...] = ({"weight": 0}, {"weight": 1}, {"name": "x", "weight": 0})
+    weight = st.sampled_from(others)
+    return draw(ordered([turn | draw(weight) if draw(st.integers(0, 4)) == 0 else turn for turn in turns]))
+
+
+WAYS: list[tuple[str, dict[str, Any]]] = [
+    ("messages", {}),
+    ("messages", {"calls": True}),
+    ("sharegpt", {}),
+    ("sharegpt", {"calls": True}),
+    ("agentinstruct", {}),
+    ("agentinstruct", {"calls": True}),
+    ("alpaca", {}),
+    ("alpaca", {"steps": True}),
+]
+
+
+@pytest.mark.parametrize(("to", "how"), WAYS)
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(episode=episodes())
+def test_every_episode_comes_back_the_same_bytes(to: str, how: dict[str, Any], episode: dict[str, Any]) -> None:
+    line = orjson.dumps(episode) + b"\n"
+    there = worker.convert("messages", "lines", line, Task(to, **how))
+    assert not there.fault and there.read == there.written == 1
+    assert back(there.data, to) == line
+
+
+PLAY = st.lists(st.tuples(TEXT, WORDS, TEXT), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("to", formats.TEXT)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(task=TEXT, played=PLAY)
+def test_what_text_can_hold_comes_back_the_same_and_the_rest_is_refused(
+    to: str, task: str, played: list[tuple[str, str, str]]
+) -> None:
+    turns = [{"role": "user", "content": task}]
+    for thought, action, seen in played:
+        turns.append({"role": "assistant", "content": f"Thought: {thought}\nAction: {action}"})
+        turns.append({"role": "user", "content": f"Observation: {seen}"})
+    there = made("messages", [{"messages": turns[:-1]}], Task(to))
+    if there.fault:
+        assert there.fault.startswith(f"{to} cannot hold this: ")
+    else:
+        (again,) = back(there.data, to).splitlines()
+        assert orjson.loads(again)["messages"] == turns[:-1]
+
+
+def test_the_committed_episodes_are_held_by_every_format() -> None:
+    data = Path("data/test.jsonl").read_bytes()
+    for to, how in WAYS:
+        assert back(worker.convert("messages", "lines", data, Task(to, **how)).data, to) == data
+    plain = worker.convert("messages", "lines", data, Task("messages", drop=True)).data.splitlines()
+    for to in formats.TEXT:
+        again = back(worker.convert("messages", "lines", data, Task(to, drop=True)).data, to).splitlines()
+        for line, other in zip(plain, again, strict=True):
+            assert orjson.loads(other)["messages"] == orjson.loads(line)["messages"][1:]
+
+
+def test_alpaca_has_a_row_an_episode_with_its_history() -> None:
+    assert rows("messages", GAME, "alpaca") == [
+        {
+            "instruction": SEEN["content"],
+            "input": "",
+            "output": LAST["content"],
+            "system": SYSTEM["content"],
+            "history": [[ROOM["content"], STEP["content"]]],
+            "extra": {"id": "game-0"},
+        }
+    ]
+
+
+def test_alpaca_has_a_row_a_step_that_stands_by_itself() -> None:
+    first, second = rows("messages", GAME, "alpaca", steps=True)
+    assert (first["instruction"], first["input"], first["output"]) == (ROOM["content"], "", STEP["content"])
+    assert second["instruction"] == ROOM["content"] and second["output"] == LAST["content"]
+    assert second["input"] == f"{STEP['content']}\n{SEEN['content']}"
+    assert first["history"] == second["history"] == []
+
+
+def test_alpaca_of_others_is_read() -> None:
+    row = {"instruction": "Add.", "input": "1 2", "output": "3", "history": [["Hi", "Hello"]], "system": None, "id": 7}
+    assert rows("alpaca", row, "messages") == [
+        {
+            "id": 7,
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello"},
+                {"role": "user", "content": "Add.\n1 2"},
+                {"role": "assistant", "content": "3"},
+            ],
+        }
+    ]
+
+
+def test_sharegpt_has_its_own_tags_and_keeps_other_keys_in_place() -> None:
+    row: dict[str, Any] = {"id": "game-0"}
+    tags = ("system", "human", "gpt", "human", "gpt")
+    row["conversations"] = [
+        {"from": tag, "value": turn["content"]} for tag, turn in zip(tags, GAME["messages"], strict=True)
+    ]
+    assert rows("messages", GAME, "sharegpt") == [row]
+
+
+def test_sharegpt_with_observations_calls_and_a_system_column_is_read() -> None:
+    row = {
+        "system": "Solve the task.",
+        "tools": "[]",
+        "conversations": [
+            {"from": "human", "value": "Where is it?"},
+            {"from": "function_call", "value": '{"name": "search", "arguments": {"q": "mug"}}'},
+            {"from": "observation", "value": "desk 1"},
+            {"from": "gpt", "value": "Thought: I know.\nAction: finish"},
+        ],
+    }
+    (episode,) = rows("sharegpt", row, "messages")
+    assert [(turn["role"], turn["content"]) for turn in episode["messages"]] == [
+        ("system", "Solve the task."),
+        ("user", "Where is it?"),
+        ("assistant", 'Action: search\nAction Input: {"q":"mug"}'),
+        ("user", "Observation: desk 1"),
+        ("assistant", "Thought: I know.\nAction: finish"),
+    ]
+    assert episode["tools"] == "[]"
+
+
+def test_the_flags_of_agentinstruct_are_weights() -> None:
+    row = {
+        "id": "os_0",
+        "conversations": [
+            {"from": "human", "loss": None, "value": "List the files."},
+            {"from": "gpt", "loss": False, "value": "Thought: Hm.\nAction: bash"},
+            {"from": "human", "loss": None, "value": "a b"},
+            {"from": "gpt", "loss": True, "value": "Thought: Two.\nAction: answer(2)"},
+        ],
+    }
+    (episode,) = rows("sharegpt", row, "messages")
+    assert [turn.get("weight") for turn in episode["messages"]] == [None, 0, None, None]
+    assert rows("messages", episode, "agentinstruct") == [row]
+
+
+CALLED: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "Where is the mug?"},
+        {
+            "role": "assistant",
+            "content": "I search.",
+            "tool_calls": [
+                {"id": "abc", "type": "function", "function": {"name": "search", "arguments": '{"q": "mug"}'}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "abc", "content": "desk 1"},
+        {"role": "assistant", "content": "Thought: There it is.\nAction: finish"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "search"}}],
+}
+
+
+def test_calls_of_tools_become_thought_action_observation_and_come_back() -> None:
+    (episode,) = rows("messages", CALLED, "messages")
+    assert [turn["content"] for turn in episode["messages"]][1:3] == [
+        'Thought: I search.\nAction: search\nAction Input: {"q": "mug"}',
+        "Observation: desk 1",
+    ]
+    (again,) = rows("messages", episode, "messages", calls=True)
+    assert again["messages"][:3] == CALLED["messages"][:3] and again["tools"] == CALLED["tools"]
+
+
+def test_actions_become_calls_that_openai_and_llamafactory_know() -> None:
+    (chat,) = rows("messages", GAME, "messages", calls=True)
+    assert chat["messages"][2:4] == [
+        {
+            "role": "assistant",
+            "content": "I see a mug 1.",
+            "tool_calls": [
+                {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "act", "arguments": '{"action":"take mug 1 from desk 1"}'},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "You pick up the mug 1."},
+    ]
+    (shared,) = rows("messages", GAME, "sharegpt", calls=True)
+    assert [turn["from"] for turn in shared["conversations"]] == [
+        "system",
+        "human",
+        "function_call",
+        "observation",
+        "function_call",
+    ]
+
+
+PAPER = """You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1.
+Your task is to: put some mug on shelf.
+> think: First I need to find a mug.
+OK.
+> go to desk 1
+On the desk 1, you see a mug 1.
+> take mug 1 from desk 1
+You pick up the mug 1 from the desk 1.
+> think: Now I put it there.
+OK.
+> put mug 1 in/on shelf 1
+You put the mug 1 in/on the shelf 1.
+"""
+PLAYED = [
+    "You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1.\n"
+    "Your task is to: put some mug on shelf.",
+    "Thought: First I need to find a mug.\nAction: go to desk 1",
+    "Observation: On the desk 1, you see a mug 1.",
+    "Action: take mug 1 from desk 1",
+    "Observation: You pick up the mug 1 from the desk 1.",
+    "Thought: Now I put it there.\nAction: put mug 1 in/on shelf 1",
+    "Observation: You put the mug 1 in/on the shelf 1.",
+]
+
+
+def texts(text: str) -> list[list[str]]:
+    """The turns' texts of each episode of a text."""
+    return [[turn["content"] for turn in each["messages"]] for _, each in transcript.episodes(text.split("\n"))]
+
+
+def test_the_paper_s_transcripts_are_read() -> None:
+    assert texts(PAPER) == [PLAYED]
+    assert texts(f"{PAPER}\n{PAPER}") == texts(PAPER + PAPER) == [PLAYED, PLAYED]
+    assert texts(PAPER.replace("\n", "\r\n")) == [PLAYED]
+    assert texts(f"Interact with a household to solve a task.\n{PAPER}\nHere is the task:\n{PAPER}")[1] == PLAYED
+
+
+def test_alfworld_s_logs_are_read() -> None:
+    log = f"\n#####\n\nEnvironment #4:\n{PAPER}\n\nSTATUS: FAIL\n\n#####\n\n#####\n\nEnvironment #5: Success\n\n#####\n"
+    ((line, episode),) = transcript.episodes(log.split("\n"))
+    assert (line, episode["environment"], episode["status"]) == (4, 4, "FAIL")
+    assert [turn["content"] for turn in episode["messages"]] == PLAYED
+
+
+def test_the_paper_s_runs_print_acts_and_observations() -> None:
+    head, *turns = PAPER.split("\n> ")
+    printed = [head]
+    for number, turn in enumerate(turns, 1):
+        act, _, seen = turn.rstrip("\n").partition("\n")
+        printed.append(f"Act {number}: {act}\nObs {number}: {seen}")
+    assert texts("\n".join(printed)) == [PLAYED]
+
+
+@pytest.mark.parametrize(
+    ("episode", "to", "why"),
+    [
+        ({"messages": [ROOM, ROOM, STEP]}, "alpaca", "turns out of order"),
+        ({"messages": [ROOM, STEP, SEEN]}, "alpaca", "turns out of order"),
+        ({"messages": [{"role": "system", "content": ""}, ROOM, STEP]}, "alpaca", "an empty system turn"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, STEP]}, "sharegpt", "parts (image_url)"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, STEP]}, "alpaca", "parts (image_url)"),
+        ({"messages": [{"role": "user"}, STEP]}, "sharegpt", "message 1 has no text"),
+        ({"system": "x", "messages": [ROOM, STEP]}, "sharegpt", 'a key "system" of its own'),
+        ({"messages": [ROOM | {"loss": True}, STEP]}, "sharegpt", 'a key "loss"'),
+        ({"messages": [ROOM, STEP | {"weight": 0.5}]}, "agentinstruct", "the weight 0.5"),
+        (GAME, "react", "no place for id, system"),
+        (
+            {"messages": [ROOM, {"role": "assistant", "content": "I do not know."}]},
+            "react",
+            "message 2 is not `Thought",
+        ),
+    ],
+)
+def test_what_a_target_cannot_hold_is_refused_with_the_reason_or_set_aside(
+    episode: dict[str, Any], to: str, why: str
+) -> None:
+    refused = made("messages", [episode], Task(to))
+    assert refused.fault.startswith(f"{to} cannot hold this: ") and why in refused.fault
+    aside = made("messages", [episode], Task(to, apart=True))
+    assert (aside.fault, aside.read, aside.written, aside.set_apart) == ("", 1, 0, 1)
+    assert orjson.loads(aside.apart) == episode
+
+
+def test_several_calls_in_one_turn_are_refused() -> None:
+    turn = CALLED["messages"][1]
+    with pytest.raises(CannotHold, match="several calls"):
+        calls.to_text([turn | {"tool_calls": turn["tool_calls"] * 2}])
+
+
+def test_what_travels_beside_the_turns_is_counted() -> None:
+    game = GAME | {"messages": [SYSTEM, ROOM, STEP | {"weight": 0}]}
+    assert made("messages", [game, GAME], Task("alpaca")).extra == {"id": 2, "messages.weight": 1}
+
+
+def test_rows_of_steps_that_lost_one_are_refused() -> None:
+    steps = rows("messages", GAME, "alpaca", steps=True)
+    for broken in (steps[:1], steps[1:], [*steps[:1], *steps[:1]], [steps[0], {"instruction": "a", "output": "b"}]):
+        with pytest.raises(BadInput, match="keep the rows of one together"):
+            list(alpaca.joined(iter(broken)))
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "why"),
+    [
+        (messages.read, {"messages": []}, 'no "messages"'),
+        (messages.read, {"messages": ["Hi"]}, "message 1 is no object"),
+        (messages.read, {"messages": [{"role": "human", "content": "Hi"}]}, "message 1 has no known role"),
+        (sharegpt.read, {"conversations": [{"from": "bot", "value": "Hi"}]}, "turn 1 has no known tag"),
+        (sharegpt.read, {"conversations": [{"from": "gpt", "loss": True}]}, "turn 1 has no text"),
+        (sharegpt.read, {"conversations": [{"from": "gpt", "value": "Hi"}], "messages": []}, "keep one of them"),
+        (alpaca.read, {"instruction": "Hi"}, 'no "output"'),
+        (alpaca.read, {"instruction": "Hi", "output": "Ho", "history": [["a"]]}, '"history" must be'),
+        (alpaca.read, {"instruction": "Hi", "output": "Ho", "extra": {"messages": [1]}}, '"extra" holds "messages"'),
+    ],
+)
+def test_a_row_that_is_none_is_refused_with_the_reason(read: Any, row: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadInput) as error:
+        read(row)
+    assert why in str(error.value)

@@ -1,0 +1,122 @@
+"""The commands for a person at the keyboard: list, recommend, plan, copy, compare, add a model."""
+
+import shutil
+from pathlib import Path
+
+import orjson
+import pytest
+import yaml
+
+from tests.parts import models
+from tools import BadInput
+from tools.core import catalog
+from tools.recipes import commands, plan, recipe, render
+
+
+def test_the_list_shows_models_by_tier(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.show("", "qwen7b")
+    assert "qlora" in (printed := capsys.readouterr().out) and "8x80gb" in printed
+    commands.show("24gb", "qwen7b")
+    assert "qwen7b-qlora" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="no such tier; nearest: 24gb"):
+        commands.show("24g", "")
+
+
+def test_a_gpu_gets_recommendations_that_there_are_recipes_for(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.recommend("rtx3060", 1)
+    printed = capsys.readouterr().out
+    assert "recipes/12gb" in printed
+    for line in printed.splitlines():
+        if "RECIPE=" in line:
+            assert (recipe.RECIPES / "12gb" / f"{line.split('RECIPE=')[1].split()[0]}.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "tier"), [("t4", 1, "16gb-turing"), ("rtx4090", 4, "4x24gb"), ("b200", 8, "8x80gb")]
+)
+def test_a_gpu_finds_its_tier(gpu: str, count: int, tier: str) -> None:
+    assert commands.near(plan.for_gpu(catalog.gpus()[gpu], count)) == tier
+
+
+def test_a_plan_takes_any_change(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.plan_of("qwen7b-qlora", "24gb", "", 0, {"sequence_len": 8192, "micro_batch_size": 4}, ["lora_r=64"], True)
+    made = orjson.loads(capsys.readouterr().out)
+    assert (made["settings"]["sequence_len"], made["settings"]["micro_batch"], made["settings"]["rank"]) == (
+        8192,
+        4,
+        64,
+    )
+    assert made["fits"] is False and made["changes"]
+    commands.plan_of("qwen7b-lora", "", "rtx4090", 0, {}, [], False)
+    assert "weights" in (printed := capsys.readouterr().out) and "fits" in printed
+
+
+def test_a_plan_of_what_has_no_recipe_says_that_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.plan_of("qwen72b-full", "24gb", "", 0, {}, [], False)
+    assert "does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "tier", "pairs", "says"),
+    [
+        ("qwen9b-lora", "", [], "no such recipe"),
+        ("qwen7b-lara", "", [], "nearest: .*qwen7b-lora"),
+        ("qwen7b-lora", "23gb", [], "no such tier"),
+        ("qwen7b-lora", "", ["seed=3"], "changes no memory"),
+    ],
+)
+def test_what_is_not_known_is_named(name: str, tier: str, pairs: list[str], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        commands.plan_of(name, tier, "", 0, {}, pairs, False)
+
+
+def test_a_copied_recipe_is_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "my.yaml"
+    commands.new("qwen7b", "qlora", "24gb", str(out))
+    assert not render.ours(out.read_text()) and "# from 24gb/qwen7b-qlora" in out.read_text()
+    assert yaml.safe_load(out.read_text()) == recipe.load(recipe.find("24gb/qwen7b-qlora"))
+    with pytest.raises(BadInput, match="is there already"):
+        commands.new("qwen7b", "qlora", "24gb", str(out))
+    with pytest.raises(BadInput, match="does not fit on tier 6gb"):
+        commands.new("qwen72b", "full", "6gb", str(tmp_path / "b.yaml"))
+    out.write_text(out.read_text().replace("lora_r: 16", "lora_r: 32"))
+    commands.diff("24gb/qwen7b-qlora", str(out))
+    assert capsys.readouterr().out.splitlines()[-1] == "lora_r: 16 becomes 32"
+
+
+def test_a_model_is_added_with_what_its_tokenizer_strips(tmp_path: Path) -> None:
+    for kind, model in (("phi4", "phi4"), ("phi4-mini", "phi4-mini")):
+        models.make_tokenizer(kind, tmp_path / kind)
+        known = catalog.models()[model]
+        found = commands.tokens_of(str(tmp_path / kind))
+        assert (found["eos"], set(found["strips"])) == (known.eos, {*known.strips}), kind
+    with pytest.raises(BadInput, match="holds no tokenizer"):
+        commands.tokens_of(str(tmp_path))
+
+
+def test_a_model_is_added_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(catalog.CATALOG, tmp_path / "catalog")
+    shutil.copytree(render.RECIPES / "deepspeed", tmp_path / "recipes" / "deepspeed")
+    monkeypatch.setattr(catalog, "CATALOG", tmp_path / "catalog")
+    monkeypatch.setattr(render, "RECIPES", tmp_path / "recipes")
+    catalog.models.cache_clear()
+    folder = tmp_path / "Tiny-Qwen-Instruct"
+    models.make_tokenizer("qwen2", folder)
+    config = {
+        "model_type": "qwen2", "hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16,
+        "num_key_value_heads": 4, "intermediate_size": 2816, "vocab_size": 32000, "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    try:
+        commands.add_model(str(folder), "")
+        assert catalog.models()["tiny-qwen"].sizes.hidden == 1024
+        assert (catalog.models()["tiny-qwen"].eos, catalog.models()["tiny-qwen"].strips) == ("<|im_end|>", ())
+        assert (tmp_path / "recipes" / "24gb" / "tiny-qwen-lora.yaml").exists()
+        with pytest.raises(BadInput, match="in the catalog already, as tiny-qwen"):
+            commands.add_model(str(folder), "")
+        with pytest.raises(BadInput, match="has no config.json"):
+            commands.add_model(str(tmp_path / "recipes"), "other")
+    finally:
+        monkeypatch.undo()
+        catalog.models.cache_clear()
+        plan.chosen.cache_clear()

@@ -1,0 +1,115 @@
+"""The parts of a training's memory: each grows with what it is made of, and shrinks with what shares it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools.core import catalog, files, run_folder
+from tools.recipes import memory
+from tools.recipes.memory import GIB, Settings
+
+SEVEN = catalog.models()["qwen7b"]
+LORA = Settings(rank=16, bits=16, sequence_len=2048, micro_batch=1, kernels=True, liger=True)
+
+
+def total(s: Settings, world: int = 1) -> float:
+    """GiB in all for the 7B model."""
+    return sum(memory.device(SEVEN, s, world).values())
+
+
+def test_weights_are_what_their_bits_say() -> None:
+    linear, rest = SEVEN.linear_parameters, SEVEN.text_parameters - SEVEN.linear_parameters
+    assert memory.weight_bytes(SEVEN, LORA) == 2 * SEVEN.text_parameters
+    four = memory.weight_bytes(SEVEN, replace(LORA, bits=4))
+    # The QLoRA paper: 0.127 bits a weight for the scales.
+    assert four == pytest.approx(linear * 4.127 / 8 + 2 * rest)
+    assert memory.weight_bytes(SEVEN, replace(LORA, bits=32)) == 4 * SEVEN.text_parameters
+
+
+def test_a_full_training_takes_the_bytes_of_the_zero_paper() -> None:
+    """16 bytes a parameter under DeepSpeed: 2 weights, 2 gradients, 12 master and states."""
+    s = replace(LORA, rank=0, sharding="zero1", kernels=False)
+    parts = memory.device(SEVEN, s, 1)
+    each = sum(parts[name] for name in ("weights", "gradients", "optimizer")) * GIB / SEVEN.text_parameters
+    assert each == pytest.approx(16)
+
+
+def test_zero_stages_share_more_and_more() -> None:
+    stages = [memory.device(SEVEN, replace(LORA, rank=0, sharding=stage), 8) for stage in ("zero1", "zero2", "zero3")]  # type: ignore[arg-type]
+    states = 12 * SEVEN.text_parameters / 8 / GIB
+    for parts in stages:
+        assert parts["optimizer"] == pytest.approx(states)
+    assert stages[0]["gradients"] == pytest.approx(8 * stages[1]["gradients"])
+    assert stages[1]["weights"] == pytest.approx(8 * stages[2]["weights"])
+
+
+def test_what_is_offloaded_is_in_the_machine_and_not_on_the_device() -> None:
+    s = replace(LORA, rank=0, sharding="zero3", offload="parameters", kernels=False)
+    parts, host = memory.device(SEVEN, s, 2), memory.host(SEVEN, s, devices=2, world=2)
+    assert "weights" not in parts and "optimizer" not in parts
+    assert host["optimizer"] * GIB == pytest.approx(16 * SEVEN.text_parameters)
+    assert host["weights"] * GIB == pytest.approx(2 * SEVEN.text_parameters)
+
+
+def test_recomputing_layers_keeps_one_input_a_layer() -> None:
+    with_it, without = memory.device(SEVEN, LORA, 1), memory.device(SEVEN, replace(LORA, checkpointing=False), 1)
+    assert with_it["saved activations"] * GIB == 2 * SEVEN.sizes.hidden * (SEVEN.sizes.layers + 1) * 2048
+    assert without["saved activations"] > 5 * with_it["saved activations"]
+
+
+def test_dropout_beside_the_lora_kernels_keeps_a_copy_and_a_mask_of_each_input() -> None:
+    s, z = replace(LORA, checkpointing=False), SEVEN.sizes
+    more = memory.saved(SEVEN, replace(s, dropout=0.05)) - memory.saved(SEVEN, s)
+    inputs = 2 * z.hidden + z.heads * z.head_dim  # of queries to values, of the MLP, of the output
+    assert more == (2 + 1) * inputs
+
+
+def test_the_measured_qlora_step_of_7b_is_foreseen_within_a_twentieth() -> None:
+    rows = files.read_object(run_folder.ROOT / "bench" / "results" / "gpu.json")["rows"]
+    row = next(each for each in rows if each["case"] == "7b-qlora-packed")
+    settings = replace(LORA, bits=4, micro_batch=row["micro_batch"], dropout=0.05, checkpointing=False, evaluation=0)
+    assert total(settings) == pytest.approx(row["driver_gib"], rel=0.05)
+
+
+def test_the_upper_layers_alone_keep_less() -> None:
+    s = replace(LORA, checkpointing=False)
+    half = replace(s, trained_layers=14)
+    assert memory.trainable(SEVEN, half) * 2 == memory.trainable(SEVEN, s)
+    assert total(half) < total(s)
+
+
+def test_validation_holds_all_logits_whatever_the_loss() -> None:
+    quiet = replace(LORA, evaluation=0)
+    assert total(replace(LORA, evaluation=4)) > total(quiet) + 5
+
+
+settings = st.builds(
+    Settings,
+    rank=st.sampled_from([0, 8, 16, 64]),
+    bits=st.sampled_from([4, 8, 16]),
+    sequence_len=st.sampled_from([512, 1024, 4096]),
+    micro_batch=st.integers(1, 8),
+    dropout=st.sampled_from([0.0, 0.1]),
+    checkpointing=st.booleans(),
+    attention=st.sampled_from(["flash", "sdpa", "eager"]),
+    loss=st.sampled_from(["plain", "chunked", "fused", "cut"]),
+    kernels=st.booleans(),
+    liger=st.booleans(),
+    optimizer=st.sampled_from(["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]),
+    sharding=st.sampled_from(["none", "ddp", "zero1", "zero2", "zero3", "fsdp2"]),
+)
+
+
+@given(s=settings, key=st.sampled_from(sorted(catalog.models())), world=st.sampled_from([1, 2, 8]))
+def test_parts_are_there_or_left_out_and_grow_with_tokens(s: Settings, key: str, world: int) -> None:
+    model = catalog.models()[key]
+    parts = memory.device(model, s, world)
+    assert all(value > 0 for value in parts.values())
+    quiet = replace(s, evaluation=0)
+    more = memory.device(model, replace(quiet, micro_batch=s.micro_batch + 1), world)
+    assert sum(more.values()) > sum(memory.device(model, quiet, world).values())
+    assert sum(memory.device(model, s, world * 2).values()) <= sum(parts.values()) + memory.NCCL_GIB + 1e-9
+    assert all(value >= 0 for value in memory.host(model, s, 1, world).values())
+    assert all(value > 0 for value in memory.disk(model, s, checkpoints=2).values())

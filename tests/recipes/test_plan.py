@@ -1,0 +1,126 @@
+"""What is chosen for a tier: it fits, it keeps the effective batch, the classic rows hold, and advice wins memory."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tools.core import catalog
+from tools.recipes import plan, recipe, render
+from tools.recipes.plan import Plan
+
+
+def chosen(model: str, method: str, tier: str) -> Plan:
+    """The plan of the catalog's model, method and tier, which there is."""
+    found = plan.choose(catalog.models()[model], catalog.methods()[method], catalog.tiers()[tier])
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "tier"),
+    [
+        ("qwen0.5b", "lora", "6gb"),
+        ("qwen3b", "lora", "12gb"),
+        ("qwen7b", "lora", "16gb"),
+        ("qwen7b", "qlora", "12gb"),
+        ("qwen14b", "qlora", "24gb"),
+    ],
+)
+def test_the_classic_rows_hold(model: str, method: str, tier: str) -> None:
+    found = chosen(model, method, tier)
+    assert found.fits and found.settings.sequence_len >= 1024
+    assert (recipe.RECIPES / tier / f"{model}-{method}.yaml").exists()
+
+
+def test_where_the_hard_row_does_not_fit_the_recipe_gives_what_must_give() -> None:
+    """7B LoRA in 16 GB: 14.2 GiB of weights in 16 bits leave nothing; the recipe has an 8-bit base and says so."""
+    found = chosen("qwen7b", "lora", "16gb")
+    assert found.settings.bits == 8
+    whole = plan.of(found.model, found.tier, replace(found.settings, bits=16, micro_batch=1, accumulation=16))
+    assert not whole.fits
+    assert "a base in 8 bits" in [each.words for each in plan.advice(whole) if each.plan.fits]
+    written = recipe.load(recipe.RECIPES / "16gb" / "qwen7b-lora.yaml")
+    assert written["load_in_8bit"] is True and written["lora_mlp_kernel"] is False
+
+
+def test_every_plan_fits_and_keeps_the_effective_batch() -> None:
+    for tier, _, method, found in render.planned():
+        s = found.settings
+        assert found.fits and 1024 <= s.sequence_len <= 2048
+        assert found.total <= 0.92 * tier.usable_gib
+        if tier.gpu:
+            assert s.micro_batch * s.accumulation * tier.world == method.effective_batch
+
+
+def test_a_recipe_is_left_out_only_when_its_least_settings_do_not_fit() -> None:
+    """Brute force over micro batch 1, recomputed layers, 1024 tokens and every spread, against what is planned."""
+    there = {(tier.key, model.key, method.key) for tier, model, method, _ in render.planned()}
+    for tier in catalog.tiers().values():
+        if not tier.gpu:
+            continue
+        assert tier.precision == "bf16" or not any(tier.key == each and way == "full" for each, _, way in there)
+        for model in catalog.models().values():
+            for method in catalog.methods().values():
+                if not plan.possible(method, tier):
+                    continue
+                first = replace(plan.base_settings(model, method, tier), sequence_len=1024)
+                widths: tuple[Any, ...] = (8, first.bits) if method.adapter == "lora" else (first.bits,)
+                least = [
+                    plan.of(model, tier, spread)
+                    for bits in widths
+                    for offload in plan.OFFLOADS
+                    for spread in plan.spreads(replace(first, bits=bits, offload=offload, kernels=False), tier)
+                ]
+                fits = any(each.fits for each in least)
+                assert fits == ((tier.key, model.key, method.key) in there), (tier.key, model.key, method.key)
+
+
+def test_turing_gets_nothing_that_it_has_not() -> None:
+    for tier, _, _, found in render.planned():
+        s = found.settings
+        if tier.precision == "fp16":
+            assert (s.attention, s.loss, s.kernels, s.liger) == ("sdpa", "plain", False, False)
+        if tier.precision == "bf16":
+            assert s.attention == "flash" and s.loss == "fused"
+
+
+def test_what_is_sharded_is_spread_by_what_can() -> None:
+    for _, _, method, found in render.planned():
+        s = found.settings
+        if s.bits == 4:
+            assert s.sharding in ("none", "ddp", "fsdp2")
+        if s.sharded:
+            assert not s.kernels
+        if s.offload != "none":
+            assert s.sharding in ("zero2", "zero3") and method.adapter is None
+
+
+def test_more_tokens_take_more_and_advice_wins_what_it_says() -> None:
+    found = chosen("qwen7b", "qlora", "24gb")
+    longer = plan.of(found.model, found.tier, replace(found.settings, sequence_len=8192, micro_batch=1))
+    assert longer.total > found.total and not longer.fits
+    changes = plan.advice(longer)
+    assert changes and changes[0].plan.fits
+    for each in changes:
+        assert each.won > 0 and each.plan.total == pytest.approx(longer.total - each.won)
+    fitting = [each.slower for each in changes if each.plan.fits]
+    assert fitting == sorted(fitting)
+
+
+def test_a_recipe_read_back_gives_the_settings_it_was_made_of() -> None:
+    for tier, model, method, found in render.planned():
+        written = recipe.load(recipe.RECIPES / tier.key / f"{render.name(model, method)}.yaml")
+        assert plan.from_recipe(written, tier) == found.settings, (tier.key, render.name(model, method))
+
+
+def test_a_gpu_of_ones_own_is_a_tier() -> None:
+    tier = plan.for_gpu(catalog.gpus()["rtx4090"], devices=2)
+    assert (tier.world, tier.precision) == (2, "bf16") and tier.usable_gib < 24
+    assert plan.for_gpu(catalog.gpus()["t4"]).precision == "fp16"
+
+
+def test_json_has_parts_that_make_the_total() -> None:
+    made = plan.as_json(chosen("qwen7b", "qlora", "24gb"))
+    assert sum(made["parts_gib"].values()) == pytest.approx(made["total_gib"], abs=0.02)
+    assert made["fits"] is True and made["tier"] == "24gb" and made["changes"]

@@ -1,0 +1,155 @@
+"""The check before training: the mask is the assistant's turns and their end tokens, the data fits the sequence."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+import yaml
+
+from tools.core import catalog, files, machine, run_folder
+from tools.gguf import find_base
+from tools.recipes import recipe
+from tools.training import preflight
+from tools.training.preflight import Machine
+
+EPISODES = [orjson.loads(line) for line in (run_folder.ROOT / "data" / "test.jsonl").read_bytes().splitlines()[:4]]
+
+
+CPU = catalog.tiers()["cpu"]
+NAME = "smollm2-135m-lora"
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return find_base.resolve("smollm2-135m")
+
+
+def make(tmp_path: Path, changes: dict[str, object], data: list[object]) -> Path:
+    """A copy of the committed recipe with a few changes and data of its own."""
+    (tmp_path / "data.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in data))
+    settings = recipe.load(recipe.find("smollm2-135m-lora")) | changes
+    settings["datasets"][0] |= {"path": str(tmp_path / "data.jsonl")} | dict(changes.get("entry", {}))  # type: ignore[call-overload]
+    settings.pop("entry", None)
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return tmp_path / "my.yaml"
+
+
+def test_a_good_recipe_is_measured_and_shown(tmp_path: Path, folder: Path) -> None:
+    found = preflight.check(make(tmp_path, {}, EPISODES), folder, tier=CPU)
+    assert found.episodes == 4 and found.preview
+    assert 0 < found.trained < found.tokens
+    assert found.longest <= found.sequence_len == 2048
+    green = "".join(
+        found.preview.plain[span.start : span.end] for span in found.preview.spans if "green" in str(span.style)
+    )
+    said = [turn["content"] for turn in EPISODES[0]["messages"] if turn["role"] == "assistant"]
+    assert green == "".join(f"{text}<|im_end|>" for text in said)
+
+
+def test_an_episode_longer_than_the_sequence_is_named(tmp_path: Path, folder: Path) -> None:
+    found = preflight.check(make(tmp_path, {"sequence_len": 256}, EPISODES), folder, tier=CPU)
+    (error,) = [each for each in found.errors if "sequence_len" in each.what]
+    assert "tokens and sequence_len is 256: 100% of the episodes are dropped" in error.what
+    assert error.where == f"{tmp_path}/data.jsonl:1" and "sequence_len: 1536" in error.mend
+
+
+@pytest.mark.parametrize("wrong", [{"roles_to_train": ["user", "assistant"]}, {"train_on_eos": "none"}])
+def test_a_mask_that_trains_something_else_is_refused(tmp_path: Path, folder: Path, wrong: dict[str, object]) -> None:
+    found = preflight.check(make(tmp_path, {"entry": wrong}, EPISODES), folder, tier=CPU)
+    (error,) = [each for each in found.errors if "trained" in each.what]
+    assert error.where.endswith("data.jsonl:1") and "not what the assistant says and its end token" in error.what
+
+
+def test_what_the_test_set_has_too_is_an_error_and_repeats_a_warning(tmp_path: Path) -> None:
+    path = make(tmp_path, {}, [EPISODES[0], EPISODES[1], EPISODES[0]])
+    found = list(preflight.repeated(path, recipe.load(path), preflight.read(path)))
+    levels = {each.level: each for each in found}
+    assert "3 episodes" in levels["error"].what or "2 episodes" in levels["error"].what
+    assert levels["warning"].where.endswith("data.jsonl:3") and "line 1" in levels["warning"].what
+
+
+GPU = Machine("24gb", [machine.Device("NVIDIA GeForce RTX 4090", 23.5, True)], 60, 500, token=False)
+OLD = Machine("16gb-turing", [machine.Device("Tesla T4", 14.6, False)], 30, 500, token=False)
+NONE = Machine("cpu", [], 20, 500, token=False)
+SMALL = Machine("24gb", [machine.Device("NVIDIA GeForce RTX 4090", 23.5, True)], 60, 10, token=False)
+
+
+PAIR = Machine("4x24gb", [machine.Device("NVIDIA GeForce RTX 3090", 23.5, True)] * 4, 190, 500, token=False)
+BIG = Machine("8x80gb", [machine.Device("NVIDIA A100-SXM4-80GB", 79.1, True)] * 8, 400, 5000, token=False)
+FULL = {"state_dict_type": "FULL_STATE_DICT"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "machine", "level", "says"),
+    [
+        ("24gb/qwen7b-qlora", {}, GPU, "", ""),
+        (
+            "24gb/qwen7b-qlora",
+            {"sequence_len": 32768},
+            GPU,
+            "error",
+            "GiB on each device by prediction; 23.5 are there",
+        ),
+        ("24gb/qwen7b-qlora", {}, OLD, "error", "bf16 on a Tesla T4, which has none"),
+        ("24gb/qwen7b-qlora", {}, OLD, "error", "FlashAttention 2 on a Tesla T4"),
+        ("24gb/qwen7b-qlora", {}, NONE, "error", "made for a GPU, and this machine has none"),
+        ("24gb/llama3.1-8b-qlora", {}, GPU, "error", "gated and no hub token is here"),
+        ("24gb/qwen7b-qlora", {"learning_rate": 1e-2}, GPU, "warning", "learning_rate 0.01 is above 0.0001 to 0.0002"),
+        ("24gb/qwen3b-full", {"learning_rate": 1e-4}, GPU, "warning", "advised for full fine-tuning"),
+        ("24gb/qwen7b-lora", {"learning_rate": 1e-6}, GPU, "warning", "is below 5e-05 to 0.0001"),
+        ("24gb/qwen7b-qlora", {"gradient_accumulation_steps": 3}, GPU, "advice", "the method has 16"),
+        ("24gb/qwen7b-qlora", {}, SMALL, "error", "GiB of disk to the GGUF; 10 are free"),
+        ("24gb/qwen7b-qlora", {"base_model": "some/model"}, GPU, "advice", "its memory is not predicted"),
+        ("4x24gb/qwen32b-qlora", {}, PAIR, "", ""),
+        ("4x24gb/qwen32b-qlora", {"fsdp_config": FULL}, PAIR, "error", "hold the first process's part of the adapter"),
+        ("8x80gb/qwen72b-full", {"deepspeed": "zero3_offload_all.json"}, BIG, "error", "of the machine's own memory"),
+    ],
+)
+def test_what_can_go_wrong_is_found_with_its_line(
+    name: str, changes: dict[str, object], machine: Machine, level: str, says: str
+) -> None:
+    path = recipe.find(name)
+    tier = recipe.tier_of(path)
+    assert tier
+    found = preflight.quick(path, recipe.load(path, changes), tier, machine)
+    if not level:
+        assert found == []
+        return
+    (hit,) = [each for each in found if says in each.what]
+    assert hit.level == level and hit.mend
+    file, _, line = hit.where.rpartition(":")
+    assert file == str(path) and 1 <= int(line) <= len(path.read_text().splitlines())
+
+
+def test_a_generated_recipe_edited_in_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe.find(NAME).read_text().replace("lora_r: 16", "lora_r: 64"))
+    assert list(preflight.edited(path)) == []
+    monkeypatch.setattr(preflight.render, "RECIPES", tmp_path)
+    (found,) = preflight.edited(path)
+    assert found.level == "advice" and "edited in place" in found.what and found.where == f"{path}:1"
+
+
+def test_checkpoints_of_another_recipe_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
+    path = recipe.find("smollm2-135m-lora", "cpu")
+    this = recipe.folder(path)
+    (this.checkpoints / "checkpoint-4").mkdir(parents=True)
+    now = {"recipe": files.sha256(path), "data": files.sha256(run_folder.ROOT / "data" / "train.jsonl")}
+    files.write_json(this.checkpoints / "inputs.json", now)
+    assert list(preflight.leftovers(path, recipe.load(path), str)) == []
+    files.write_json(this.checkpoints / "inputs.json", now | {"recipe": "another"})
+    (found,) = preflight.leftovers(path, recipe.load(path), str)
+    assert "of another recipe" in found.what
+
+
+def test_a_stopped_build_of_deepspeed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    settings = {"deepspeed": "zero2.json"}
+    assert list(preflight.stopped_build(settings, str)) == []
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    (found,) = preflight.stopped_build(settings, str)
+    assert "deepspeed_shm_comm" in found.what and str(lock) in found.mend
+    assert list(preflight.stopped_build({}, str)) == []

@@ -1,0 +1,174 @@
+"""Composing and following a training: what a CPU needs, what is resumed, what is read from Axolotl's output."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tools import BadInput, Failed
+from tools.core import catalog, files, run_folder
+from tools.core.process import Program
+from tools.core.run_folder import Run
+from tools.gguf import find_base
+from tools.recipes import recipe
+from tools.training import run_axolotl
+from tools.training.run_axolotl import Launch
+
+RECIPE = "smollm2-135m-lora"
+CPU = catalog.tiers()["cpu"]
+
+
+@pytest.fixture
+def this(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return find_base.resolve("smollm2-135m")
+
+
+def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(this: Run, folder: Path) -> None:
+    path = recipe.find(RECIPE)
+    composed, written = run_axolotl.compose(path, this, str(folder), {}, CPU, Launch()), recipe.load(path)
+    changed = {key for key in composed if composed[key] != written.get(key)}
+    assert changed - {"bf16", "plugins"} == {
+        "base_model",
+        "dataset_num_proc",
+        "output_dir",
+        "dataset_prepared_path",
+        "auto_resume_from_checkpoints",
+    }
+    assert composed["base_model"] == str(folder)
+    assert composed["output_dir"].startswith(str(this.folder))
+
+
+def test_more_data_are_tokenised_by_more_processes(this: Run, folder: Path) -> None:
+    assert [run_axolotl.tokenisers(size, 16) for size in (0, 600_000, 25_000_000, 10**10)] == [1, 1, 4, 16]
+    path = recipe.find(RECIPE)
+    assert run_axolotl.compose(path, this, str(folder), {}, CPU, Launch())["dataset_num_proc"] == 1
+    given = run_axolotl.compose(path, this, str(folder), {"dataset_num_proc": 3}, CPU, Launch())
+    assert given["dataset_num_proc"] == 3
+
+
+def test_the_fingerprint_changes_with_the_recipe(tmp_path: Path, folder: Path) -> None:
+    path = recipe.find(RECIPE)
+    other = tmp_path / "my.yaml"
+    other.write_text(path.read_text().replace("lora_r: 16", "lora_r: 32"))
+    mine, theirs = run_axolotl.fingerprint(path, folder, {}), run_axolotl.fingerprint(other, folder, {})
+    assert {key for key in mine if mine[key] != theirs[key]} == {"recipe"}
+    assert run_axolotl.fingerprint(path, folder, {"lora_r": 32}) == mine | {"lora_r": 32}
+
+
+def test_half_written_checkpoints_are_removed_and_whole_ones_kept(this: Run) -> None:
+    run_axolotl.prepare(this, {"recipe": "a"})
+    for name, state in (("checkpoint-1", b"{}"), ("checkpoint-2", b'{"half'), ("checkpoint-3", None)):
+        (this.checkpoints / name).mkdir()
+        if state is not None:
+            (this.checkpoints / name / "trainer_state.json").write_bytes(state)
+    run_axolotl.prepare(this, {"recipe": "a"})
+    assert [item.name for item in this.checkpoints.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_checkpoints_of_another_recipe_or_data_are_not_resumed(this: Run) -> None:
+    run_axolotl.prepare(this, {"recipe": "a"})
+    (this.checkpoints / "checkpoint-1").mkdir()
+    (this.checkpoints / "checkpoint-1" / "trainer_state.json").write_bytes(b"{}")
+    with pytest.raises(BadInput, match="checkpoint-1: of another recipe, data or base; FORCE=1"):
+        run_axolotl.prepare(this, {"recipe": "b"})
+    assert run_axolotl.checkpoints(this)
+    run_axolotl.prepare(this, {"recipe": "b"}, force=True)
+    assert not list(this.checkpoints.glob("checkpoint-*"))
+    assert orjson.loads((this.checkpoints / "inputs.json").read_bytes()) == {"recipe": "b"}
+
+
+def test_another_trainings_adapter_is_kept_unless_forced(this: Run) -> None:
+    this.adapter.mkdir(parents=True)
+    with pytest.raises(BadInput, match="adapter: of another recipe, data or base"):
+        run_axolotl.prepare(this, {"recipe": "b"})
+    run_axolotl.prepare(this, {"recipe": "b"}, force=True)
+    run_axolotl.prepare(this, {"recipe": "b"})  # begun with leave: it goes on
+
+
+def test_a_second_training_in_the_same_folder_stops_and_says_who_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
+    path = recipe.find("smollm2-135m-lora", "cpu")
+    text = f"""
+from pathlib import Path
+from tools.recipes import recipe
+with recipe.folder(Path({str(path)!r})).held("train"): print(flush=True); input()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", text], cwd=run_folder.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout and other.stdout.readline()
+    (tmp_path / "base").mkdir()
+    with pytest.raises(Failed, match=f"process {other.pid} .* is writing it"):
+        run_axolotl.train(path, tmp_path / "base", {}, catalog.tiers()["cpu"], run_axolotl.Launch())
+    other.communicate("\n")
+
+
+def test_a_log_of_a_training_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    text = "import os\nfor _ in range(3): print('token', os.environ['HF_TOKEN'], end='', flush=True)\nprint()"
+    command = [sys.executable, "-c", text]
+    with files.log(tmp_path / "train.log") as log, Program(command, stdout=subprocess.PIPE) as program:
+        assert program.stdout and len(list(run_axolotl.lines(program.stdout, log))) == 1
+    assert (tmp_path / "train.log").read_text() == "token ***token ***token ***\n"
+
+
+def test_going_on_needs_a_checkpoint_of_the_same_training(this: Run) -> None:
+    with pytest.raises(BadInput, match="no checkpoint to go on from"):
+        run_axolotl.prepare(this, {"recipe": "a"}, resume=True)
+    run_axolotl.prepare(this, {"recipe": "a"})
+    with pytest.raises(BadInput, match="of another recipe, data or base"):
+        run_axolotl.prepare(this, {"recipe": "b"}, resume=True)
+
+
+@pytest.mark.parametrize(("world", "micro", "accumulation"), [(1, 4, 4), (2, 4, 2), (8, 2, 1), (16, 1, 1)])
+def test_the_effective_batch_stays_whatever_the_processes(world: int, micro: int, accumulation: int) -> None:
+    composed = {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
+    made = run_axolotl.spread(composed, catalog.tiers()["24gb"], world, "my.yaml")
+    assert made == {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    with pytest.raises(BadInput, match="my.yaml: 16 episodes an update cannot be shared by 3 processes"):
+        run_axolotl.spread(composed, catalog.tiers()["24gb"], 3, "my.yaml")
+
+
+def test_a_failure_is_told_with_what_helps(this: Run) -> None:
+    path = recipe.find("24gb/qwen7b-lora")
+    tier = catalog.tiers()["24gb"]
+    this.folder.mkdir(parents=True)
+    this.recipe.write_text(path.read_text())
+    log = this.folder / "train.log"
+    log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
+    said = run_axolotl.why(log, log.read_text(), 1, this, tier)
+    assert "out of memory" in said and "To change first: " in said and "GiB, " in said and "slower" in said
+    log.write_text("FloatingPointError: the loss is nan at step 7\n")
+    for name in ("checkpoint-4", "checkpoint-6"):
+        (this.checkpoints / name).mkdir(parents=True)
+    (this.checkpoints / "checkpoint-4" / "trainer_state.json").write_bytes(b"{}")
+    assert "at step 7; the last good checkpoint is checkpoint-4" in run_axolotl.why(log, log.read_text(), 1, this, tier)
+
+
+def test_steps_loss_and_tokens_are_read_from_axolotls_output() -> None:
+    output = [
+        "  1%|          | 1/280 [00:03<15:17,  3.35s/it]",
+        "{'loss': '1.213', 'tokens/trainable': 1508, 'tokens/total': 4000, 'epoch': '0.025'}",
+        "100%|##########| 280/280 [16:00<00:00,  3.35s/it]",
+        "{'loss': '2.1e-02', 'tokens/trainable': 1508, 'tokens/total': 9000, 'epoch': '1.0'}",
+    ]
+    notes = run_axolotl.show(iter(output))
+    assert notes.pop("tokens_per_second") > 0
+    assert notes == {"steps": 280, "loss": 0.021, "tokens": 9000}
+
+
+def test_the_reason_is_the_last_exception_of_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text("loading\nValueError: no such dataset\n  0%| | 0/2\n")
+    assert run_axolotl.last_error(log) == "ValueError: no such dataset"
+    log.write_text("Killed\n")
+    assert run_axolotl.last_error(log) == "Killed"

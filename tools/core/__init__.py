@@ -1,0 +1,1 @@
+"""What every stage uses: catalog, this machine, files, programs, a run's folder, templates, conversations."""

@@ -1,0 +1,356 @@
+"""The facts of catalog/: models, GPUs, tiers and methods, each figure beside its source in the YAML."""
+
+import difflib
+from collections.abc import Mapping
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tools import BadInput
+
+CATALOG = Path(__file__).resolve().parents[2] / "catalog"
+# libyaml's loader is 8 times faster; PyYAML has it on every platform that publishes wheels.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+T = TypeVar("T", bound="Fact")
+# Any size of a model, its context in tokens too: the longest known, Llama 4 Scout's, is 10,485,760.
+Size = Annotated[int, Field(ge=1, le=2**24)]
+
+
+class Fact(BaseModel):
+    """One entry of a catalog file. A field that is not named here is refused: most likely it is a misspelling."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str = ""
+
+
+class Package(Fact):
+    """A Python package that holds a model's weights as a GGUF, for machines that reach no model hub."""
+
+    project: str
+    gguf: str
+    pre_tokenizer: dict[str, Any]
+
+
+class Architecture(Fact):
+    """What a model's type says beside its sizes: transformers' name, its biases and norms, the kernels that know it."""
+
+    model_type: str
+    layer: str
+    qkv_bias: bool
+    qk_norm: bool
+    norms: int
+    fused: bool
+    lora_kernels: bool
+    liger: bool
+    cut_cross_entropy: bool
+
+
+class Sizes(Fact):
+    """The sizes of a decoder, as in config.json; head_dim is the width of one attention head."""
+
+    hidden: Size
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    intermediate: Size
+    vocab: Size
+    tied: bool
+
+
+class Model(Fact):
+    """A base model. `tower`: the `parameters` beside the language model; `stored_twice`: those that are loaded once.
+
+    `strips`: control tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its
+    settings on the hub name code for an older transformers, which has a class of its own for it since.
+    """
+
+    title: str
+    hub: str
+    licence: str
+    gated: bool
+    family: str
+    eos: str
+    strips: tuple[str, ...] = ()
+    context: Size
+    architecture: str
+    sizes: Sizes
+    parameters: int
+    tower: int = 0
+    stored_twice: int = 0
+    auto_map: bool = False
+    package: Package | None = None
+
+    @cached_property
+    def shape(self) -> Architecture:
+        """The facts of its architecture."""
+        return architectures()[self.architecture]
+
+    @cached_property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one decoder layer: name -> (inputs, outputs), as transformers' classes hold them."""
+        s = self.sizes
+        query, key = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        out, down = {"o_proj": (query, s.hidden)}, {"down_proj": (s.intermediate, s.hidden)}
+        if self.shape.fused:
+            return {
+                "qkv_proj": (s.hidden, query + 2 * key),
+                **out,
+                "gate_up_proj": (s.hidden, 2 * s.intermediate),
+                **down,
+            }
+        parts = {"q_proj": (s.hidden, query), "k_proj": (s.hidden, key), "v_proj": (s.hidden, key), **out}
+        return {**parts, "gate_proj": (s.hidden, s.intermediate), "up_proj": (s.hidden, s.intermediate), **down}
+
+    @cached_property
+    def layer_linear(self) -> int:
+        """Elements of one layer's linear weights: what a quantised base holds in 4 or 8 bits."""
+        return sum(inputs * outputs for inputs, outputs in self.linears.values())
+
+    @cached_property
+    def layer_rest(self) -> int:
+        """Elements of one layer's norms and biases."""
+        s = self.sizes
+        bias = (s.heads + 2 * s.kv_heads) * s.head_dim if self.shape.qkv_bias else 0
+        return bias + self.shape.norms * s.hidden + (2 * s.head_dim if self.shape.qk_norm else 0)
+
+    @cached_property
+    def embedding(self) -> int:
+        """Elements of the embedding matrix."""
+        return self.sizes.vocab * self.sizes.hidden
+
+    @cached_property
+    def text_parameters(self) -> int:
+        """Elements of the language model: embeddings, layers, final norm and, where it is not tied, the head."""
+        s = self.sizes
+        heads = 1 if s.tied else 2
+        return heads * self.embedding + s.layers * (self.layer_linear + self.layer_rest) + s.hidden
+
+    @cached_property
+    def linear_parameters(self) -> int:
+        """Elements of the linear weights of all layers."""
+        return self.sizes.layers * self.layer_linear
+
+    def targeted(self, targets: tuple[str, ...] | None) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the linear layers of one decoder layer that an adapter is on; None: of all."""
+        return [size for name, size in self.linears.items() if targets is None or name in targets]
+
+    def adapter_parameters(self, rank: int, layers: int | None = None, targets: tuple[str, ...] | None = None) -> int:
+        """Elements of a LoRA adapter on the `targets` of `layers` decoder layers (all of them by default).
+
+        rank x (inputs + outputs) for each: https://arxiv.org/abs/2106.09685, section 4.1.
+        """
+        one = sum(rank * (inputs + outputs) for inputs, outputs in self.targeted(targets))
+        return one * (self.sizes.layers if layers is None else layers)
+
+
+class Gpu(Fact):
+    """A GPU: memory as sold (GB) and as a program sees it (GiB), bandwidth (GB/s), dense 16-bit tensor TFLOP/s."""
+
+    title: str
+    names: list[str]
+    memory_gb: int
+    usable_gib: float | None = None
+    architecture: Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell"]
+    compute_capability: str
+    bandwidth_gb_s: float
+    tensor_tflops: float
+    link: Literal["none", "nvlink"]
+    source: str
+
+    @property
+    def usable(self) -> float:
+        """GiB that a program can allocate; where no log shows it, 97 % of a GPU's memory, as most of them have."""
+        return self.usable_gib or round(0.97 * self.memory_gb, 2)
+
+    @property
+    def modern(self) -> bool:
+        """Whether it has bf16, FlashAttention 2 and Triton's kernels: compute capability 8.0 and up.
+
+        https://github.com/Dao-AILab/flash-attention (Ampere, Ada, Hopper), https://github.com/triton-lang/triton.
+        """
+        return float(self.compute_capability) >= 8.0
+
+
+class Link(Fact):
+    """What joins two devices: GB/s each way."""
+
+    gb_s: float
+
+
+class Licence(Fact):
+    """What the hub calls a licence."""
+
+    hub: str
+
+
+class Tier(Fact):
+    """A class of machines: its nodes, the devices in each, what one device holds and how they are joined.
+
+    `trained`: the share of the layers that carry an adapter; `changes`: keys of a recipe that this tier sets itself.
+    """
+
+    nodes: int
+    devices: int
+    gpu: str = ""
+    memory_gb: int
+    usable_gib: float
+    host_gib: float
+    precision: Literal["bf16", "fp16", "fp32"]
+    link: Literal["none", "nvlink"]
+    trained: float | None = None
+    changes: dict[str, Any] = {}
+
+    @property
+    def world(self) -> int:
+        """Training processes: one for each device, and one on a CPU."""
+        return max(1, self.nodes * self.devices)
+
+
+class Method(Fact):
+    """A way to train: the adapter (None: every weight), and what it sets for every tier."""
+
+    title: str
+    purpose: str
+    adapter: Literal["lora", "qlora"] | None
+    rank: int = 0
+    alpha: int = 0
+    dropout: float = 0.0
+    effective_batch: int
+    epochs: int
+    learning_rate: float
+    by_size: dict[float, float] = {}
+    advised: tuple[float, float]
+    weight_decay: float
+
+    def rate(self, model: Model) -> float:
+        """The learning rate for a model of this size."""
+        sizes = [size for size in sorted(self.by_size) if model.text_parameters >= size * 1e9]
+        return self.by_size[sizes[-1]] if sizes else self.learning_rate
+
+
+def read(name: str, kind: type[T]) -> Mapping[str, T]:
+    """All entries of catalog/<name>.yaml, by key. Raises BadInput, with file:line, for one that breaks its schema."""
+    path = CATALOG / f"{name}.yaml"
+    try:
+        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: {error}") from error
+    found = {}
+    for key, entry in entries.items():
+        try:
+            found[key] = kind(key=key, **entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            lines = path.read_text(encoding="utf-8").splitlines()
+            line = next((number for number, text in enumerate(lines, 1) if text.startswith(f"{key}:")), 1)
+            field = ".".join(str(part) for part in first["loc"])
+            raise BadInput(f"{path}:{line}: {key}: {field}: {first['msg']}") from error
+    return found
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """All architectures, by key. Raises BadInput as `read`."""
+    return read("architectures", Architecture)
+
+
+@cache
+def models() -> Mapping[str, Model]:
+    """All models, by key. Raises BadInput as `read`."""
+    return read("models", Model)
+
+
+@cache
+def gpus() -> Mapping[str, Gpu]:
+    """All GPUs, by key. Raises BadInput as `read`."""
+    return read("gpus", Gpu)
+
+
+@cache
+def links() -> Mapping[str, Link]:
+    """All links, by key. Raises BadInput as `read`."""
+    return read("links", Link)
+
+
+@cache
+def licences() -> Mapping[str, Licence]:
+    """What the hub calls each licence that it has a name for, by the name in models.yaml. Raises BadInput as `read`."""
+    return read("licences", Licence)
+
+
+@cache
+def tiers() -> Mapping[str, Tier]:
+    """All tiers, by key. Raises BadInput as `read`."""
+    return read("tiers", Tier)
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """All methods, by key. Raises BadInput as `read`."""
+    return read("methods", Method)
+
+
+def pick(kind: str, key: str, entries: Mapping[str, T]) -> T:
+    """The entry of this key; `kind` (model, tier ...) is what the message calls it. Raises BadInput, with near keys."""
+    if key not in entries:
+        near = difflib.get_close_matches(key, entries, n=3, cutoff=0.4) or list(entries)
+        raise BadInput(f"{key}: no such {kind}; nearest: {', '.join(near)}")
+    return entries[key]
+
+
+def model_of(base_model: str) -> Model | None:
+    """The model of a hub id or of a folder's name (a recipe's `base_model`); None where the catalog has none."""
+    name = base_model.rstrip("/").split("/")[-1].lower()
+    return next(
+        (each for each in models().values() if base_model == each.hub or name == each.hub.split("/")[-1].lower()), None
+    )
+
+
+def described(config: Mapping[str, Any], key: str, hub: str) -> Model:
+    """A model as its config.json describes it: sizes are read, the count of parameters is computed from them.
+
+    A multimodal config is read at its text_config. Raises BadInput for an architecture that the catalog does not know.
+    """
+    inner = config.get("text_config")
+    outer, config = config, inner if isinstance(inner, Mapping) else config
+    known = {each.model_type: name for name, each in architectures().items()}
+    kind = str(config.get("model_type", ""))[:80].removesuffix("_text")
+    architecture = known.get(kind) or known.get(f"{kind}_text")
+    if architecture is None:
+        raise BadInput(f"{hub}: its config.json is of type {kind!r}; known are {', '.join(sorted(known))}")
+    try:
+        sizes = Sizes(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+            intermediate=config["intermediate_size"],
+            vocab=config["vocab_size"],
+            # Where config.json is silent, transformers ties for Gemma and for no other of these.
+            tied=config.get("tie_word_embeddings", outer.get("tie_word_embeddings", architecture == "gemma3")),
+        )
+        made = Model(
+            key=key,
+            title=hub.rstrip("/").split("/")[-1],
+            hub=hub,
+            licence="see the model's page",
+            gated=False,
+            family="",
+            eos="",
+            context=config.get("max_position_embeddings", 4096),
+            architecture=architecture,
+            sizes=sizes,
+            parameters=0,
+        )
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise BadInput(f"{hub}: its config.json lacks a size, or has one that is none: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{hub}: its config.json has a wrong size: {first['loc'][0]}: {first['msg']}") from error
+    return made.model_copy(update={"parameters": made.text_parameters})

@@ -1,0 +1,172 @@
+"""One ReAct episode as messages: read from files, checked, its actions and observations; the committed test set."""
+
+import glob
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from tools import BadInput
+from tools.core import chunks, progress, run_folder
+
+TEST_DATA = run_folder.ROOT / "data" / "test.jsonl"
+T = TypeVar("T")
+
+
+def action(text: str) -> str | None:
+    """What an answer does: the rest of the line after its first "Action:"; None when it names nothing."""
+    found = re.search(r"\bAction:(.*)", text)
+    return (found[1].strip() or None) if found else None
+
+
+def observation(text: str) -> str:
+    """What the world answers, as the user's turn says it."""
+    return f"Observation: {text}"
+
+
+def paths(arguments: Iterable[str]) -> list[str]:
+    """The files that arguments name, where one may name several: DATA="a.jsonl 'my b.jsonl'" is one argument.
+
+    An argument that is a path, or the glob of files, is taken whole, spaces and all; else it is split into words as a
+    shell would, if one of them is there. Raises BadInput for an empty one.
+    """
+    named: list[str] = []
+    for each in arguments:
+        if not each.strip():
+            raise BadInput("a file without a name; name the episodes to read (DATA= or IN=)")
+        try:
+            words = [each] if matching(each) else shlex.split(each)
+        except ValueError:  # a quote that is not closed
+            words = []
+        if not any(map(matching, words)):
+            words = [each]
+        named += [name for word in words for name in matching(word) or [word]]
+    return named
+
+
+def matching(name: str) -> list[str]:
+    """What is there of this name: itself, else the files that it is a glob of, sorted; empty where nothing is."""
+    name = os.path.expanduser(name)
+    if os.path.lexists(name):
+        return [name]
+    return [each for each in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(each)]
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The episodes of a messages JSONL file, one after the other: {"messages": [{"role", "content"}, ...], ...}.
+
+    Raises BadInput, with file:line, for what cannot be read, holds nothing, or is not a ReAct episode.
+    """
+    for where, line in lines(path):
+        yield parse(line, where)
+
+
+def lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(file:line, its bytes) of every line.
+
+    Raises BadInput for a file that cannot be read, that is empty, or a line that is longer than any episode.
+    """
+    line, number = b"", 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(chunks.LIMIT + 1):
+                number += 1
+                if len(line) > chunks.LIMIT:
+                    raise BadInput(f"{path}:{number}: {chunks.TOO_LONG}")
+                yield f"{path}:{number}", line
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give a JSONL file, one episode a line") from error
+    if not number:
+        raise BadInput(f"{path}:1: the file is empty; it must hold one episode a line")
+
+
+def rows(paths: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """(file:line, episode) of every line of messages JSONL files, or (file:line, why it is none) and on to the next.
+
+    An episode here is an object whose "messages" are a list of objects, in whatever order and state: see `fault`.
+    Raises BadInput for a file that cannot be read, and for one that holds nothing.
+    """
+    for path in paths:
+        for where, line in lines(path):
+            yield where, row(line)
+
+
+def followed(rows: Iterable[T], what: str) -> Iterator[T]:
+    """The same rows, while stderr shows how many went by."""
+    with progress.bar(what, unit="episodes") as shown:
+        for number, each in enumerate(rows, 1):
+            yield each
+            shown.update(number)
+
+
+def row(line: bytes) -> dict[str, Any] | str:
+    """The object of one line that has messages, or why it is none."""
+    try:
+        episode = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return f"not JSON ({error})"
+    messages = episode.get("messages") if isinstance(episode, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        return 'no "messages" that are a list of objects'
+    return dict(episode)
+
+
+def parse(line: bytes, where: str) -> dict[str, Any]:
+    """The episode of one line. Raises BadInput that begins with `where` when it is none."""
+    try:
+        episode = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"{where}: not JSON ({error}); each line must be one whole JSON object") from error
+    if why := fault(episode):
+        raise BadInput(f"{where}: {why}")
+    return dict(episode)
+
+
+def fault(episode: Any) -> str | None:
+    """Why a value is not a ReAct episode, and how to mend it; None when it is one.
+
+    It is one when an optional system turn is followed by user and assistant turns by turns, from the user's first to
+    the assistant's last, and each assistant turn has an action.
+    """
+    messages = episode.get("messages") if isinstance(episode, dict) else None
+    if not isinstance(messages, list) or not messages:
+        return 'no "messages"; an episode is {"messages": [{"role": "user", "content": "..."}, ...]}'
+    for number, turn in enumerate(messages, 1):
+        known = isinstance(turn, dict) and turn.get("role") in {"system", "user", "assistant"}
+        if not known:
+            return f"message {number} has no known role; it must be system, user or assistant"
+        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
+            return f'message {number} ({turn["role"]}) has no text; give it as "content"'
+    if why := order(messages):
+        return why
+    for number, turn in enumerate(messages, 1):
+        if turn["role"] == "assistant" and action(turn["content"]) is None:
+            return f"an episode with no Action: message {number} needs a line `Action: ...`"
+    if messages[-1]["role"] != "assistant":
+        return "the last message must be the assistant's; drop what follows it"
+    return None
+
+
+def order(messages: list[dict[str, Any]]) -> str | None:
+    """Which message is out of order, the first one; None when user and assistant take turns after a system turn."""
+    first = 1 if messages and messages[0].get("role") == "system" else 0
+    for number, turn in enumerate(messages[first:], first + 1):
+        wanted = "assistant" if (number - first) % 2 == 0 else "user"
+        if turn.get("role") != wanted:
+            return f"message {number} is the {turn.get('role')}'s and must be the {wanted}'s; the two take turns"
+    return None
+
+
+def system_prompt(data: Path = TEST_DATA) -> str | None:
+    """The system prompt of a file of episodes, by its first one; None where it has none. Games use the test set's."""
+    first = next(read(data))["messages"][0]
+    return str(first["content"]) if first["role"] == "system" else None
+
+
+def test_set() -> Iterator[dict[str, Any]]:
+    """The committed test conversations."""
+    return read(TEST_DATA)

@@ -1,0 +1,1 @@
+"""Trajectories: read in any format, converted, checked, split, counted."""

@@ -1,0 +1,158 @@
+"""Calls of tools and Thought / Action / Observation: each written as the other, and back to the same bytes.
+
+A call of `search` with {"q": "mug"} is `Action: search` and `Action Input: {"q": "mug"}` on the next line; an action in
+plain words (`Action: go to desk 1`) is a call of `act` with the words as its `action`. What a tool answers is an
+Observation. Text that would not come back the same is left as it is.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from tools import BadInput
+from tools.data.formats import CannotHold
+
+PLAIN = "act"  # the name of a call that is an action in plain words
+CALLED = re.compile(r"(?:Thought: (.*)\n)?Action: ([^\n]*)(?:\nAction Input: (.*))?", re.DOTALL)
+OBSERVED = "Observation: "
+# How LLaMA-Factory finds a thought before the call in a `function_call` turn.
+THOUGHT = re.compile(r"<think>\n(.*)\n</think>\n\n(.*)", re.DOTALL)
+
+
+def to_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with calls and their answers as text. Raises CannotHold for several calls in one turn."""
+    made, number, latest = [], 0, None
+    for place, turn in enumerate(messages, 1):
+        calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else None)
+        if calls is not None:
+            if not isinstance(calls, list) or len(calls) != 1:
+                raise CannotHold(f"message {place} has several calls of tools; a ReAct turn has one action")
+            number += 1
+            latest = identity(calls[0], number)
+            made.append(as_answer(turn, calls[0], place) | ({} if latest is None else {"tool_call_id": latest}))
+        elif turn["role"] in ("tool", "function"):
+            if type(turn.get("content")) is not str:
+                raise CannotHold(f'message {place} (tool) has no text; give it as "content"')
+            rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
+            if rest.get("tool_call_id") in (latest or f"call_{number}", None):
+                rest.pop("tool_call_id", None)
+            made.append({"role": "user", "content": OBSERVED + turn["content"]} | rest)
+        else:
+            made.append({key: value for key, value in turn.items() if key not in ("tool_calls", "function_call")})
+    return made
+
+
+def identity(call: Any, number: int) -> str | None:
+    """A call's id, where it is not the one that `from_text` gives to the call of this number."""
+    found = call.get("id") if isinstance(call, dict) else None
+    return found if isinstance(found, str) and found != f"call_{number}" else None
+
+
+def as_answer(turn: dict[str, Any], call: Any, place: int) -> dict[str, Any]:
+    """The assistant's turn with its one call as text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or type(name) is not str or not name or "\n" in name:
+        raise BadInput(f'message {place} calls no named function; a call is {{"function": {{"name", "arguments"}}}}')
+    given = function.get("arguments", "{}")
+    arguments = given if isinstance(given, str) else orjson.dumps(given).decode()
+    thought = turn.get("content")
+    if thought is not None and type(thought) is not str:
+        raise CannotHold(f"message {place} is made of parts, not of one text")
+    words = plain_words(arguments) if name == PLAIN else None
+    action = f"Action: {name}\nAction Input: {arguments}" if words is None else f"Action: {words}"
+    text = action if thought is None else f"Thought: {thought}\n{action}"
+    rest = {key: value for key, value in turn.items() if key not in ("role", "content", "tool_calls", "function_call")}
+    return {"role": "assistant", "content": text} | rest
+
+
+def plain_words(arguments: str) -> str | None:
+    """The action in plain words that the arguments of a call of `act` are; None when they are something else."""
+    try:
+        read = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return None
+    words = read.get("action") if isinstance(read, dict) else None
+    same = isinstance(words, str) and "\n" not in words and orjson.dumps({"action": words}).decode() == arguments
+    return words if same else None
+
+
+def from_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with each action as a call, and the observation after it as the tool's answer."""
+    made: list[dict[str, Any]] = []
+    number, waiting = 0, ""
+    for place, turn in enumerate(messages):
+        if waiting:
+            answer = {"role": "tool", "tool_call_id": waiting, "content": turn["content"].removeprefix(OBSERVED)}
+            made.append(answer | {key: value for key, value in turn.items() if key not in ("role", "content")})
+            waiting = ""
+            continue
+        after = messages[place + 1] if place + 1 < len(messages) else None
+        found = as_call(turn, number + 1) if after is None or observes(after) else None
+        if found is None:
+            made.append(turn)
+            continue
+        number += 1
+        made.append(found)
+        waiting = found["tool_calls"][0]["id"] if after else ""
+    return made
+
+
+def observes(turn: dict[str, Any]) -> bool:
+    """Whether a turn can be the answer of a tool."""
+    text = turn.get("content")
+    return (
+        turn["role"] == "user"
+        and type(text) is str
+        and text.startswith(OBSERVED)
+        and "tool_call_id" not in turn
+        and tuple(turn)[:2] == ("role", "content")
+    )
+
+
+def as_call(turn: dict[str, Any], number: int) -> dict[str, Any] | None:
+    """The assistant's turn as a thought and a call; None when it has another form."""
+    text = turn.get("content")
+    if turn["role"] != "assistant" or type(text) is not str or tuple(turn)[:2] != ("role", "content"):
+        return None
+    found = CALLED.fullmatch(text)
+    if not found:
+        return None
+    thought, action, arguments = found.groups()
+    name = action if arguments is not None else PLAIN
+    if arguments is None:
+        arguments = orjson.dumps({"action": action}).decode()
+    own = turn.get("tool_call_id", f"call_{number}")
+    call = {"id": own, "type": "function", "function": {"name": name, "arguments": arguments}}
+    rest = {key: value for key, value in turn.items() if key not in ("role", "content", "tool_call_id")}
+    made = {"role": "assistant", "content": thought, "tool_calls": [call]} | rest
+    if not isinstance(own, str) or not own or not name:
+        return None
+    back = as_answer(made, call, number) | ({"tool_call_id": own} if identity(call, number) else {})
+    return made if list(back.items()) == list(turn.items()) else None
+
+
+def as_value(message: dict[str, Any]) -> str:
+    """A turn with a call as the text of ShareGPT's `function_call`: the thought in <think>, then the call as JSON."""
+    function = message["tool_calls"][0]["function"]
+    try:
+        arguments = orjson.loads(function["arguments"])
+        if orjson.dumps(arguments).decode() != function["arguments"]:
+            arguments = function["arguments"]
+    except orjson.JSONDecodeError:
+        arguments = function["arguments"]
+    call = orjson.dumps({"name": function["name"], "arguments": arguments}).decode()
+    return call if message["content"] is None else f"<think>\n{message['content']}\n</think>\n\n{call}"
+
+
+def from_value(value: str) -> dict[str, Any]:
+    """The turn with a call that the text of a `function_call` says; a plain answer when it says none."""
+    found = THOUGHT.fullmatch(value)
+    thought, call = found.groups() if found else (None, value)
+    try:
+        function = orjson.loads(call)
+    except orjson.JSONDecodeError:
+        return {"role": "assistant", "content": value}
+    calls = function if isinstance(function, list) else [function]
+    return {"role": "assistant", "content": thought, "tool_calls": [{"function": each} for each in calls]}

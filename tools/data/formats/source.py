@@ -1,0 +1,174 @@
+"""One input: its format recognised, its bytes cut into chunks of whole episodes."""
+
+import codecs
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tools import BadInput
+from tools.core import chunks
+from tools.data import formats
+from tools.data.formats import alpaca, transcript
+from tools.data.formats.worker import loaded
+
+NAMES = re.compile(rb'"(messages|conversations|instruction)"\s*:')
+BATCH = 64  # episodes of a text in one chunk
+
+
+@dataclass
+class Source:
+    """A file, or stdin (`path` None), and how far it has been read."""
+
+    path: Path | None
+    format: str = ""  # empty: to be recognised
+    size: int = 0  # bytes; 0 when unknown
+    done: int = 0  # bytes
+    line: int = 1  # in which the next chunk begins
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return str(self.path) if self.path else "stdin"
+
+    def jobs(self, ranges: bool) -> Iterator[tuple[str, Any]]:
+        """Its chunks; `ranges`: of a plain file of lines, only from where to where each reaches: ("range", (...)).
+
+        Raises BadInput when it cannot be read.
+        """
+        try:
+            with contextlib.ExitStack() as stack:
+                # Unbuffered: a pipe is read as it comes, and Ctrl-C is met between two reads.
+                file: Any = stack.enter_context(self.path.open("rb", 0) if self.path else os.fdopen(os.dup(0), "rb", 0))
+                facts = os.fstat(file.fileno())
+                self.size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+                try:
+                    yield from self.cut(file, ranges and bool(self.path and self.size))
+                except BadInput as error:
+                    yield "fault", str(error)
+        except OSError as error:
+            raise BadInput(f"{self.name}: cannot be read ({error.strerror}); name a file of episodes") from error
+
+    def read(self, file: Any) -> Iterator[bytes]:
+        """The bytes of its open file, decompressed, a piece at a time; `done` follows."""
+        for piece in chunks.plain(file):
+            if self.size:
+                self.done = file.tell()
+            yield piece
+
+    def cut(self, file: Any, ranges: bool) -> Iterator[tuple[str, Any]]:
+        """The chunks of its open file. Raises BadInput for one that holds nothing known."""
+        pieces = self.read(file)
+        head = b""
+        # A pipe gives a little at a time, and the format is told by the first line.
+        for piece in pieces:
+            head = head.lstrip() + piece if head.isspace() else head + piece
+            if len(head) >= chunks.SIZE or (b"\n" in head and not head.isspace()):
+                break
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise BadInput("UTF-16 text; save the file as UTF-8 (iconv -f utf-16 -t utf-8)")
+        head = head.removeprefix(chunks.BOM)
+        start = head.lstrip()[:1]
+        if not start:
+            raise BadInput("the file is empty; it must hold episodes")
+        every = chain([head], pieces)
+        if not self.format and start not in (b"[", b"{"):
+            self.format = text_format(head)
+        if self.format in formats.TEXT:
+            yield from batches(transcript.episodes(lines(every)))
+            return
+        first = first_row(head)
+        self.format = self.format or json_format(first, head)
+        cut = chunks.array if start == b"[" else chunks.lines
+        if first is not None and alpaca.is_step(first):
+            yield from self.steps(cut(every))
+        elif (
+            ranges and cut is chunks.lines and not os.pread(file.fileno(), 4, 0).startswith((chunks.GZIP, chunks.ZSTD))
+        ):
+            for begin in range(0, self.size, chunks.SIZE):
+                end = min(begin + chunks.SIZE, self.size)
+                self.done = end
+                yield "range", (str(self.path), begin, end)
+        else:
+            yield from cut(every)
+
+    def steps(self, cut: Iterator[chunks.Chunk]) -> Iterator[tuple[str, Any]]:
+        """The episodes of Alpaca's rows of steps."""
+        at = 0
+
+        def rows() -> Iterator[dict[str, Any]]:
+            nonlocal at
+            for kind, data in cut:
+                if kind == "fault":
+                    at, why = (at + data[0], data[1]) if isinstance(data, tuple) else (at, data)
+                    raise BadInput(why)
+                base, (text, spans) = at, data if kind == "array" else (data, chunks.line_spans(data))
+                for begin, end in spans:
+                    at = base + text.count(b"\n", 0, begin)
+                    yield loaded(text[begin:end])
+                at = base + text.count(b"\n")
+
+        episodes = ((at + 1, formats.whole(*alpaca.read(row))) for row in alpaca.joined(rows()))
+        try:
+            yield from batches(episodes)
+        except BadInput as error:
+            yield "fault", (at, str(error))
+
+
+def first_row(head: bytes) -> dict[str, Any] | None:
+    """The first object of a file, from its first bytes; None when they hold no whole one."""
+    begin = head.find(b"{")
+    end = (chunks.end_of(head, begin) if head.lstrip()[:1] == b"[" else head.find(b"\n", begin)) if begin >= 0 else 0
+    try:
+        row = orjson.loads(head[begin : end if end > 0 else len(head)]) if begin >= 0 else None
+    except orjson.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def json_format(first: dict[str, Any] | None, head: bytes) -> str:
+    """The format of a file of JSON by its first object, or by its first bytes where that is longer than they are."""
+    if first is not None:
+        return formats.recognise(first)
+    found = NAMES.search(head)
+    # What is no JSON at all is said by who reads it.
+    return formats.recognise({found[1].decode(): 0}) if found else "messages"
+
+
+def text_format(head: bytes) -> str:
+    """The format of a text by its first bytes. Raises BadInput for what is none."""
+    if re.search(rb"^(Environment #\d+:|STATUS: |#####$|Act \d+: )", head, re.MULTILINE):
+        return "alfworld"
+    if re.search(rb"^> ?\S", head, re.MULTILINE):
+        return "react"
+    raise BadInput("not a known format: neither JSON nor a transcript with lines like `> go to desk 1`")
+
+
+def lines(pieces: Iterator[bytes]) -> Iterator[str]:
+    """The lines of a UTF-8 text, without their newline. Raises BadInput for another encoding, or an endless line."""
+    decoder, rest = codecs.getincrementaldecoder("utf-8")(), ""
+    for piece in chain(pieces, [b""]):
+        try:
+            text = rest + decoder.decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            raise BadInput("not UTF-8 text; save the file as UTF-8") from error
+        *whole, rest = text.split("\n")
+        yield from whole
+        if len(rest) > chunks.LIMIT:
+            raise BadInput(chunks.TOO_LONG)
+    if rest:
+        yield rest
+
+
+def batches(episodes: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, Any]]:
+    """Chunks of so many episodes, each with its line from 0."""
+    rows = ((line - 1, episode) for line, episode in episodes)
+    while batch := list(islice(rows, BATCH)):
+        yield "episodes", batch

@@ -1,0 +1,1 @@
+"""Games, and what came of them."""

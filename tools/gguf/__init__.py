@@ -1,0 +1,1 @@
+"""A base model and an adapter as files: found, checked, merged, converted to GGUF, quantised, measured."""

@@ -1,0 +1,179 @@
+"""llama.cpp's converter, with an adapter added to each tensor as it passes and each tensor quantised as it is written.
+
+Run by gguf.py in a process of its own, since the converter goes with its own version of the gguf package.
+"""
+
+import errno
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tools import BadInput, Failed
+from tools.gguf import lora, quantize, tuned_folder
+
+# What the converter writes by itself; every other type is made of its f16.
+OWN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+def main() -> None:
+    """Convert as the JSON object in the first argument says; see gguf.convert. Exit status 1, one line, on failure."""
+    asked = json.loads(sys.argv[1])
+    quant = asked["quant"]
+    # transformers imports it wherever it is installed, for assisted generation: 2.7 s by -X importtime.
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    refuse_code()
+    try:
+        folder = Path(asked["base"])
+        if asked["adapter"]:
+            base, folder = folder, Path(asked["work"]) / folder.name  # llama.cpp takes a model's name from its folder
+            tuned_folder.assemble(base, Path(asked["adapter"]), folder)
+            hook_tensors(base, Path(asked["adapter"]))
+        else:
+            hook_tensors(folder, None)
+        hook_writer(asked)
+        sys.argv = [asked["converter"], str(folder), "--outfile", asked["out"], "--outtype", OWN.get(quant, "f16")]
+        runpy.run_path(asked["converter"], run_name="__main__")
+    except (BadInput, Failed) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        # numpy says only how much it could not write.
+        full = error.errno in (errno.ENOSPC, errno.EFBIG) or "requested and" in str(error)
+        sys.exit(f"error: {'no space left on the disk; free some and run the same command again' if full else error}")
+
+
+def refuse_code() -> None:
+    """Have transformers fail in place of running code of a model's own: llama.cpp trusts that of some architectures.
+
+    To be called before its automatic classes are imported, which take these functions by their names.
+    """
+    from transformers import dynamic_module_utils
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise Failed("the base names code of its own, which is never run here")
+
+    utils: Any = dynamic_module_utils
+    utils.get_class_from_dynamic_module = utils.get_class_in_module = refuse
+
+
+def hook_tensors(base: Path, adapter: Path | None) -> None:
+    """Let the converter find each tensor of the base as it is after training, and 4-bit ones as 16-bit ones.
+
+    Nothing is computed before the converter writes the tensor.
+    """
+    from conversion.base import LazyTorchTensor, ModelBase
+
+    index = ModelBase.index_tensors
+    if adapter:
+        plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+
+    def index_tensors(self: Any, *arguments: Any, **options: Any) -> dict[str, Callable[[], Any]]:
+        found = index(self, *arguments, **options)
+        widen(found, self.hparams, LazyTorchTensor)
+        if adapter:
+            change(found, plan, adapter, LazyTorchTensor, self.filter_tensors)
+        return found
+
+    ModelBase.index_tensors = index_tensors
+
+
+def change(
+    found: dict[str, Callable[[], Any]], plan: lora.Plan, adapter: Path, lazy: Any, keep: Callable[[Any], Any]
+) -> None:
+    """Put the adapter's changes on the converter's tensors. `keep`: the converter's own sieve of names."""
+    from safetensors import safe_open
+
+    file = safe_open(adapter / "adapter_model.safetensors", framework="pt")
+    for target, steps in plan.items():
+        if target in found:
+            before = found[target]
+        elif keep((target, None)):
+            before = found[lora.EMBEDDING]  # a head, trained apart from the embedding that it was tied to
+        else:
+            raise Failed(f"{target} was trained, and llama.cpp keeps no such tensor for this architecture")
+        found[target] = changed(before, steps, file, lazy)
+
+
+def changed(before: Callable[[], Any], steps: list[lora.Change], file: Any, lazy: Any) -> Callable[[], Any]:
+    """One tensor after its changes, not computed yet."""
+
+    def after() -> Any:
+        base = before()
+        shape = base.shape
+        for step in steps:
+            if isinstance(step, lora.Saved):  # an embedding may have been resized
+                shape = file.get_slice(step.name).get_shape()
+        meta = lazy.meta_with_dtype_and_shape(base.dtype, tuple(shape))
+        return lazy(meta=meta, args=(base,), func=lambda weight: lora.changed(weight, steps, file.get_tensor))
+
+    return after
+
+
+def widen(found: dict[str, Callable[[], Any]], hparams: dict[str, Any], lazy: Any) -> None:
+    """Put 16-bit tensors in the place of those that bitsandbytes stored in 4 bits; none of it is computed yet."""
+    packed = [match for name in found if (match := lora.FOUR_BIT.fullmatch(name))]
+    if not packed:
+        return
+    hparams.pop("quantization_config", None)
+    for match in packed:
+        name = match[1]
+        parts = {key: found.pop(key) for key in list(found) if key == name or key.startswith(f"{name}.")}
+        found[name] = widened(name, parts, lazy)
+
+
+def widened(name: str, parts: dict[str, Callable[[], Any]], lazy: Any) -> Callable[[], Any]:
+    """One 4-bit tensor as it was before, not computed yet. `parts`: what is stored of it, by name."""
+    import torch
+
+    note = next(key for key in parts if lora.FOUR_BIT.fullmatch(key))
+    said = lora.four_bit(lazy.to_eager(parts[note]()))
+
+    def dequantise(stored: list[Any]) -> Any:
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        tensors = dict(zip(parts, stored, strict=True))
+        data = tensors.pop(name)
+        state = QuantState.from_dict(
+            {key.removeprefix(f"{name}."): each for key, each in tensors.items()}, torch.device("cpu")
+        )
+        return dequantize_4bit(data, state)
+
+    def after() -> Any:
+        meta = lazy.meta_with_dtype_and_shape(getattr(torch, said["dtype"]), tuple(said["shape"]))
+        return lazy(meta=meta, args=([each() for each in parts.values()],), func=dequantise)
+
+    return after
+
+
+def hook_writer(asked: dict[str, Any]) -> None:
+    """Let the converter write keys of ours (its --metadata knows a fixed set only), on all cores, and quantised."""
+    import gguf
+
+    writer: Any = gguf.GGUFWriter
+    quants: Any = gguf.quants
+    write_header, convert = writer.write_header_to_file, quants.quantize
+
+    def converted(data: Any, kind: Any) -> Any:
+        if kind == gguf.GGMLQuantizationType.F16 and data.dtype == "float32":
+            return quantize.Half(data, asked["threads"])
+        return convert(data, kind)
+
+    def write_ours_too(self: Any, path: Path) -> None:
+        for key, value in asked["metadata"].items():
+            self.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING)
+        if asked["quant"] not in OWN:
+            writer.write_header_to_file = write_header
+            work = Path(asked["work"])
+            work.mkdir(parents=True, exist_ok=True)
+            program, library = Path(asked["program"]), Path(asked["library"])
+            quantize.straight(self, asked["quant"], program, library, work / "hollow.gguf")
+        write_header(self, path)
+
+    quants.quantize = converted
+    writer.write_header_to_file = write_ours_too
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The base model that a recipe or a person names: a folder, a model of the hub, or one that comes in a package."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tools import Failed
+from tools.core import catalog, files, progress, run_folder
+from tools.gguf import base, convert, unpack
+
+
+def resolve(name: str) -> Path:
+    """The folder of the base model that a recipe's `base_model` or BASE= names.
+
+    A folder is checked and used. The hub id (or key) of a model in the catalog that has a package is made from that
+    package, without a model hub. Any other org/name comes from the hub.
+    Raises BadInput for anything else and for a folder that cannot be used, Failed when the hub cannot give it.
+    """
+    if os.path.isdir(name):
+        return base.check(Path(name))
+    for model in catalog.models().values():
+        if model.package and name in {model.hub, model.key}:
+            return packaged(model)
+    return base.check(base.from_hub(base.hub_name(name)))
+
+
+def tokenizer(name: str) -> Any:
+    """The tokenizer that a folder, a catalog model or a hub id names, or that of the catalog's packaged model for "".
+
+    A folder needs no weights here. Raises BadInput for a folder that holds no tokenizer,
+    Failed when the hub cannot give it.
+    """
+    from tools.core import chat_template
+
+    models = [model for model in catalog.models().values() if model.package and name in {"", model.hub, model.key}]
+    if os.path.isdir(name):
+        where = Path(name)
+        base.refuse_code(where)
+    else:
+        where = packaged(models[0]) if models else base.tokenizer_folder(name)
+    return chat_template.tokenizer(where)
+
+
+def packaged(model: catalog.Model) -> Path:
+    """The Hugging Face folder of a catalog model that comes in a package, made once into the cache.
+
+    llama.cpp's converter makes a GGUF of it again, whose tokenizer must be the package's own. Raises Failed when the
+    package cannot be had, or when the proof finds a difference.
+    """
+    assert model.package
+    folder = run_folder.cache() / "base" / f"{model.title.lower()}-{run_folder.pinned_version(model.package.project)}"
+    if not folder.is_dir():
+        with files.locked(folder):
+            if not folder.is_dir():  # Else another process made it while this one waited.
+                make(model, model.package, folder)
+    return folder
+
+
+def make(model: catalog.Model, package: catalog.Package, folder: Path) -> None:
+    """Make the folder of a packaged model, whole and its tokenizer proven; see `packaged`. Raises Failed."""
+    version = run_folder.pinned_version(package.project)
+    started = f"{model.title}: downloading {package.project} {version}"
+    with progress.step(started) as shown, files.whole(folder) as partial:
+        work = partial / "work"
+        packed = unpack.unpack(run_folder.download(package.project, work), package.gguf, work)
+        shown.update(title=f"{model.title}: making a Hugging Face folder of its GGUF")
+        source = {"package": f"{package.project}=={version}", "gguf": packed.name, "gguf_sha256": files.sha256(packed)}
+        unpack.unpack_gguf(packed, partial, package.pre_tokenizer)
+        for text in work.glob("*.dist-info/LICENSE"):
+            text.rename(partial / "LICENSE")
+        files.write_json(partial / "base.json", {"hub": model.hub, "licence": model.licence} | source)
+        convert.to_gguf(partial, work / "proof.gguf")
+        shown.update(title=f"{model.title}: comparing its tokenizer with the original")
+        if differences := unpack.tokenizer_differences(packed, work / "proof.gguf"):
+            raise Failed(
+                f"{model.title}: the tokenizer made from {packed.name} is not its own: {'; '.join(differences)}"
+            )
+        files.remove(work)

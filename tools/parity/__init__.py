@@ -1,0 +1,1 @@
+"""Whether what is served is what was trained: tokens, answers, and why they differ."""

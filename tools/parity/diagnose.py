@@ -1,0 +1,230 @@
+"""Why the tokens of a conversation differ between training and serving, and what to do about it."""
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from tools.core import catalog
+
+TRAINING, TRANSFORMERS, LLAMA_SERVER, OLLAMA = "training", "transformers", "llama-server", "Ollama"
+# A text's beginning that says which message it is.
+ENOUGH = 20
+# Tokens in a row that say that two lists go on alike.
+ALIKE = 3
+DATE = re.compile(r"\d{1,2} [A-Z][a-z]{2,8} \d{4}|\d{4}-\d\d-\d\d")
+# What templates of all families write around messages.
+MARKER = re.compile(r"<[|\w][^>\s]*>|\[/?[A-Z]+\]|###? \w+")
+# What a template that looks at later turns seems to be, told from one prompt alone.
+SEEMING = {"thinking", "space", "message_lost", "default_system", "another_system", "no_end", "unknown"}
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """catalog/parity.yaml."""
+    return dict(yaml.load((catalog.CATALOG / "parity.yaml").read_bytes(), catalog.LOADER))
+
+
+def named(kind: str, side: str, **fields: str) -> dict[str, str]:
+    """A cause by its key, with its mend: {"kind", "cause", "mend"}, each one line."""
+    entry = facts()["causes"][kind]
+    mend = entry.get("modelfile", entry["mend"]) if side == OLLAMA else entry["mend"]
+    filled = {"side": side, "who": side, "other": TRAINING, "token": "", "stops": ""} | fields
+    return {"kind": kind, "cause": entry["cause"].format(**filled), "mend": mend.format(**filled)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two lists of tokens that should be one: of training and of a side, with their texts and control tokens."""
+
+    trained: list[int]
+    served: list[int]
+    side: str
+    tokenizer: Any
+
+    @property
+    def place(self) -> int:
+        """The first position at which they differ: the shorter one's length where one begins with the other."""
+        pairs = enumerate(zip(self.trained, self.served, strict=False))
+        shorter = min(len(self.trained), len(self.served))
+        return next((i for i, (mine, theirs) in pairs if mine != theirs), shorter)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Both as text."""
+        return text(self.tokenizer, self.trained), text(self.tokenizer, self.served)
+
+    @property
+    def control(self) -> set[int]:
+        """The control tokens of training."""
+        return {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    def said(self, ids: Sequence[int]) -> str:
+        """Tokens as text."""
+        return text(self.tokenizer, ids)
+
+
+def text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as text, control tokens spelled out, no space tidied away."""
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def prompt_end(pair: Pair) -> dict[str, str] | None:
+    """Why two prompts part at their very end; None when they part before it."""
+    place, side = pair.place, pair.side
+    mine, theirs = pair.said(pair.trained[place:]), pair.said(pair.served[place:])
+    if place == len(pair.served):
+        return marked(pair, mine, side, TRAINING) or named("prompt_short", side, token=mine)
+    if place == len(pair.trained):
+        return marked(pair, theirs, TRAINING, side) or named("prompt_long", side, token=theirs)
+    if place == len(pair.served) - 1 and mine != theirs and mine.startswith(theirs):
+        return named("merged", side, token=pair.said(pair.trained[place : place + 1]))
+    return None
+
+
+def marked(pair: Pair, words: str, who: str, other: str) -> dict[str, str] | None:
+    """Thinking marks in what one side writes more than the other; None without."""
+    marks = [mark for mark in facts()["thinking"] if mark in words]
+    return named("thinking", pair.side, who=who, other=other, token=words.strip()) if marks else None
+
+
+def likely(pair: Pair, messages: list[dict[str, str]], later: bool = False) -> dict[str, str]:
+    """Why two lists of tokens part, as `named`. `later`: whether more turns follow in the conversation.
+
+    The causes are those that users report of good models that fail in their server; the threads stand beside each.
+    """
+    found = by_token(pair) or by_template(pair) or by_message(pair, messages) or by_marker(pair)
+    if later and pair.side == TRANSFORMERS and found["kind"] in SEEMING:
+        lost, added = first_edit(pair)
+        return named("rewritten", pair.side, token=pair.said(lost), stops=pair.said(added))
+    return found
+
+
+def by_token(pair: Pair) -> dict[str, str] | None:
+    """A cause that the tokenizer alone accounts for: the same text, or the beginning-of-sequence token."""
+    side, (mine, theirs) = pair.side, pair.texts
+    place, bos = pair.place, pair.tokenizer.bos_token_id
+    both = ((side, pair.trained, pair.served), (TRAINING, pair.served, pair.trained))
+    for who, one, another in both:
+        token = one[place : place + 1]
+        spelled = another[place : place + 1] != token and pair.said(another[place:]).startswith(pair.said(token))
+        if mine == theirs and (missing := first_missing(pair, one, another)) is not None:
+            return named("spelled_out", side, who=who, token=pair.said([missing]))
+        if spelled and pair.control.intersection(token):
+            return named("spelled_out", side, who=who, token=pair.said(token))
+        if bos is not None and another[:2] == [bos, bos] and one[:2] != [bos, bos]:
+            return named("begin_twice", side, who=who, token=pair.said([bos]))
+    for who, one, another in both:
+        if place == 0 and bos is not None and one[:1] == [bos] and another[:ALIKE] == one[1 : 1 + ALIKE]:
+            return named("begin_missing", side, who=who, token=pair.said([bos]))
+    if mine != theirs and mine == unicodedata.normalize("NFC", theirs):
+        lost, added = (pair.said(ids) for ids in first_edit(pair))
+        return named("normalised", side, token=lost, stops=added)
+    return named("vocabulary", side) if mine == theirs else None
+
+
+def first_missing(pair: Pair, one: list[int], another: list[int]) -> int | None:
+    """The first control token of one list that the other, of the same text, has fewer of."""
+    return next((i for i in one if i in pair.control and one.count(i) > another.count(i)), None)
+
+
+def by_template(pair: Pair) -> dict[str, str] | None:
+    """A cause that shows in how all of it is written: line feeds, thinking, a date, no template, another family's."""
+    side, (mine, theirs) = pair.side, pair.texts
+    bos = pair.tokenizer.bos_token_id
+    for who, one, another in ((side, mine, theirs), (TRAINING, theirs, mine)):
+        if "\\n" in another and another.replace("\\n", "\n") == one.replace("\\n", "\n"):
+            return named("line_feeds", side, who=who)
+    lost, added = (pair.said(ids) for ids in first_edit(pair))
+    for who, other, words in ((side, TRAINING, lost), (TRAINING, side, added)):
+        if found := marked(pair, words, who, other):
+            return found
+    at = common(mine, theirs)
+    dates = [next((d[0] for d in DATE.finditer(each) if d.start() <= at <= d.end()), "") for each in (mine, theirs)]
+    if all(dates):
+        return named("date", side, token=dates[0])
+    markers = [i for i in pair.trained if i in pair.control and i != bos]
+    if markers and not set(markers).intersection(pair.served):
+        first = pair.said(markers[:1])
+        foreign = next((each[0] for each in MARKER.finditer(theirs) if each[0] not in mine), None)
+        if foreign is None:
+            return named("no_template", side, token=first)
+        return named("other_template", side, token=first, stops=foreign)
+    if "".join(mine.split()) == "".join(theirs.split()) or (lost.split() == added.split() and lost != added):
+        if token := stripping(pair):
+            return named("stripped", side, token=token)
+        return named("space", side, who=side if len(theirs) < len(mine) else TRAINING)
+    return None
+
+
+def stripping(pair: Pair) -> str | None:
+    """The control token of training that takes the white space at the place where the two part; None without one."""
+    known, place = pair.tokenizer.added_tokens_decoder, pair.place
+    for at, side in ((place - 1, "rstrip"), (place, "lstrip")):
+        token = known.get(pair.trained[at]) if 0 <= at < len(pair.trained) else None
+        if token and getattr(token, side):
+            return str(token.content)
+    return None
+
+
+def by_message(pair: Pair, messages: list[dict[str, str]]) -> dict[str, str] | None:
+    """A cause that shows in which messages there are: one lost, or a system message that nobody gave."""
+    side, (mine, theirs) = pair.side, pair.texts
+    begins = [words[:ENOUGH] for turn in messages if (words := turn["content"].strip())]
+    for words in begins:
+        if words in mine and words not in theirs:
+            return named("message_lost", side, token=words)
+    if not begins:
+        return None
+    before = [each[: each.find(begins[0])] for each in (mine, theirs)]
+    if before[0] == before[1]:
+        return None
+    start, end = common(*before), common(*(each[::-1] for each in before))
+    if start + end < min(map(len, before)):
+        kind = "another_system" if "system" in before[0] and "system" in before[1] else ""
+    else:
+        kind = "another_system" if messages[0]["role"] == "system" else "default_system"
+    who, other, longer = (side, TRAINING, before[0]) if len(before[0]) > len(before[1]) else (TRAINING, side, before[1])
+    added = longer[min(start, len(longer) - end) :][: 3 * ENOUGH]
+    return named(kind, side, who=who, other=other, token=added) if kind else None
+
+
+def by_marker(pair: Pair) -> dict[str, str]:
+    """A cause that shows in the control token at the place where the two part; unknown without one."""
+    mine, theirs = pair.texts
+    at = common(mine, theirs)
+    here, there = (marker(pair, words, at) for words in (mine, theirs))
+    if here and there and there not in mine:
+        return named("other_template", pair.side, token=here, stops=there)
+    if here:
+        return named("no_end", pair.side, who=pair.side, token=here)
+    if there:
+        return named("no_end", pair.side, who=TRAINING, token=there)
+    return named("unknown", pair.side)
+
+
+def marker(pair: Pair, words: str, at: int) -> str:
+    """The control token that a text has at a place, "" for none."""
+    for token in (pair.said([number]) for number in pair.control):
+        if -1 < words.find(token, max(0, at - len(token) + 1)) <= at:
+            return token
+    return ""
+
+
+def common(one: str, another: str) -> int:
+    """How many letters two texts begin with alike."""
+    pairs = enumerate(zip(one, another, strict=False))
+    return next((i for i, (mine, theirs) in pairs if mine != theirs), min(len(one), len(another)))
+
+
+def first_edit(pair: Pair) -> tuple[list[int], list[int]]:
+    """The first run of tokens of training that the side has not, and what it has in their place."""
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, pair.trained, pair.served, autojunk=False).get_opcodes():
+        if kind != "equal":
+            return pair.trained[a:b], pair.served[c:d]
+    return [], []

@@ -1,0 +1,139 @@
+"""A proof of parity: of a recipe's model before it gets its name, or of a GGUF that we did not make."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tools import BadInput, Failed
+from tools.core import chat_template, files, progress, run_folder, trajectory
+from tools.gguf import base, header, llamacpp, lora
+from tools.parity import compare, greedy
+from tools.recipes import recipe
+
+# Tokens that a server has for a comparison of answers: prompt and answer.
+CONTEXT = 4096
+
+
+@contextlib.contextmanager
+def sides(
+    client: Any, wanted: Any, tokenizer: Any, episode: list[compare.Message]
+) -> Iterator[tuple[Any, list[compare.Side]]]:
+    """Every server of a model (ollama.Spec), ready to be asked: llama-server and, with a client, Ollama.
+
+    Ollama has the model as NAME-trial for as long as the `with` lasts, made as choose_template.settle says (see there
+    for `tokenizer` and `episode`): the spec of it is given too, without a client the wanted one.
+    """
+    from tools.parity import choose_template
+    from tools.serving import ollama
+
+    with llamacpp.server(wanted.gguf, int(wanted.parameters["num_ctx"])) as url:
+        if client is None:
+            yield wanted, [compare.llama_server(url)]
+            return
+        name = f"{wanted.name}-trial"
+        try:
+            tried = choose_template.settle(client, replace(wanted, name=name), tokenizer, episode)
+            yield tried, [compare.llama_server(url), compare.ollama(client, name, url, wanted.system)]
+        finally:
+            ollama.remove(client, name)
+
+
+def tokens(
+    this: run_folder.Run, source: Path, seen: list[compare.Side], test_set: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Compare the tokens of a run's training with those of each server; parity.json says the outcome too.
+
+    `source`: the folder with the tokenizer and chat template of training. Where no recipe of ours trained, it is taken
+    to have trained as ours do.
+    """
+    tokenizer = chat_template.tokenizer(source)
+    talks = compare.conversations(test_set, tokenizer)
+    if this.recipe.exists():
+        asrun = recipe.load(this.recipe)
+        base_model, entry = Path(asrun["base_model"]), asrun["datasets"][0]
+        found = compare.prove(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
+    else:
+        found = compare.prove(talks, source, seen, tokenizer=tokenizer)
+    files.write_json(this.parity, found)
+    return found
+
+
+def answers(
+    folder: Path, adapter: Path | None, gguf: Path, test_set: Iterable[Mapping[str, Any]], log: Path | None = None
+) -> dict[str, Any]:
+    """Compare greedy answers of transformers and llama-server: see greedy.check. `gguf`: in 16 bits, of that adapter.
+
+    Raises BadInput for a quantised GGUF, and where memory is too short.
+    """
+    if not greedy.unquantised(gguf):
+        raise BadInput(f"{gguf}: quantised, so its answers differ; give the f16 GGUF, or --no-greedy")
+    tokenizer = chat_template.tokenizer(adapter or folder)
+    talks = compare.conversations(test_set, tokenizer)[: compare.COUNT]
+    asked = compare.prompts(talks, compare.transformers(tokenizer), greedy.PROMPTS)
+    # One after the other in memory would be slower, not smaller: the server maps its file.
+    with llamacpp.server(gguf, CONTEXT, log=log) as url:
+        with progress.step("parity: loading the base and its adapter in transformers"):
+            whole = greedy.model(folder, adapter)
+        return greedy.check(whole, url, asked, tokenizer)
+
+
+def of_file(
+    gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: str, with_answers: bool
+) -> dict[str, Any]:
+    """Check a GGUF that we did not make against the base that it came from: what parity.prove returns, and "greedy".
+
+    `name`: the base, a folder or a hub id, of which its tokenizer alone is needed, unless answers are compared.
+    `data`: conversations, one a line. `adapter`: one that is in the GGUF. `in_ollama`: a model's name there.
+    """
+    from tools.serving import ollama
+
+    folder = base.tokenizer_folder(name)
+    if not gguf.is_file():
+        raise BadInput(f"{gguf}: no such file")
+    found_header = header.read(gguf)
+    if adapter:
+        lora.check(adapter)
+    tokenizer = chat_template.tokenizer(adapter or folder)
+    chat_template.check_gguf(found_header, str(gguf))  # llama-server tries it too, and has no limits.
+    talks = compare.conversations(trajectory.read(data), tokenizer)
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(llamacpp.server(gguf, 512, log=log_of(gguf)))
+        seen = [compare.llama_server(url)]
+        if in_ollama:
+            client = stack.enter_context(ollama.session()).client
+            seen.append(compare.ollama(client, in_ollama, url))
+        found = compare.prove(talks, adapter or folder, seen, tokenizer=tokenizer)
+    if found["equal"] and with_answers:
+        found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
+    return found
+
+
+def log_of(gguf: Path) -> Path:
+    """Where the log of a server goes that serves a user's own file: into our outputs, by the file's path."""
+    name = files.sha256_of(str(gguf.resolve()).encode())[:8]
+    return run_folder.outputs() / "parity" / f"{gguf.stem}-{name}.log"
+
+
+def tell(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print what was found. Raises Failed, so that the exit status is 1, for a difference."""
+    if as_json:
+        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+    elif found["equal"]:
+        refused = f", {found['refused']} that the template refuses left out" if found["refused"] else ""
+        seen = ", ".join(found["sides"])
+        print(f"training = {seen}: {found['conversations']} conversations{refused}, {found['tokens']} tokens the same")
+        if "greedy" in found:
+            print(greedy.words(found["greedy"]))
+    stop(found)
+
+
+def stop(found: Mapping[str, Any], so: str = "") -> None:
+    """Raise Failed with the first difference, of tokens or of answers, where there is one."""
+    if not found["equal"]:
+        raise Failed(f"training and serving differ, {so}{compare.words(found['first_difference'])}")
+    if not found.get("greedy", found)["equal"]:
+        raise Failed(f"the same prompts, other answers: {greedy.words(found['greedy'])}")

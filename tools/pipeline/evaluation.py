@@ -1,0 +1,75 @@
+"""Model to games: the base and the tuned model play the same unseen rooms."""
+
+import time
+from typing import Any
+
+import orjson
+
+from tools import BadInput
+from tools.core import files, progress, quote
+from tools.core.run_folder import Run
+from tools.core.trajectory import system_prompt
+from tools.pipeline.job import find_recipe
+from tools.pipeline.serving import CLASSIC, player, proof_inputs, spec
+from tools.pipeline.trained import name_of, tuned
+from tools.recipes import recipe
+
+
+def play_games(name: str, other: str, quant: str, rooms: int, called: str) -> None:
+    """Let the base and the tuned model play the same unseen rooms; print the table."""
+    from rich.console import Console
+
+    from tools.evaluation import play, report
+    from tools.worlds.household import episodes
+
+    model, quant = tuned(name, other), quant.upper()
+    this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system_prompt())
+    with this.held("eval"):
+        for who in ("base", "tuned"):
+            stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
+            wanted = spec(model, quant, who, called)
+            inputs = proof_inputs(wanted) | {
+                "rooms": files.sha256_of("".join(each.introduction for each in drawn).encode())
+            }
+            if this.done(stage, inputs) and file.exists():
+                print(f"{file}: already played")
+                continue
+            with this.stage(stage, inputs), player(model, quant, who, called) as chat:
+                start = time.monotonic()
+                games = play.play_all(chat, drawn, words, title=f"{who} {quant}")
+                summary = play.summary(games, time.monotonic() - start)
+                turns = [{"role": "system", "content": words}, {"role": "user", "content": CLASSIC}]
+                with progress.step(f"{who} {quant}: one more answer, to the first prompt that people try"):
+                    classic = {"prompt": CLASSIC, "answer": chat(turns).text}
+                written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
+                files.write_json(file, written | {"games": [play.as_json(game) for game in games]})
+    Console().print(report.table(evaluations(this)))
+
+
+def evaluations(this: Run) -> list[dict[str, Any]]:
+    """All games of a run: the base first, then by quantisation."""
+    return [orjson.loads(item.read_bytes()) for item in sorted(this.folder.glob("eval-*.json"))]
+
+
+def sum_up(name: str, quant: str, called: str) -> None:
+    """Write demo.json; print the table, a won game, the classic prompt's answer and what comes next."""
+    from rich.console import Console
+
+    from tools.evaluation import report
+    from tools.serving import ollama as server
+
+    path = find_recipe(name)
+    this = recipe.folder(path)
+    played = evaluations(this)
+    tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
+    if tuned is None:
+        raise BadInput(f"{this.folder}: no games of {quant}; make eval RECIPE={name} QUANT={quant} plays them")
+    files.write_json(this.folder / "demo.json", report.demo(this, played, quant.upper()))
+    console = Console()
+    won = next((game for game in tuned["games"] if game["won"]), None)
+    if won:
+        console.print(report.transcript(won))
+    answer = quote.visible(tuned["classic"]["answer"], keep="\n")
+    print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{answer}\n")
+    console.print(report.table(played))
+    print(report.closing(this, called or name_of(path), own=server.users_own() is None))

@@ -1,0 +1,143 @@
+"""Adapter to files: GGUFs in any quantisation and what each costs, the adapter alone, the merged model."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tools import BadInput
+from tools.core import chat_template, files, progress, run_folder, trajectory
+from tools.core.run_folder import Run
+from tools.gguf import imatrix
+from tools.pipeline.job import find_recipe
+from tools.pipeline.trained import Tuned, tuned
+from tools.recipes import recipe
+
+
+def make_gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = False) -> None:
+    """Make the GGUF of the tuned model and, to compare with, of its base, in each of `quants` ("Q4_K_M Q8_0").
+
+    `guided`: quantised by an importance matrix of the training conversations.
+    """
+    from tools.gguf import convert
+
+    wanted = list(dict.fromkeys(convert.check_quant(each) for each in quants.split()))
+    model = tuned(name, other, adapter)
+    inputs = {key: model.hashes.get(key, "") for key in ("adapter", "base", *(["data"] if guided else []))}
+    before = f16_files(model.run)
+    with model.run.held("gguf"):
+        make_missing(model, inputs, wanted, guided)
+    if "F16" not in wanted:
+        tell_f16(model.run, before)
+
+
+def make_missing(model: Tuned, inputs: dict[str, Any], wanted: Sequence[str], guided: bool) -> None:
+    """Make what is missing of the GGUFs of `gguf`."""
+    from tools.gguf import convert
+
+    missing = []
+    for quant in wanted:
+        pair = [model.run.gguf(quant, who) for who in ("tuned", "base")]
+        if model.run.done(f"gguf-{quant.lower()}", inputs) and all(file.exists() for file in pair):
+            print(f"{pair[0]}: already made of this adapter")
+        else:
+            missing.append(quant)
+    if len([quant for quant in missing if quant not in convert.UNQUANTISED]) > (not guided) and "F16" not in missing:
+        missing.insert(0, "F16")  # one pass over the weights, for all of them
+    for quant in sorted(missing, key=lambda quant: quant != "F16"):
+        with model.run.stage(f"gguf-{quant.lower()}", inputs):
+            for who, folder in (("tuned", model.adapter), ("base", None)):
+                file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
+                guide = imatrix_of(model.run, who) if guided and quant not in convert.UNQUANTISED else None
+                convert.build(model.base, folder, file, quant, model.metadata, f16, guide)
+
+
+def f16_files(this: Run) -> list[Path]:
+    """The F16 GGUFs of a run that are there, of the tuned model and of the base."""
+    return [file for file in (this.gguf("F16", who) for who in ("tuned", "base")) if file.exists()]
+
+
+def tell_f16(this: Run, before: Sequence[Path]) -> None:
+    """Say which F16 GGUFs were made on the way to something else, and stay; those there `before` are no news."""
+    if made := [file for file in f16_files(this) if file not in before]:
+        names, size = " and ".join(file.name for file in made), sum(file.stat().st_size for file in made) / 1e6
+        stay = f"{'stay' if len(made) > 1 else 'stays'} for the next quantisation: {size:,.0f} MB"
+        print(f"{names} {stay}; remove {'them' if len(made) > 1 else 'it'} if the disk is short", file=sys.stderr)
+
+
+def imatrix_of(this: run_folder.Run, who: str) -> Path:
+    """The matrix of a run's tuned or base model, measured on its training conversations unless it is there.
+
+    Raises BadInput when no recipe of ours says what those were.
+    """
+    if not this.recipe.exists():
+        raise BadInput(f"{this.folder}: no recipe of ours, so no training conversations to measure what matters by")
+    f16, out = this.gguf("F16", who), this.imatrix(who)
+    if not out.exists() or out.stat().st_mtime < f16.stat().st_mtime:
+        data = run_folder.ROOT / recipe.dataset(this.recipe)["path"]
+        imatrix.make(f16, data, chat_template.tokenizer(this.adapter), out)
+    return out
+
+
+def merge_adapter(name: str, other: str) -> Path:
+    """Merge the adapter into its base, as a Hugging Face folder in the run's folder; its path."""
+    from tools.gguf import merge
+
+    model = tuned(name, other)
+    this, inputs = model.run, {key: model.hashes[key] for key in ("adapter", "base")}
+    with this.held("merge"):
+        if this.done("merge", inputs) and this.merged.exists():
+            print(f"{this.merged}: already merged of this adapter")
+            return this.merged
+        with this.stage("merge", inputs):
+            merge.merge(model.base, model.adapter, this.merged)
+    print(f"{this.merged}: merged")
+    return this.merged
+
+
+def make_adapter_gguf(name: str, other: str, adapter: str = "") -> Path:
+    """Make the GGUF of a recipe's adapter alone, or of any `adapter` folder; say what it took; its path."""
+    from tools.gguf.adapter import adapter_to_gguf
+
+    model = tuned(name, other, adapter)
+    this, inputs = model.run, {"adapter": model.hashes["adapter"]}
+    with this.held("adapter-gguf"):
+        if not this.done("adapter-gguf", inputs) or not this.adapter_gguf.exists():
+            with this.stage("adapter-gguf", inputs):
+                adapter_to_gguf(model.adapter, model.base, this.adapter_gguf, model.metadata)
+    seconds = this.provenance()["adapter-gguf"]["seconds"]
+    print(f"{this.adapter_gguf}: {this.adapter_gguf.stat().st_size / 1e6:.1f} MB, made in {seconds} s")
+    return this.adapter_gguf
+
+
+def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int, data: str) -> None:
+    """Score quantisations of the tuned model against its f16 on held-out episodes; print the table.
+
+    What is missing of the GGUFs is made. `data`: other episodes than the committed test set.
+    """
+    from rich.console import Console
+
+    from tools.core import chat_template
+    from tools.gguf import convert
+    from tools.gguf import perplexity as score
+
+    names = [each for each in map(convert.check_quant, quants.split()) if each != "F16"]
+    path = find_recipe(name)
+    this, held_out = recipe.folder(path), Path(data) if data else trajectory.TEST_DATA
+    before = f16_files(this)
+    make_gguf(name, other, "F16")
+    make_gguf(name, other, " ".join(names), guided=guided)
+    made = {quant: this.gguf(quant) for quant in names}
+    inputs = {quant: files.sha256(file) for quant, file in {"F16": this.gguf("F16"), **made}.items()}
+    inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
+    with this.held("quality"):
+        if not this.done("quality", inputs) or not this.quality.exists():
+            with this.stage("quality", inputs) as notes, progress.step("quality"):
+                tokenizer = chat_template.tokenizer(this.adapter)
+                found = score.compare(this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks)
+                files.write_json(this.quality, found)
+                notes |= {"tokens": found["tokens"]}
+    Console().print(score.table(orjson.loads(this.quality.read_bytes())["models"]))
+    tell_f16(this, before)

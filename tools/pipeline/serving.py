@@ -1,0 +1,326 @@
+"""A tuned model behind its server: what Ollama is told of it, and no name for it before its tokens are proven."""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from tools import BadInput, Failed
+from tools.core import catalog, files, progress, quote, run_folder
+from tools.core.trajectory import test_set
+from tools.gguf import base
+from tools.pipeline.job import find_recipe
+from tools.pipeline.model import f16_files, make_adapter_gguf, make_gguf, merge_adapter, tell_f16
+from tools.pipeline.trained import Tuned, name_of, tuned
+
+# The first prompt that people try.
+CLASSIC = (
+    "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
+    "a countertop 1, a diningtable 1. Your task is to: heat some potato and put it in diningtable."
+)
+# Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
+SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
+
+
+def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> Any:
+    """All that Ollama is told of a tuned model or of its base, `name` in place of its own.
+
+    Where llama-quantize is not there, the f16 GGUF takes its place, for Ollama to quantise. Raises BadInput when there
+    is no GGUF and it is `needed`.
+    """
+    from tools.gguf import llamacpp
+    from tools.serving import ollama
+
+    file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
+    by_ollama = not file.exists() and f16.exists() and llamacpp.find("llama-quantize") is None
+    if needed and not file.exists() and not by_ollama:
+        asked = f"RECIPE={model.name}" if model.run.recipe.exists() else f"ADAPTER={model.adapter}"
+        raise BadInput(f"{file}: not there; make gguf {asked} QUANT={quant} makes it")
+    known = catalog.model_of(model.base_name)
+    called = name or model.served
+    ends = base.end_texts(model.tokenizer, model.base)
+    return ollama.Spec(
+        name=called if who == "tuned" else f"{called}-base",
+        gguf=f16 if by_ollama else file,
+        recipe=model.name,
+        recipe_hash=model.hashes.get("recipe", model.hashes["adapter"]),
+        license=known.licence if known else "that of the base model",
+        parameters={"num_ctx": model.sequence_len, **SAMPLING},
+        # Where there is no such template in Go, the one in the GGUF serves.
+        family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
+        system=model.system,
+        # All tokens that end an answer: by training's tokenizer, the base's settings, the catalog.
+        stop=list(dict.fromkeys([*ends, *([known.eos] if known else [])])),
+        quantize=quant if by_ollama else None,
+    )
+
+
+def give_to_ollama(name: str, other: str, quant: str, called: str, force: bool = False, adapter: str = "") -> None:
+    """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
+
+    `force`: also in place of another model of that name, and when its answers do not end.
+    """
+    with player(tuned(name, other, adapter), quant.upper(), "tuned", called, force):
+        pass
+
+
+@contextlib.contextmanager
+def player(
+    model: Tuned, quant: str, who: str, called: str, force: bool = False
+) -> Iterator[Callable[[list[Any]], Any]]:
+    """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
+    from tools.core import chat_template
+    from tools.evaluation import play
+    from tools.gguf import llamacpp
+    from tools.serving import ollama as server
+
+    wanted = spec(model, quant, who, called)
+    if who != "tuned":
+        chat_template.tokenizer(model.base)  # The base's own template, which training may not have used, is tried.
+    with contextlib.ExitStack() as stack:
+        try:
+            session = stack.enter_context(server.session())
+        except server.NoOllama as missing:
+            print(f"{missing}: the chain ends in llama-server")
+            if who == "tuned":
+                publish(None, model, wanted)
+            context = int(wanted.parameters["num_ctx"])
+            yield play.openai(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
+            return
+        if who == "tuned":
+            publish(session.client, model, wanted, force)
+        else:
+            server.create(session.client, wanted)
+        yield play.ollama(session.client, wanted.name)
+
+
+def publish(client: Any, model: Tuned, wanted: Any, force: bool = False) -> None:
+    """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
+
+    Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
+    stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
+    """
+    files.need_space(model.run.folder, 0.01)
+    with model.run.held("ollama"):
+        prove_and_name(client, model, wanted, force)
+
+
+def prove_and_name(client: Any, model: Tuned, wanted: Any, force: bool) -> None:
+    """The work of `publish`, which holds the lock of its stage."""
+    from tools.serving import ollama as server
+
+    this, inputs = model.run, proof_inputs(wanted)
+    there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
+    if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
+        print(f"{wanted.name}: there, its tokens proven before")
+        return
+    if client is not None and not force:
+        server.free(client, wanted)
+    # Heavy, and not needed where all is there.
+    from tools.core import chat_template
+    from tools.parity import choose_template, prove
+
+    tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
+    first = [{"role": "user", "content": CLASSIC}]
+    with (
+        this.stage("ollama", inputs) as notes,
+        progress.step("parity"),
+        prove.sides(client, wanted, tokenizer, episode) as (tried, seen),
+    ):
+        found = prove.tokens(this, model.tokenizer, seen, test_set())
+        prove.stop(found, "so the model gets no name: ")
+        notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
+        if client is not None:
+            notes |= {"template": tried.family or "in the GGUF"}
+            asked = {"the first prompt": first, "an observation": episode[:4]}
+            with progress.step(f"Ollama: trying whether the answers of {tried.name} end"):
+                notes["ends"] = choose_template.ends(client, tried.name, asked, force)
+        files.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
+        if why := quote.not_in_modelfile(wanted.system or ""):
+            print(f"{this.modelfile}: without the system prompt, which has {why}; Ollama has it", file=sys.stderr)
+        if client is None:
+            return
+        client.copy(tried.name, wanted.name)
+    print(f"{wanted.name}: in Ollama, its tokens proven")
+
+
+def check_parity(
+    name: str, other: str, quant: str, called: str, answers: bool, as_json: bool, adapter: str = ""
+) -> None:
+    """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
+
+    Raises Failed with the first difference.
+    """
+    from tools.core import chat_template
+    from tools.parity import prove
+    from tools.serving import ollama
+
+    model = tuned(name, other, adapter)
+    this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(this.held("ollama"))
+        stack.enter_context(progress.step("parity"))
+        try:
+            client = stack.enter_context(ollama.session()).client
+        except ollama.NoOllama:
+            client = None
+        tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
+        _, seen = stack.enter_context(prove.sides(client, wanted, tokenizer, episode))
+        found = prove.tokens(this, model.tokenizer, seen, test_set())
+    if answers and found["equal"]:
+        before = f16_files(this)
+        with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
+            make_gguf(name, other, "F16", adapter)
+        found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), test_set())
+        files.write_json(this.parity, found)
+        tell_f16(this, before)
+    prove.tell(found, as_json)
+
+
+def proof_inputs(wanted: Any) -> dict[str, str]:
+    """What a proof of parity depends on: the model's file and what Ollama is told of it."""
+    from tools.serving import ollama
+
+    return {"gguf": files.sha256(wanted.gguf), "modelfile": files.sha256_of(ollama.modelfile(wanted).encode())}
+
+
+def talk(name: str, model: str) -> None:
+    """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
+    from tools.serving import ollama as server
+
+    path = find_recipe(name)
+    title = model or name_of(path)
+    with server.session() as session:
+        if not server.there(session.client, title):
+            raise BadInput(f"{title} is not in Ollama; make ollama RECIPE={name} brings it")
+        program = server.find()
+        if program is None:
+            raise BadInput("the program `ollama` is not on PATH")
+        subprocess.run([str(program), "run", title], env=os.environ | {"OLLAMA_HOST": session.url}, check=False)
+
+
+def forget(model: str) -> None:
+    """Remove one of our models from Ollama. Raises BadInput when there is none of that name, or it is not ours."""
+    from tools.serving import ollama as server
+
+    server.ours(model)
+    with server.session() as session:
+        if not server.remove(session.client, model):
+            held = (each.model or "" for each in session.client.list().models)
+            names = ", ".join(sorted(name for name in held if name.startswith(server.PREFIX)))
+            raise BadInput(f"{model} is not in Ollama; ours there: {names or 'none'}")
+        print(f"removed {model}")
+
+
+def clean() -> None:
+    """Remove our models from Ollama, and nothing else."""
+    from tools.serving import ollama
+
+    with ollama.session() as session:
+        for each in session.client.list().models:
+            if each.model and each.model.startswith(ollama.PREFIX):
+                ollama.remove(session.client, each.model)
+                print(f"removed {each.model}")
+
+
+def give_adapter_to_ollama(name: str, other: str, quant: str, model: str, over: str, force: bool = False) -> None:
+    """Give Ollama the adapter over a base: the model `over` that it has, else the base's own GGUF.
+
+    It gets its name when Ollama renders the test conversations as the chat template of training does.
+    Raises Failed where Ollama takes no adapters, with the command that serves it all the same.
+    """
+    from tools.gguf import convert
+    from tools.serving import ollama as server
+
+    file, trained = make_adapter_gguf(name, other), tuned(name, other)
+    this, file_of = trained.run, trained.run.gguf
+    if not over and not file_of(quant, "base").exists():
+        convert.build(trained.base, None, file_of(quant, "base"), quant, trained.metadata, file_of("F16", "base"))
+    wanted = replace(spec(trained, quant, "base", model, not over), adapter=file, base=over)
+    wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
+    with this.held("ollama"), server.session() as session:
+        if not force:
+            server.free(session.client, wanted)
+        trial = replace(wanted, name=f"{wanted.name}-trial")
+        try:
+            with without_adapters(wanted):
+                server.create(session.client, trial, force=True)
+            same_text(session.client, trial.name, this)
+            session.client.copy(trial.name, wanted.name)
+        finally:
+            server.remove(session.client, trial.name)
+    files.write(this.modelfile, server.modelfile(wanted).encode())
+    print(f"{wanted.name}: in Ollama, the adapter over {over or wanted.gguf.name}")
+
+
+@contextlib.contextmanager
+def without_adapters(wanted: Any) -> Iterator[None]:
+    """Say, when Ollama takes no adapters (since 0.34.1), how the model is served all the same."""
+    try:
+        yield
+    except Failed as error:
+        if "adapters are no longer supported" not in str(error):
+            raise
+        there = str(wanted.gguf) if wanted.gguf.exists() else "BASE.gguf"
+        command = ["llama-server", "--model", there, "--lora", str(wanted.adapter), "--jinja"]
+        command += ["--ctx-size", str(wanted.parameters["num_ctx"]), "--host", "127.0.0.1"]
+        raise Failed(
+            f"{error} (Ollama took them up to 0.34.0); without ADAPTER_ONLY=1 the adapter is merged and Ollama takes "
+            f"it, or: {shlex.join(command)}"
+        ) from error
+
+
+def same_text(client: Any, name: str, this: run_folder.Run) -> None:
+    """Raise Failed unless a model in Ollama renders test conversations to the very text that training's template does.
+
+    Its tokens are then those of training, so far as its base has training's vocabulary.
+    """
+    from tools.core import chat_template
+    from tools.parity import compare
+    from tools.serving import ollama as server
+
+    tokenizer = chat_template.tokenizer(this.adapter)
+    for number, episode in enumerate(islice(test_set(), compare.COUNT), 1):
+        turns = episode["messages"][:-1]
+        mine: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        theirs = server.render(client, name, turns)
+        if mine != theirs:
+            pairs = enumerate(zip(mine, theirs, strict=False))
+            place = next((i for i, (one, two) in pairs if one != two), min(len(mine), len(theirs)))
+            around = slice(max(0, place - 30), place + 30)
+            raise Failed(
+                f"training and serving differ, so the model gets no name: conversation {number}, letter {place}: "
+                f"{mine[around]!r} in training and {theirs[around]!r} in Ollama"
+            )
+
+
+def write_exports(name: str, other: str, quant: str, model: str, to: Sequence[str]) -> None:
+    """Write the folders of `to` (all where it is empty) and print the command of each."""
+    from tools.serving import export
+    from tools.serving import ollama as server
+
+    trained, places = tuned(name, other), export.chosen(list(to))
+    this, wanted = trained.run, spec(trained, quant, "tuned", model)
+    server.ours(wanted.name)
+    if any(each in export.MERGED for each in places):
+        merge_adapter(name, other)
+    exported = export.Model(
+        this=this,
+        name=wanted.name,
+        merged=this.merged,
+        gguf=wanted.gguf,
+        quant=quant.upper(),
+        base_hub=trained.base_name,
+        context=int(wanted.parameters["num_ctx"]),
+        sampling={key: value for key, value in wanted.parameters.items() if key != "num_ctx"},
+        system=wanted.system or "",
+        stop=wanted.stop[0],
+    )
+    for place in places:
+        command = export.write(exported, place)
+        print(f"{this.folder / 'export' / place}\n  {command}")

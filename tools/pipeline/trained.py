@@ -1,0 +1,101 @@
+"""What a training left: an adapter and its base, ours or another's."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools import BadInput
+from tools.core import files, hf_folder, quote, run_folder
+from tools.core.run_folder import Run
+from tools.core.trajectory import system_prompt
+from tools.gguf import base, find_base
+from tools.pipeline.job import base_folder, find_recipe
+from tools.recipes import recipe
+
+# Tokens that a model of another's adapter is given to remember, where its base can.
+CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An adapter and its base, ours or another's: all that the stages after training need to know of them.
+
+    `name`: the recipe's, or the adapter folder's. `served`: its name in Ollama, where NAME= says nothing else.
+    `base_name`: as the recipe or a person wrote it. `hashes`: SHA-256 of the adapter and of what it was made from
+    (recipe, data, base: what is known of them). `sequence_len`: tokens. `system`: the system prompt of its data.
+    """
+
+    run: Run
+    name: str
+    served: str
+    adapter: Path
+    base: Path
+    base_name: str
+    hashes: dict[str, str]
+    sequence_len: int
+    system: str | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer and chat template of training: the adapter's, where it has them."""
+        return self.adapter if any((self.adapter / name).is_file() for name in base.TOKENIZER_FILES) else self.base
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a GGUF says of where it is from."""
+        about = {
+            "general.name": self.name,
+            "react_recipes.recipe": self.name,
+            "react_recipes.base_model": self.base_name,
+        }
+        return about | {f"react_recipes.{key}_sha256": value for key, value in self.hashes.items()}
+
+
+def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
+    """What a recipe trained, or any `adapter` folder (ADAPTER=) with its base, which is `other` where it is given.
+
+    Raises BadInput when there is none, Failed when its base cannot be had.
+    """
+    if adapter:
+        return foreign(Path(adapter), other)
+    path = find_recipe(name)
+    this = recipe.folder(path)
+    if not this.adapter.exists():
+        raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
+    asrun = recipe.load(path)
+    trained = this.provenance()["train"]["inputs"]
+    hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": files.sha256(this.adapter)}
+    called, source = other or asrun["base_model"], base_folder(path, other)
+    length, words = (
+        int(asrun["sequence_len"]),
+        system_prompt(run_folder.ROOT / recipe.load(this.recipe)["datasets"][0]["path"]),
+    )
+    return Tuned(this, path.stem, name_of(path), this.adapter, source, called, hashes, length, words)
+
+
+def foreign(folder: Path, other: str) -> Tuned:
+    """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
+    from tools.gguf import lora
+    from tools.serving import ollama
+    from tools.training import run_axolotl
+
+    name = quote.plain_name(folder.resolve().name, "an adapter")
+    config = lora.check(folder)
+    called = other or str(config.get("base_model_name_or_path") or "")
+    if not called:
+        raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
+    source = find_base.resolve(called)
+    hashes = {"adapter": files.sha256(folder), "base": run_axolotl.folder_hash(source)}
+    path = source / "config.json"
+    longest = hf_folder.text_settings(files.read_object(path)).get("max_position_embeddings", CONTEXT)
+    if type(longest) is not int or longest < 1:
+        raise hf_folder.wrong(path, "max_position_embeddings", longest, "a number of tokens")
+    this, served = Run(run_folder.outputs() / "adapters" / name), ollama.PREFIX + re.sub(r"[^\w.-]", "-", name)
+    return Tuned(this, name, served, folder, source, called, hashes, min(longest, CONTEXT))
+
+
+def name_of(path: Path) -> str:
+    """A recipe's model in Ollama, where NAME= says nothing else: react-smollm2 for smollm2-135m-lora."""
+    from tools.serving import ollama
+
+    return f"{ollama.PREFIX}{path.stem.split('-')[0]}"

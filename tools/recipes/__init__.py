@@ -1,0 +1,1 @@
+"""Recipes: what fits a device, read, written from the catalog, listed."""

@@ -1,0 +1,319 @@
+"""The catalog and its recipes for a person at the keyboard: list, recommend, plan, copy, compare, add."""
+
+import contextlib
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from tools import BadInput
+from tools.core import catalog, files, machine, quote
+from tools.core.catalog import Model, Tier
+from tools.recipes import plan, recipe, render
+from tools.recipes.plan import Plan
+
+
+def show(tier: str, model: str) -> None:
+    """Print the matrix model x tier: the best method that fits, its sequence and GiB; or all methods of one tier."""
+    from rich.console import Console
+    from rich.table import Table
+
+    tiers = [catalog.pick("tier", tier, catalog.tiers())] if tier else list(catalog.tiers().values())
+    models = [each for each in catalog.models().values() if model in each.key]
+    if not models:
+        catalog.pick("model", model, catalog.models())
+    if tier:
+        drawn = Table(
+            "recipe", "GiB", "sequence", "micro batch", "tokens/s", title=f"recipes/{tier}", title_justify="left"
+        )
+        for each in models:
+            for method in catalog.methods().values():
+                if found := plan.choose(each, method, tiers[0]):
+                    s = found.settings
+                    speed = f"{found.tokens_per_second:.0f}" if found.seconds else ""
+                    drawn.add_row(
+                        quote.cell(render.name(each, method)),
+                        f"{found.total:.1f}",
+                        str(s.sequence_len),
+                        str(s.micro_batch),
+                        speed,
+                    )
+    else:
+        drawn = Table(
+            "model",
+            *catalog.tiers(),
+            title="the best method that fits (make list TIER=24gb for all)",
+            title_justify="left",
+        )
+        for each in models:
+            drawn.add_row(quote.cell(each.key), *(best(each, every) for every in tiers))
+    Console(width=None if Console().is_terminal else 200).print(drawn)
+
+
+def best(model: Model, tier: Tier) -> str:
+    """The method that trains most of a model on a tier: full before LoRA before QLoRA; empty without a recipe."""
+    there = (
+        method
+        for method in ("full", "lora", "qlora")
+        if (recipe.RECIPES / tier.key / f"{model.key}-{method}.yaml").exists()
+    )
+    return next(there, "")
+
+
+def recommend(gpu: str, gpus: int) -> None:
+    """Print what to train on this machine or on a GPU: for each method the largest models that fit, and the command."""
+    tier = catalog.tiers()[machine.tier()] if not gpu else plan.for_gpu(catalog.pick("GPU", gpu, catalog.gpus()), gpus)
+    named = tier if tier.key in catalog.tiers() else catalog.tiers()[near(tier)]
+    what = f"{gpus} x {catalog.gpus()[gpu].title}" if gpu else f"this machine ({machine.gpu() or 'no GPU'})"
+    print(f"{what}: recipes/{named.key}, {named.usable_gib} GiB a device\n")
+    # The variant against over-fitting takes what LoRA takes.
+    for method in (catalog.methods()[key] for key in ("lora", "qlora", "full")):
+        fits = [found for model in catalog.models().values() if (found := plan.choose(model, method, named))]
+        largest = sorted(fits, key=lambda each: -each.model.text_parameters)[:3]
+        for found in largest:
+            s = found.settings
+            speed = f", about {found.tokens_per_second:.0f} tokens/s" if found.seconds else ""
+            title = render.name(found.model, method)
+            takes = f"{found.total:.1f} GiB, {s.sequence_len} tokens{speed}"
+            line = f"  make train RECIPE={title:24} {found.model.title}, {method.title}: {takes}"
+            print(quote.visible(line))
+    print("\nStart small: the 3B model shows in an hour whether the data teach what they should.")
+
+
+def near(tier: Tier) -> str:
+    """The catalog's tier that a machine of one's own can use."""
+    device = machine.Device(tier.key, tier.usable_gib, tier.precision == "bf16")
+    return machine.tier([device] * tier.devices, tier.nodes)
+
+
+def plan_of(
+    name: str, tier: str, gpu: str, gpus: int, asked: Mapping[str, int], pairs: list[str], as_json: bool
+) -> None:
+    """Print what a recipe takes with these changes: parts, total, speed, and what to change when it does not fit."""
+    found = planned(name, tier, gpu, gpus, dict(asked) | recipe.overrides(pairs))
+    if as_json:
+        print(orjson.dumps(plan.as_json(found), option=orjson.OPT_INDENT_2).decode())
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    s, largest = found.settings, max(found.parts.values())
+    title = f"{found.model.title} on {found.tier.key}: {s.micro_batch} x {s.sequence_len} tokens x {s.accumulation}"
+    spread = f", {found.tier.world} devices, {s.sharding}" if found.tier.world > 1 else ""
+    Console().print(Text.assemble((quote.visible(title), "bold"), spread))
+    for part, value in sorted(found.parts.items(), key=lambda each: -each[1]):
+        print(f"  {part:20} {value:7.2f} GiB  {'█' * round(30 * value / largest)}")
+    word = "fits" if found.fits else "does not fit"
+    print(
+        f"  {'in all':20} {found.total:7.2f} GiB of {found.tier.usable_gib} on each device: {word} (8 % are kept free)"
+    )
+    if found.host:
+        print(f"  {'the machine':20} {sum(found.host.values()):7.1f} GiB of {found.tier.host_gib:.0f}")
+    print(f"  {'disk':20} {sum(plan.disk(found).values()):7.1f} GiB, up to the GGUF")
+    if found.seconds:
+        print(f"  {'speed':20} {found.tokens_per_second:7.0f} tokens/s, roughly")
+    changes = plan.advice(found)
+    if changes:
+        print("less memory:" if found.fits else "to make it fit, the first first:")
+        for each in changes[:6]:
+            speed = f", {each.slower:+.0%} time" if found.seconds else ""
+            mark = "fits" if each.plan.fits else "not enough alone"
+            print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {settings(each.keys)}")
+
+
+def settings(keys: Mapping[str, Any]) -> str:
+    """Keys as SET= takes them."""
+    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
+
+
+def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any]) -> Plan:
+    """The plan of a recipe, with changes, on a tier, on a GPU, or where it belongs.
+
+    A name without a recipe on that tier (what does not fit has none) is planned from its model and method all the same.
+    Raises BadInput for what is not known.
+    """
+    plan.check_devices(gpus)
+    on = plan.for_gpu(catalog.pick("GPU", gpu, catalog.gpus()), gpus or 1) if gpu else None
+    if not name.endswith((".yaml", ".yml")):
+        model, method, inside = split(name)
+        tier = tier or inside
+        on = on or catalog.pick(
+            "tier", tier or (recipe.tiers_of(f"{model.key}-{method.key}") or [machine.tier()])[0], catalog.tiers()
+        )
+        if gpus and not gpu:
+            on = on.model_copy(update={"devices": gpus})
+        found = plan.search(model, method, on)
+        # What does not fit is shown at its least.
+        least = plan.base_settings(model, method, on)
+        spread = replace(least, sharding="none" if on.world == 1 else "ddp", optimizer="adamw_8bit")
+        s = found.settings if found else replace(spread, evaluation=1)
+        return plan.of(model, on, changed(s, changes, on))
+    path = recipe.find(name)
+    on = (
+        on
+        or (catalog.pick("tier", tier, catalog.tiers()) if tier else recipe.tier_of(path))
+        or catalog.tiers()[machine.tier()]
+    )
+    values = recipe.load(path, changes)
+    recipe.misspelt(path, values)
+    known = catalog.model_of(str(values["base_model"]))
+    if known is None:
+        where = f"{path}:{recipe.line_of(path, 'base_model')}"
+        raise BadInput(f"{where}: {values['base_model']} is not in the catalog; make add-model HUB=... adds it")
+    return plan.of(known, on, plan.from_recipe(values, on))
+
+
+def changed(s: Any, changes: Mapping[str, Any], tier: Tier) -> Any:
+    """Settings with a recipe's keys in place of their own. Raises BadInput for a key that decides nothing here."""
+    fields = {
+        "sequence_len": "sequence_len",
+        "micro_batch_size": "micro_batch",
+        "gradient_accumulation_steps": "accumulation",
+    }
+    fields |= {
+        "lora_r": "rank",
+        "optimizer": "optimizer",
+        "gradient_checkpointing": "checkpointing",
+        "lora_dropout": "dropout",
+    }
+    for key, value in changes.items():
+        if wrong := recipe.mistyped(key, value):
+            raise BadInput(wrong)
+        if value is None:  # as it is
+            continue
+        if key in recipe.WHOLE or key in recipe.REAL:
+            value = int(value) if key in recipe.WHOLE else float(value)
+        if key in ("load_in_4bit", "load_in_8bit"):
+            s = replace(s, bits=(4 if "4" in key else 8) if value else 16)
+        elif key in fields:
+            s = replace(s, **{fields[key]: bool(value) if key == "gradient_checkpointing" else value})
+        elif key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"):
+            s = replace(s, kernels=bool(value))
+        elif key not in ("adapter", "lora_alpha", "learning_rate", "lora_target_linear"):
+            known = [*fields, "load_in_4bit", "load_in_8bit"]
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"{', '.join(known)} do"
+            raise BadInput(f"{key}: changes no memory that is planned; {hint}")
+    return s
+
+
+def split(name: str) -> tuple[Model, Any, str]:
+    """Model, method and, if it is named, tier of a recipe's name. Raises BadInput with the nearest names."""
+    tier, _, title = name.rpartition("/")
+    for method in sorted(catalog.methods(), key=len, reverse=True):
+        key = title.removesuffix(f"-{method}")
+        if key != title and key in catalog.models():
+            return catalog.models()[key], catalog.methods()[method], tier
+    catalog.pick(
+        "recipe",
+        title,
+        {f"{model}-{method}": each for model, each in catalog.models().items() for method in catalog.methods()},
+    )
+    raise AssertionError(title)
+
+
+def new(model: str, method: str, tier: str, out: str, force: bool = False) -> None:
+    """Copy the recipe of a model and method to `out`, without the line that says that it is generated.
+
+    `force`: replace a file that is there. Raises BadInput when it does not fit the tier, or `out` is there already.
+    """
+    key = catalog.pick("model", model, catalog.models()).key
+    way = catalog.pick("method", method, catalog.methods()).key
+    path, target = recipe.find(f"{key}-{way}", tier, machine.tier()), Path(out)
+    if target.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"{out}: a recipe's name ends in .yaml")
+    text = render.HASH.sub(f"# from {path.parent.name}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
+    with files.output(out, force, [path]) as beside:
+        beside.write_text(text, encoding="utf-8")
+    print(f"{out}: edit it, then make train {shlex.quote(f'RECIPE={out}')}")
+
+
+def diff(a: str, b: str) -> None:
+    """Print what differs between two recipes, key by key."""
+    one, two = (recipe.load(recipe.find(each, here=machine.tier())) for each in (a, b))
+    same = True
+    for key in [*one, *(key for key in two if key not in one)]:
+        if one.get(key) == two.get(key):
+            continue
+        same = False
+        if key not in two:
+            print(quote.visible(f"{key}: {one[key]} in the first alone"))
+        elif key not in one:
+            print(quote.visible(f"{key}: {two[key]} in the second alone"))
+        else:
+            print(quote.visible(f"{key}: {one[key]} becomes {two[key]}"))
+    if same:
+        print("nothing but comments")
+
+
+def add_model(hub: str, key: str) -> None:
+    """Append a model to catalog/models.yaml from its config.json (a folder's, or the hub's), and render its recipes.
+
+    Raises BadInput for a model that is there already, of an architecture that the catalog does not know, or with code
+    of its own; Failed when the hub cannot give it.
+    """
+    if known := catalog.model_of(hub):
+        raise BadInput(f"{hub}: in the catalog already, as {known.key}")
+    key = key or re.sub(r"[^a-z0-9.]+", "-", Path(hub).name.lower().removesuffix("-instruct")).strip("-")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", key) or key in catalog.models():
+        raise BadInput(f"{key}: taken, or no name for a recipe; --key gives another")
+    folder = model_folder(hub)
+    made = catalog.described(files.read_object(folder / "config.json"), key, hub)
+    names = ("title", "hub", "licence", "gated", "family", "context", "architecture")
+    entry = {name: getattr(made, name) for name in names} | tokens_of(str(folder))
+    entry |= {"sizes": made.sizes.model_dump(exclude={"key"}), "parameters": made.parameters}
+    render.refuse_edited(render.generated())  # before the catalog changes
+    text = (catalog.CATALOG / "models.yaml").read_text(encoding="utf-8")
+    added = yaml.safe_dump({key: entry}, sort_keys=False, default_flow_style=None, width=110)
+    files.write(
+        catalog.CATALOG / "models.yaml",
+        f"{text.rstrip()}\n\n# Its sizes were read in its config.json.\n{added}".encode(),
+    )
+    catalog.models.cache_clear()
+    plan.chosen.cache_clear()
+    counts = render.write()
+    print(f"{key}: {made.parameters / 1e9:.2f} billion parameters, {counts['written']} files written in recipes/")
+    print("licence and gated stand in catalog/models.yaml as unknown; mend them there")
+
+
+def tokens_of(hub: str) -> dict[str, Any]:
+    """Of a model's tokenizer, as the catalog has it: its end token, and what else of its chat template strips.
+
+    Raises BadInput where there is no tokenizer, or it names no end token.
+    """
+    from jinja2 import TemplateError
+
+    from tools.core import chat_template
+
+    tokenizer = chat_template.tokenizer(hub)
+    if not tokenizer.eos_token:
+        raise BadInput(f"{hub}: its tokenizer names no eos_token")
+    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
+    written = str(tokenizer.bos_token)
+    for talk in (turns, turns[1:]):  # Some models have no template, some of these no system message.
+        with contextlib.suppress(TemplateError, ValueError):
+            written += tokenizer.apply_chat_template(talk, tokenize=False)
+    taking = [each.content for each in tokenizer.added_tokens_decoder.values() if each.lstrip or each.rstrip]
+    strips = [token for token in taking if token in written and token != tokenizer.eos_token]
+    return {"eos": tokenizer.eos_token} | ({"strips": strips} if strips else {})
+
+
+def model_folder(hub: str) -> Path:
+    """The folder with the config.json and the tokenizer of a folder or of a model on the hub.
+
+    Raises BadInput when it has no config.json, or code of its own; Failed when the hub cannot give it.
+    """
+    from tools.gguf import base
+
+    folder = Path(hub) if os.path.isdir(hub) else base.tokenizer_folder(hub)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{hub}: has no config.json")
+    base.refuse_code(folder)
+    return folder

@@ -1,0 +1,408 @@
+"""How a model is trained on a tier: which settings fit, which of them is fastest, what to change when none does.
+
+The rules, in one place:
+1. A plan fits when its predicted peak leaves 8 % of the device free, and 10 % of the machine's memory.
+2. The sequence comes first: 2048 tokens, and less, down to 1024, only when nothing fits at more. LoRA keeps its base in
+   16 bits as long as any of these sequences fits, and in 8 bits only then.
+3. Among what fits, the fastest wins: micro batch, checkpointing, optimizer and sharding are tried together.
+4. The product micro batch x accumulation x devices is the method's effective batch, on every tier.
+5. Kernels follow the device: FlashAttention 2, Liger with its fused loss and the LoRA kernels from Ampere on; on
+   Turing, PyTorch's own attention and loss, and adapters only: torch's gradient scaler refuses gradients of weights in
+   fp16 (torch/amp/grad_scaler.py). Cut Cross-Entropy saves what Liger's fused loss saves, the logits, and is taken only
+   where Liger does not know the model: Axolotl 0.19 refuses the package of that name and asks for its own fork by an
+   address on GitHub (axolotl/integrations/cut_cross_entropy/__init__.py), which no package index has and no lock pins.
+6. A sharded base is ZeRO-3 for LoRA, FSDP2 for QLoRA (DeepSpeed cannot shard 4-bit weights), whose checkpoints are
+   sharded too, since a full one would hold the first process's part of the adapter; full training takes the fastest
+   ZeRO stage. Only when nothing fits, the optimizer is offloaded to the machine's memory, then parameters.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from tools import BadInput
+from tools.core import catalog
+from tools.core.catalog import Gpu, Method, Model, Tier
+from tools.recipes import memory
+from tools.recipes.memory import Settings
+
+SPARE = 0.08
+HOST_SPARE = 0.10
+SEQUENCES = (2048, 1536, 1024)
+OFFLOADS: tuple[Any, ...] = ("none", "optimizer", "parameters")
+# The share of a GPU's tensor throughput that training reaches with long micro batches: 40 to 55 % in
+# https://arxiv.org/abs/2104.04473 (table 1) and https://github.com/mosaicml/llm-foundry (throughput tables).
+EFFICIENCY = 0.45
+# Tokens of a micro batch with which half of that is reached: below, launching kernels takes longer than running them.
+HALF_TOKENS = 512
+# LLM.int8 splits each product in two and casts: about half the speed of 16 bits for tokens in the thousands;
+# https://arxiv.org/abs/2208.07339, appendix D.
+INT8_SLOWER = 2.0
+# Devices of a machine, at most: the largest that are joined as one, NVIDIA's NVL576, have 576.
+MOST_DEVICES = 1024
+# DeepSpeed's CPU Adam: bytes of weights, gradients and states each second, https://arxiv.org/abs/2101.06840, table 4.
+CPU_ADAM_GB_S = 30.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model's training on a tier with these settings: what it takes, whether it fits, how long an update takes.
+
+    `parts` and `host` in GiB; `seconds` for one update (an effective batch), 0 on a CPU, for which none is foreseen.
+    """
+
+    model: Model
+    tier: Tier
+    settings: Settings
+    parts: Mapping[str, float]
+    host: Mapping[str, float]
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """GiB on each device."""
+        return sum(self.parts.values())
+
+    @property
+    def limit(self) -> float:
+        """GiB that a device may take for a plan to fit."""
+        return self.tier.usable_gib * (1 - SPARE)
+
+    @property
+    def fits(self) -> bool:
+        """Whether device and machine keep what is to be spare."""
+        return self.total <= self.limit and sum(self.host.values()) <= self.tier.host_gib * (1 - HOST_SPARE)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second on all devices together, padding counted; 0 where no speed is foreseen."""
+        batch = self.settings.tokens * self.settings.accumulation * self.tier.world
+        return batch / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing to change: in words, as keys of a recipe, GiB won on each device, how much slower (0.2: 20 %)."""
+
+    words: str
+    keys: Mapping[str, Any]
+    plan: Plan
+    won: float
+    slower: float
+
+
+def of(model: Model, tier: Tier, settings: Settings) -> Plan:
+    """The plan of these very settings on a tier."""
+    parts = memory.device(model, settings, tier.world)
+    # On a CPU the one process is the device.
+    host = memory.host(model, settings, tier.devices, tier.world) if tier.devices else {}
+    return Plan(model, tier, settings, parts, host, seconds(model, tier, settings) if tier.gpu else 0.0)
+
+
+def seconds(model: Model, tier: Tier, s: Settings) -> float:
+    """Seconds of one update: its micro steps, then the exchange of gradients and the optimizer's step.
+
+    A rough figure, good for comparing settings: 2 operations a weight and token forward, as many backward for what is
+    frozen and twice for what is trained, once more where layers are recomputed (https://arxiv.org/abs/2205.05198).
+    """
+    z, gpu = model.sizes, catalog.gpus()[tier.gpu]
+    link = catalog.links()["network" if tier.nodes > 1 else tier.link].gb_s * 1e9
+    alone = tier.world == 1
+    head, layers = model.embedding, model.linear_parameters
+    attention = 2 * s.sequence_len * z.heads * z.head_dim * z.layers
+    forward = (2 * (layers + head) + attention) * s.tokens
+    again = 2 * layers * s.tokens if s.checkpointing else 0.0
+    operations = forward * (2 if s.rank else 3) + again
+    speed = gpu.tensor_tflops * 1e12 * EFFICIENCY * s.tokens / (s.tokens + HALF_TOKENS)
+    compute = operations / speed * (INT8_SLOWER if s.bits == 8 else 1.0)
+    passes = 3 if s.checkpointing else 2
+    if s.bits == 4:  # Weights are read in 4 bits, written and read again in 16, at each pass.
+        compute += passes * 4.5 * layers / (gpu.bandwidth_gb_s * 1e9)
+    trained = memory.trainable(model, s)
+    host = catalog.links()["none"].gb_s * 1e9
+    moved = 0.0
+    if s.sharded and not alone:
+        moved += 2 * memory.weight_bytes(model, s) / link
+    if s.sharding in ("zero2", "zero3") and not alone:
+        moved += 2.0 * trained / link
+    if s.offload == "parameters":
+        moved += 2 * memory.weight_bytes(model, s) / tier.world / host
+    # What is sent while layers compute is hidden behind them.
+    step = max(compute, moved)
+    update = 16.0 * trained / (gpu.bandwidth_gb_s * 1e9)
+    if s.optimizer.startswith("paged"):
+        update += 2 * 2.0 * trained / host
+    if s.sharding in ("ddp", "zero1") and not alone:
+        update += 4.0 * trained / link
+    if s.sharding in ("zero1", "zero2") and not alone:
+        update += 2.0 * trained / link
+    if s.offload != "none":
+        share = trained / tier.world
+        update += 4.0 * share / host + 16.0 * trained / tier.nodes / (CPU_ADAM_GB_S * 1e9)
+    return s.accumulation * step + update
+
+
+def base_settings(model: Model, method: Method, tier: Tier) -> Settings:
+    """The settings that method, model and tier decide alone; the rest is at its least memory."""
+    lora = method.adapter is not None
+    modern = tier.precision == "bf16"
+    shape = model.shape
+    return Settings(
+        rank=method.rank,
+        bits=32 if tier.precision == "fp32" else 4 if method.adapter == "qlora" else 16,
+        sequence_len=min(SEQUENCES[0], model.context),
+        micro_batch=1,
+        accumulation=method.effective_batch // tier.world,
+        dropout=method.dropout,
+        attention="flash" if modern else "sdpa",
+        loss="plain" if not modern else "fused" if shape.liger else "cut" if shape.cut_cross_entropy else "plain",
+        kernels=lora and modern and shape.lora_kernels,
+        liger=modern and shape.liger,
+        optimizer="adamw_torch_fused",
+    )
+
+
+def spreads(s: Settings, tier: Tier) -> Iterator[Settings]:
+    """The ways to spread a training over a tier's devices, or with `s.offload` into its machine's memory, by rule 6."""
+    alone = tier.world == 1
+    if s.offload != "none":
+        if not s.rank:
+            stages: tuple[Any, ...] = ("zero2", "zero3") if s.offload == "optimizer" else ("zero3",)
+            yield from (replace(s, sharding=stage) for stage in stages)
+        return
+    if s.rank:
+        yield replace(s, sharding="none" if alone else "ddp")
+        yield replace(s, sharding="none" if alone else "ddp", optimizer="adamw_8bit")
+        if not alone and s.bits in (4, 16) and tier.precision == "bf16":
+            # The fused LoRA kernels read whole weights, which a shard has not.
+            yield replace(s, sharding="fsdp2" if s.bits == 4 else "zero3", kernels=False)
+        return
+    if alone:
+        for optimizer in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"):
+            yield replace(s, optimizer=optimizer)
+    else:
+        for stage in ("zero1", "zero2", "zero3"):
+            yield replace(s, sharding=stage)  # type: ignore[arg-type]
+
+
+def batches(s: Settings, batch: int, tier: Tier) -> Iterator[int]:
+    """The micro batches that divide the effective batch, smallest first."""
+    share = batch // tier.world
+    yield from (size for size in range(1, share + 1) if share % size == 0)
+
+
+def choose(model: Model, method: Method, tier: Tier) -> Plan | None:
+    """The fastest plan that fits, by the rules above; None where none fits with at least 1024 tokens."""
+    found = chosen(model.key, method.adapter, method.rank, bool(method.dropout), method.effective_batch, tier.key)
+    if found and found.settings.dropout:
+        return replace(found, settings=replace(found.settings, dropout=method.dropout))
+    return found
+
+
+@cache
+def chosen(model: str, adapter: str | None, rank: int, dropout: bool, batch: int, tier: str) -> Plan | None:
+    """`choose` by keys, so that methods which differ in nothing that decides share one plan."""
+    method = next(
+        each
+        for each in catalog.methods().values()
+        if (each.adapter, each.rank, bool(each.dropout), each.effective_batch) == (adapter, rank, dropout, batch)
+    )
+    return search(catalog.models()[model], method, catalog.tiers()[tier])
+
+
+def search(model: Model, method: Method, tier: Tier) -> Plan | None:
+    """`choose`, without a memory of earlier answers: for models and tiers that the catalog does not hold."""
+    if tier.precision == "fp32":
+        return on_cpu(model, method, tier)
+    if not possible(method, tier):
+        return None
+    first = base_settings(model, method, tier)
+    widths: list[Any] = [first.bits]
+    if method.adapter == "lora":
+        widths.append(8)
+    for bits in widths:
+        # The LoRA kernels do not take an 8-bit base.
+        wide = replace(first, bits=bits, kernels=first.kernels and bits != 8)
+        lengths = [each for each in SEQUENCES if each <= model.context]
+        for length, offload in itertools.product(lengths, OFFLOADS):
+            tried = spreads(replace(wide, sequence_len=length, offload=offload), tier)
+            found = [plan for each in tried for plan in fitting(model, tier, each, method.effective_batch)]
+            if found:
+                return min(found, key=lambda plan: plan.seconds)
+    return None
+
+
+def possible(method: Method, tier: Tier) -> bool:
+    """Whether a method can be run on a tier at all: its devices divide the effective batch, its precision trains it."""
+    return method.effective_batch % tier.world == 0 and (method.adapter is not None or tier.precision != "fp16")
+
+
+def fitting(model: Model, tier: Tier, s: Settings, batch: int) -> Iterator[Plan]:
+    """The plans of one spread that fit, by micro batch and checkpointing; memory grows with both, so it stops early."""
+    for checkpointing in (True, False):
+        for size in batches(s, batch, tier):
+            accumulation = batch // (size * tier.world)
+            tried = replace(s, micro_batch=size, accumulation=accumulation, checkpointing=checkpointing)
+            plan = of(model, tier, tried)
+            if not plan.fits:
+                if size == 1 and checkpointing:
+                    return
+                break
+            yield plan
+
+
+def on_cpu(model: Model, method: Method, tier: Tier) -> Plan | None:
+    """The plan without a GPU: LoRA in float32, nothing recomputed, one episode at a time, the upper layers."""
+    if method.adapter != "lora" or not tier.trained:
+        return None
+    first = base_settings(model, method, tier)
+    layers = round(tier.trained * model.sizes.layers)
+    settings = replace(first, accumulation=1, checkpointing=False, optimizer="adamw_torch", trained_layers=layers)
+    settings = replace(settings, dropout=0.0, evaluation=0)
+    plans = (of(model, tier, replace(settings, sequence_len=length)) for length in SEQUENCES)
+    return next((plan for plan in plans if plan.fits), None)
+
+
+def advice(plan: Plan) -> list[Change]:
+    """What to change to take less memory: what makes it fit alone first, by least speed lost, then the rest by GiB won.
+
+    Only changes that win something are named.
+    """
+    s, model, tier = plan.settings, plan.model, plan.tier
+    batch = s.micro_batch * s.accumulation
+    tried: list[tuple[str, dict[str, Any], Settings]] = []
+    if not s.checkpointing:
+        tried.append(("recompute layers", {"gradient_checkpointing": True}, replace(s, checkpointing=True)))
+    if s.micro_batch > 1:
+        less = replace(s, micro_batch=1, accumulation=batch)
+        tried.append(("a micro batch of 1", {"micro_batch_size": 1, "gradient_accumulation_steps": batch}, less))
+    if s.rank and s.bits == 16 and not s.sharded:
+        four = {"adapter": "qlora", "load_in_4bit": True}
+        tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
+        eight = {"load_in_8bit": True}
+        if s.kernels:
+            eight |= dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
+        tried.append(("a base in 8 bits", eight, replace(s, bits=8, kernels=False)))
+    if s.bits == 8:
+        four = {"adapter": "qlora", "load_in_8bit": False, "load_in_4bit": True}
+        tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
+    for length in (s.sequence_len // 2, s.sequence_len // 4):
+        if length >= 512:
+            tried.append((f"sequences of {length} tokens", {"sequence_len": length}, replace(s, sequence_len=length)))
+    if "8bit" not in s.optimizer and s.sharding in ("none", "ddp"):
+        tried.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}, replace(s, optimizer="adamw_8bit")))
+    if not s.rank and s.optimizer == "adamw_8bit":
+        paged = {"optimizer": "paged_adamw_8bit"}
+        tried.append(("an optimizer whose states can leave the GPU", paged, replace(s, optimizer="paged_adamw_8bit")))
+    if s.rank > 8:
+        tried.append(("rank 8", {"lora_r": 8, "lora_alpha": 16}, replace(s, rank=8)))
+    if not s.rank:
+        words = "LoRA in place of full training"
+        adapter = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True, "learning_rate": 1e-4}
+        tried.append(
+            (words, adapter, replace(s, rank=16, sharding="none" if tier.world == 1 else "ddp", offload="none"))
+        )
+    found = []
+    for words, keys, settings in tried:
+        other = of(model, tier, settings)
+        slower = other.tokens_per_second and plan.tokens_per_second / other.tokens_per_second - 1
+        if plan.total - other.total >= 0.05:
+            found.append(Change(words, keys, other, plan.total - other.total, slower))
+    return sorted(found, key=lambda each: (not each.plan.fits, each.slower if each.plan.fits else -each.won))
+
+
+def disk(plan: Plan, checkpoints: int = 2) -> Mapping[str, float]:
+    """GiB on the disk by part, up to the GGUF."""
+    return memory.disk(plan.model, plan.settings, checkpoints)
+
+
+def for_gpu(gpu: Gpu, devices: int = 1, nodes: int = 1, host_gib: float = 0.0) -> Tier:
+    """A tier of one's own: so many of this GPU. Without `host_gib`, the machine has 4 times the GPUs' memory.
+
+    Raises BadInput for more devices than a machine has.
+    """
+    check_devices(devices)
+    return Tier(
+        key=f"{nodes}x{devices}x{gpu.key}" if nodes > 1 else f"{devices}x{gpu.key}" if devices > 1 else gpu.key,
+        nodes=nodes,
+        devices=devices,
+        gpu=gpu.key,
+        memory_gb=gpu.memory_gb,
+        usable_gib=gpu.usable,
+        host_gib=host_gib or 4.0 * gpu.memory_gb * devices,
+        precision="bf16" if gpu.modern else "fp16",
+        link=gpu.link,
+    )
+
+
+def check_devices(count: int) -> None:
+    """Raise BadInput for more devices than a machine has."""
+    if count > MOST_DEVICES:
+        raise BadInput(f"{count} GPUs in one machine; {MOST_DEVICES} are the most that are planned for")
+
+
+def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
+    """The settings that a recipe's keys say, whoever wrote them; what it leaves out is as Axolotl 0.19 has it."""
+    adapter = recipe.get("adapter")
+    layers = recipe.get("peft_layers_to_transform")
+    bits: Any = 4 if recipe.get("load_in_4bit") else 8 if recipe.get("load_in_8bit") else 16
+    attention = str(recipe.get("attn_implementation") or ("flash" if recipe.get("flash_attention") else "sdpa"))
+    sharding, offload = "none" if tier.world == 1 else "ddp", "none"
+    if deepspeed := str(recipe.get("deepspeed") or ""):
+        sharding = next((f"zero{stage}" for stage in "123" if f"zero{stage}" in deepspeed), sharding)
+        offload = "parameters" if "offload_all" in deepspeed else "optimizer" if "offload" in deepspeed else "none"
+    elif recipe.get("fsdp_config") or recipe.get("fsdp"):
+        sharding = "fsdp2"
+    plugins = " ".join(recipe.get("plugins") or [])
+    targets = recipe.get("lora_target_modules")
+    validates = recipe.get("val_set_size") or recipe.get("test_datasets")
+    cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins
+    fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins
+    return Settings(
+        rank=int(recipe.get("lora_r") or 8) if adapter else 0,
+        bits=32 if tier.precision == "fp32" else bits,
+        sequence_len=int(recipe.get("sequence_len") or 512),
+        micro_batch=int(recipe.get("micro_batch_size") or 1),
+        accumulation=int(recipe.get("gradient_accumulation_steps") or 1),
+        dropout=float(recipe.get("lora_dropout") or 0.0),
+        checkpointing=bool(recipe.get("gradient_checkpointing")),
+        attention="flash" if "flash" in attention else "eager" if attention == "eager" else "sdpa",
+        loss="cut" if cut else "fused" if fused else "chunked" if recipe.get("chunked_cross_entropy") else "plain",
+        kernels=bool(recipe.get("lora_mlp_kernel")),
+        liger="Liger" in plugins,
+        optimizer=str(recipe.get("optimizer") or "adamw_torch_fused"),
+        sharding=sharding,  # type: ignore[arg-type]
+        offload=offload,  # type: ignore[arg-type]
+        trained_layers=len(layers) if isinstance(layers, list) else None,
+        targets=tuple(targets) if isinstance(targets, list) and not recipe.get("lora_target_linear") else None,
+        whole=len(recipe.get("lora_modules_to_save") or []) if adapter else 0,
+        evaluation=int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1) if validates else 0,
+    )
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """A plan for machines: parts, total and limit in GiB, tier, whether it fits, and what to change first."""
+    return {
+        "model": plan.model.key,
+        "tier": plan.tier.key,
+        "fits": plan.fits,
+        "total_gib": round(plan.total, 2),
+        "limit_gib": round(plan.limit, 2),
+        "usable_gib": plan.tier.usable_gib,
+        "parts_gib": {name: round(value, 3) for name, value in plan.parts.items()},
+        "host_gib": {name: round(value, 2) for name, value in plan.host.items()},
+        "tokens_per_second": round(plan.tokens_per_second),
+        "settings": {name: getattr(plan.settings, name) for name in Settings.__slots__},
+        "changes": [
+            {
+                "change": each.words,
+                "keys": dict(each.keys),
+                "gib_won": round(each.won, 2),
+                "slower": round(each.slower, 2),
+                "fits": each.plan.fits,
+            }
+            for each in advice(plan)
+        ],
+    }

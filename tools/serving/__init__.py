@@ -1,0 +1,1 @@
+"""A model behind a server: Ollama, and the folders for other servers."""

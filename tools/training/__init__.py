@@ -1,0 +1,1 @@
+"""A recipe to an adapter: checked before the first GPU second, then Axolotl."""

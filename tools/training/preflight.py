@@ -1,0 +1,470 @@
+"""All that can go wrong with a recipe and its data, found before the first GPU second."""
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+import psutil
+
+from tools import BadInput
+from tools.core import catalog, chat_template, files, machine, quote, run_folder, trajectory
+from tools.core.catalog import Model, Tier
+from tools.recipes import plan, recipe, render
+from tools.recipes.plan import Plan
+from tools.training.tokens import IGNORED, tokenise
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+# How Axolotl calls the chat template that comes with the tokenizer; a longer name says what to take if there is none.
+TOKENIZERS_OWN = "tokenizer_default"
+# Below this share of trained tokens most of a GPU's time goes to what is read only.
+LITTLE_TRAINED = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: how grave, what, where (file:line), and how to mend it. An error stops a training."""
+
+    level: Literal["error", "warning", "advice"]
+    what: str
+    where: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found and measured: tokens in all and trained, the longest episode, the first one's mask."""
+
+    findings: list[Finding]
+    episodes: int = 0
+    tokens: int = 0
+    trained: int = 0
+    longest: int = 0
+    sequence_len: int = 0
+    preview: "Text | None" = None
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What stops a training."""
+        return [each for each in self.findings if each.level == "error"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training runs on: its tier's key, GPUs, free memory and disk in GiB, and whether a hub token is there."""
+
+    tier: str
+    devices: list[machine.Device]
+    memory_gib: float
+    disk_gib: float
+    token: bool = field(repr=False)
+
+
+def this_machine() -> Machine:
+    """The machine that this runs on."""
+    found, place = machine.devices(), run_folder.outputs()
+    while not place.exists():
+        place = place.parent
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Machine(
+        tier=machine.tier(found),
+        devices=found,
+        memory_gib=psutil.virtual_memory().available / 2**30,
+        disk_gib=shutil.disk_usage(place).free / 2**30,
+        token=bool(os.environ.get("HF_TOKEN")) or (home / "token").exists(),
+    )
+
+
+def check(
+    path: Path,
+    base: Path | str,
+    changes: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
+    tier: Tier | None = None,
+) -> Report:
+    """Check a recipe and its data with the parts that train: Axolotl's schema, its tokenising, its loss mask.
+
+    `base`: the base model's folder, or its hub name where it is not here yet: then the tokens are left for training.
+    Raises BadInput for what cannot be read at all: data that is not a ReAct episode, a recipe that Axolotl refuses.
+    """
+    settings = recipe.load(path, changes)
+    tier = tier or recipe.tier_of(path) or catalog.tiers()[(machine or this_machine()).tier]
+    episodes = read(path, changes)
+    if isinstance(base, Path) and with_its_own_template(path, settings):
+        chat_template.check(chat_template.written(base), str(base), {})  # Before Axolotl, which takes 10 s to load.
+    going = recipe.validate(path, changes, tier)
+    findings = [
+        Finding(
+            "warning", text, f"{path}:{recipe.line_of(path, recipe.named(path, text))}", "use the key that it names"
+        )
+        for text in going
+    ]
+    findings += quick(path, settings, tier, machine or this_machine())
+    findings += repeated(path, settings, episodes)
+    if not isinstance(base, Path):
+        return Report(findings, episodes=len(episodes), sequence_len=int(settings.get("sequence_len") or 512))
+    return tokens(path, base, settings, episodes, findings)
+
+
+def read(path: Path, changes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The episodes that a recipe trains on. Raises BadInput, with file:line, when one is not a ReAct episode."""
+    return list(trajectory.read(run_folder.ROOT / recipe.dataset(path, changes)["path"]))
+
+
+def quick(path: Path, settings: Mapping[str, Any], tier: Tier, machine: Machine) -> list[Finding]:
+    """What can be found without Axolotl and the base model: memory, disk, rates, devices, gates, checkpoints."""
+
+    def at(*keys: str) -> str:
+        return f"{path}:{recipe.line_of(path, *keys)}"
+
+    model = catalog.model_of(str(settings["base_model"]))
+    findings = [
+        *rates(settings, model, tier, at),
+        *batch(settings, tier, at),
+        *precision(settings, machine, at),
+        *gate(model, settings, machine, at),
+        *sharding(settings, at),
+        *stopped_build(settings, at),
+        *leftovers(path, settings, at),
+        *edited(path),
+    ]
+    if model:
+        findings += room(plan.of(model, tier, plan.from_recipe(settings, tier)), machine, at)
+    else:
+        say = "its memory is not predicted: the catalog does not know this base model"
+        findings.append(Finding("advice", say, at("base_model"), "make add-model HUB=... adds it"))
+    return findings
+
+
+def method_of(settings: Mapping[str, Any]) -> str:
+    """The method of a recipe: qlora for an adapter over a base in 4 bits, lora for any other adapter, else full."""
+    if not settings.get("adapter"):
+        return "full"
+    return "qlora" if settings.get("load_in_4bit") or settings["adapter"] == "qlora" else "lora"
+
+
+def rates(settings: Mapping[str, Any], model: Model | None, tier: Tier, at: Any) -> Iterator[Finding]:
+    """A learning rate outside of what is advised for the method; a tier that sets its own is left alone."""
+    method = catalog.methods()[method_of(settings)]
+    low, high = method.advised
+    rate = float(settings.get("learning_rate") or 0)
+    if "learning_rate" not in tier.changes and not low <= rate <= high:
+        where = "above" if rate > high else "below"
+        mend = f"learning_rate: {method.rate(model) if model else high:g}"
+        yield Finding(
+            "warning",
+            f"learning_rate {rate:g} is {where} {low:g} to {high:g}, advised for {method.title}",
+            at("learning_rate"),
+            mend,
+        )
+
+
+def batch(settings: Mapping[str, Any], tier: Tier, at: Any) -> Iterator[Finding]:
+    """An effective batch that is not the method's, on a tier of several devices: the recipe was made for another."""
+    wanted = catalog.methods()[method_of(settings)].effective_batch
+    product = int(settings.get("micro_batch_size") or 1) * int(settings.get("gradient_accumulation_steps") or 1)
+    if tier.gpu and product * tier.world != wanted:
+        what = f"{product} x {tier.world} devices = {product * tier.world} episodes an update; the method has {wanted}"
+        yield Finding("advice", what, at("gradient_accumulation_steps"), "change it, or the learning rate with it")
+
+
+def precision(settings: Mapping[str, Any], machine: Machine, at: Any) -> Iterator[Finding]:
+    """bf16 or FlashAttention on a device that has neither, and a GPU's recipe on a machine without one."""
+    flash = "flash" in str(settings.get("attn_implementation") or "")
+    if not machine.devices:
+        if flash or settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+            yield Finding(
+                "error",
+                "made for a GPU, and this machine has none",
+                at("attn_implementation"),
+                "TIER=cpu, or a machine with a GPU",
+            )
+        return
+    old = [each.name for each in machine.devices if not each.bf16]
+    if old and settings.get("bf16") not in (None, False, "auto"):
+        yield Finding(
+            "error",
+            f"bf16 on a {old[0]}, which has none",
+            at("bf16"),
+            "bf16: false and fp16: true; TIER=16gb-turing has it so",
+        )
+    if old and flash:
+        yield Finding(
+            "error",
+            f"FlashAttention 2 on a {old[0]}, for which it is not made",
+            at("attn_implementation"),
+            "attn_implementation: sdpa",
+        )
+
+
+def gate(model: Model | None, settings: Mapping[str, Any], machine: Machine, at: Any) -> Iterator[Finding]:
+    """A gated model without a token for the hub."""
+    if model and model.gated and not machine.token and not Path(str(settings["base_model"])).is_dir():
+        mend = f"accept its licence on its page on the hub, then `hf auth login` or HF_TOKEN=... ({model.hub})"
+        yield Finding("error", f"{model.title} is gated and no hub token is here", at("base_model"), mend)
+
+
+def sharding(settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+    """FSDP2 whose checkpoints hold a part of the adapter: accelerate 1.13 asks peft for it, which gathers nothing.
+
+    The first process saves its shard (accelerate/utils/fsdp_utils.py, `_get_model_state_dict` with adapter_only), the
+    others load nothing, and no one says so: two processes that resume go on with half an adapter.
+    """
+    way = settings.get("fsdp_config") or {}
+    if (
+        settings.get("adapter")
+        and settings.get("fsdp_version") == 2
+        and way.get("state_dict_type") == "FULL_STATE_DICT"
+    ):
+        yield Finding(
+            "error",
+            "checkpoints would hold the first process's part of the adapter alone; resumed, the rest begins anew",
+            at("fsdp_config", "state_dict_type"),
+            "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
+        )
+
+
+def stopped_build(settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+    """A lock of a build of DeepSpeed's extensions that was killed: every later training waits for it without a word.
+
+    Where torch builds them, see torch/utils/cpp_extension.py, `_get_build_directory`; its FileBaton waits for ever.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(home, "torch_extensions"))
+    for lock in sorted(place.rglob("lock")) if settings.get("deepspeed") else ():
+        what = f"a build of DeepSpeed's {lock.parent.name} was stopped, or runs now: training would wait for it"
+        yield Finding("warning", what, at("deepspeed"), f"where no other training runs: rm {lock}")
+
+
+def edited(path: Path) -> Iterator[Finding]:
+    """A recipe of recipes/ that a person edited there, where `make recipes` wants its own."""
+    if path.resolve().is_relative_to(render.RECIPES) and render.edited(path):
+        mend = "copy it elsewhere and `git checkout` the original; RECIPE=path/to/my.yaml takes the copy"
+        yield Finding("advice", "generated, and edited in place: make recipes will stop at it", f"{path}:1", mend)
+
+
+def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+    """Checkpoints in the run's folder that another recipe, other data or another base wrote."""
+    begun = recipe.folder(path).checkpoints / "inputs.json"
+    if not begun.exists():
+        return
+    inputs = orjson.loads(begun.read_bytes())
+    data = run_folder.ROOT / recipe.dataset(path, settings)["path"]
+    now = {"recipe": files.sha256(path), "data": files.sha256(data)}
+    differ = [what for what, digest in now.items() if inputs.get(what) != digest]
+    if differ and any(begun.parent.glob("checkpoint-*")):
+        mend = "FORCE=1 starts anew and removes them; a copy of the recipe under another name trains beside them"
+        what = f"the checkpoints in {begun.parent} are of another {' and '.join(differ)}"
+        yield Finding("warning", what, at("output_dir"), mend)
+
+
+def room(found: Plan, machine: Machine, at: Any) -> Iterator[Finding]:
+    """Too little memory on the devices or in the machine (on a CPU they are one), too little disk."""
+    free = min((each.gib for each in machine.devices), default=machine.memory_gib)
+    take = f"takes {found.total:.1f} GiB on each device by prediction"
+    first = plan.advice(found)[:2]
+    mend = "; ".join(f"{each.words} ({keys(each.keys)}) wins {each.won:.1f} GiB" for each in first) or "a smaller model"
+    if found.total > free:
+        yield Finding("error", f"{take}; {free:.1f} are there", at("micro_batch_size"), mend)
+    elif found.total > free * (1 - plan.SPARE):
+        yield Finding("warning", f"{take}; of {free:.1f} less than 8 % stay free", at("micro_batch_size"), mend)
+    host = sum(found.host.values())
+    if host > machine.memory_gib and machine.devices:
+        yield Finding(
+            "error",
+            f"takes {host:.0f} GiB of the machine's own memory; {machine.memory_gib:.0f} are free",
+            at("deepspeed"),
+            "close other programs; a tier without offload",
+        )
+    disk = sum(plan.disk(found).values())
+    if disk > machine.disk_gib:
+        yield Finding(
+            "error",
+            f"takes {disk:.0f} GiB of disk to the GGUF; {machine.disk_gib:.0f} are free",
+            at("output_dir"),
+            "free some; REACT_RECIPES_OUTPUTS names another disk",
+        )
+
+
+def keys(changes: Mapping[str, Any]) -> str:
+    """Keys and values as they stand in a recipe, on one line."""
+    return ", ".join(
+        f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items()
+    )
+
+
+def repeated(path: Path, settings: Mapping[str, Any], episodes: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Episodes that stand twice in the training data, and those that the test set has too."""
+    data = recipe.dataset(path, settings)["path"]
+    seen: dict[bytes, int] = {}
+    twice = []
+    for number, episode in enumerate(episodes, 1):
+        text = orjson.dumps(episode["messages"])
+        if text in seen:
+            twice.append((number, seen[text]))
+        seen.setdefault(text, number)
+    if twice:
+        number, first = twice[0]
+        yield Finding(
+            "warning",
+            f"{len(twice)} episodes stand twice; this one is line {first} too",
+            f"{data}:{number}",
+            "remove one of each",
+        )
+    if (run_folder.ROOT / data).resolve() != trajectory.TEST_DATA:
+        known = (seen.get(orjson.dumps(each["messages"])) for each in trajectory.read(trajectory.TEST_DATA))
+        leaked = [number for number in known if number]
+        if leaked:
+            yield Finding(
+                "error",
+                f"{len(leaked)} episodes are in the test set too",
+                f"{data}:{leaked[0]}",
+                f"remove them, here or in {trajectory.TEST_DATA.relative_to(run_folder.ROOT)}",
+            )
+
+
+def tokens(
+    path: Path, base: Path, settings: dict[str, Any], episodes: list[dict[str, Any]], findings: list[Finding]
+) -> Report:
+    """The rest of a check, on the tokens that Axolotl itself makes of the data: lengths, mask, template, end token."""
+    entry = recipe.dataset(path, settings)
+    data, length = entry["path"], int(settings.get("sequence_len") or 512)
+    tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(path, settings))
+    tokenised = tokenise(base, entry, episodes, length, settings)
+    found = [*findings, *mask(data, tokenizer, episodes, tokenised), *lengths(path, data, tokenised, length)]
+    total, trained = (
+        sum(len(ids) for ids, _ in tokenised),
+        sum(label != IGNORED for _, made in tokenised for label in made),
+    )
+    if 0 < trained < LITTLE_TRAINED * total:
+        found.append(
+            Finding(
+                "advice",
+                f"only {trained / total:.1%} of the tokens are trained",
+                str(data),
+                "shorter observations, or a shorter system prompt",
+            )
+        )
+    return Report(
+        findings=found,
+        episodes=len(episodes),
+        tokens=total,
+        trained=trained,
+        longest=max(len(ids) for ids, _ in tokenised),
+        sequence_len=length,
+        preview=preview(tokenizer, *tokenised[0]),
+    )
+
+
+def with_its_own_template(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a recipe trains with the chat template that the base's tokenizer has."""
+    named = recipe.dataset(path, settings).get("chat_template") or settings.get("chat_template") or TOKENIZERS_OWN
+    return str(named).startswith(TOKENIZERS_OWN)
+
+
+def lengths(path: Path, data: str, tokenised: list[Any], length: int) -> Iterator[Finding]:
+    """Episodes longer than the sequence: an error when most are, since training drops them."""
+    long = [number for number, (ids, _) in enumerate(tokenised, 1) if len(ids) > length]
+    if not long:
+        return
+    longest = max(len(ids) for ids, _ in tokenised)
+    share = f"{len(long) / len(tokenised):.0%} of the episodes are dropped"
+    what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: {share}"
+    mend = (
+        f"sequence_len: {-(-longest // 256) * 256} ({path}:{recipe.line_of(path, 'sequence_len')}), or shorter episodes"
+    )
+    yield Finding("error" if len(long) * 2 > len(tokenised) else "warning", what, f"{data}:{long[0]}", mend)
+
+
+def mask(data: str, tokenizer: Any, episodes: list[dict[str, Any]], tokenised: list[Any]) -> Iterator[Finding]:
+    """A loss mask that is not the assistant's turns and the token that ends each: a template and an eos at odds."""
+    for number, (episode, (ids, labels)) in enumerate(zip(episodes, tokenised, strict=True), 1):
+        said = [turn["content"] for turn in episode["messages"] if turn["role"] == "assistant"]
+        trained = [tokenizer.decode(span) for span in spans(ids, labels)]
+        if trained != [f"{text}{tokenizer.eos_token}" for text in said]:
+            pairs = itertools.zip_longest(trained, said, fillvalue="")
+            seen, wanted = next(pair for pair in pairs if pair[0] != f"{pair[1]}{tokenizer.eos_token}")
+            shown = f"{seen[-60:]!r}, and not {(wanted + tokenizer.eos_token)[-60:]!r}"
+            what = f"trained is not what the assistant says and its end token: {shown}"
+            mend = "roles_to_train: [assistant], train_on_eos: turn, an eos_token that ends the template's turns"
+            yield Finding("error", what, f"{data}:{number}", mend)
+            return
+
+
+def spans(ids: list[int], labels: list[int]) -> list[list[int]]:
+    """The runs of trained tokens of one episode, in order."""
+    found: list[list[int]] = []
+    for position, label in enumerate(labels):
+        if label == IGNORED:
+            continue
+        if position == 0 or labels[position - 1] == IGNORED:
+            found.append([])
+        found[-1].append(ids[position])
+    return found
+
+
+def preview(tokenizer: Any, ids: list[int], labels: list[int]) -> "Text":
+    """One episode as the model sees it: trained tokens bold green, all others dim."""
+    from rich.text import Text
+
+    text = Text()
+    for token, label in zip(ids, labels, strict=True):
+        said = quote.visible(tokenizer.decode([token]), keep="\n\t")
+        text.append(said, style="dim" if label == IGNORED else "bold green")
+    return text
+
+
+def table(findings: list[Finding]) -> list[str]:
+    """The findings as lines for the screen, the gravest first."""
+    order = ("error", "warning", "advice")
+    ranked = sorted(findings, key=lambda each: order.index(each.level))
+    return [f"{each.level}: {each.where}: {each.what}. {each.mend[:1].upper()}{each.mend[1:]}" for each in ranked]
+
+
+def show(found: Report) -> None:
+    """Print a check's preview, its figures and its findings, gravest last, where the eye is."""
+    from rich.console import Console
+
+    if found.preview:
+        Console().print(found.preview)
+        print(
+            f"check: {found.episodes} episodes, {found.tokens} tokens, {found.trained / found.tokens:.0%} of them "
+            f"trained (green above), the longest {found.longest} of {found.sequence_len}"
+        )
+    for line in table(found.findings):
+        print(quote.visible(line))
+
+
+def all_recipes() -> Iterator[dict[str, Any]]:
+    """Every recipe held against Axolotl's schema under its tier: a line each, in the order of the files, on all cores.
+
+    "ok", or what is wrong; Axolotl is imported once, and the processes are forked from it.
+    """
+    import multiprocessing
+
+    recipe.schema((), run_folder.ROOT)
+    files = [recipe.RECIPES / tier / f"{name}.yaml" for tier in catalog.tiers() for name in recipe.names(tier)]
+    with multiprocessing.get_context("fork").Pool(machine.cores()) as pool:
+        yield from pool.imap(one, files, chunksize=16)
+
+
+def one(path: Path) -> dict[str, Any]:
+    """One recipe held against Axolotl's schema: {"recipe", "ok", "findings"}."""
+    name = f"{path.parent.name}/{path.stem}"
+    try:
+        going = recipe.validate(path)
+    except BadInput as error:
+        return {"recipe": name, "ok": False, "findings": [str(error)]}
+    return {"recipe": name, "ok": not going, "findings": going}
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """A report for machines."""
+    values = {key: value for key, value in vars(report).items() if key not in ("preview", "findings")}
+    return values | {"ok": not report.errors, "findings": [asdict(each) for each in report.findings]}

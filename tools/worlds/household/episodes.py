@@ -1,0 +1,197 @@
+"""Episodes of the household: the expert's games as conversations, and rooms that training never saw."""
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tools import BadInput, Failed
+from tools.core import files, progress, run_folder
+from tools.worlds.household import alfworld
+from tools.worlds.household.expert import STYLES, SYSTEM, Expert, Lost, system
+from tools.worlds.household.rooms import make_room, make_room_for
+from tools.worlds.household.world import Room, World, facts
+
+MOST_STEPS = 30
+# Long games teach little that short ones do not, and cost most of all to train on.
+TRAIN_STEPS = 12
+# Each use draws its rooms from seeds of its own.
+FIRST_SEED = {"train": 0, "test": 1_000_000, "play": 2_000_000}
+TRAIN_EPISODES = 240
+TEST_EPISODES = 48
+SLIP = 0.2
+# Rooms drawn for others than us; far from the seeds above, and so far apart that two seeds' rooms never meet.
+FIRST_DRAWN = 1_000_000_000
+SEEDS_APART = 1_000_000_000
+MOST_MISSED = 2000
+
+
+def episode(
+    room: Room, slip: float, steps: int = MOST_STEPS, style: str = "full", prompt: str = SYSTEM
+) -> dict[str, Any] | None:
+    """The expert's game in a room as one conversation; None when it does not win within `steps` actions.
+
+    Raises ValueError when the task is put in words that the expert does not know.
+    """
+    world = World(room)
+    observation = room.introduction
+    expert = Expert(observation, random.Random(room.seed), slip, style)
+    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": observation}]
+    for _ in range(steps):
+        try:
+            thought, action = expert.act(observation)
+        except Lost:
+            return None
+        messages.append({"role": "assistant", "content": f"Thought: {thought}\nAction: {action}"})
+        observation = world.step(action)
+        if world.won:
+            return {"id": room.name or f"household-{room.seed}", "task": room.task, "messages": messages}
+        messages.append({"role": "user", "content": f"Observation: {observation}"})
+    return None
+
+
+def rooms(use: str, count: int, known: Iterable[str] = (), steps: int = MOST_STEPS) -> Iterator[Room]:
+    """`count` rooms for "train", "test" or "play" that the expert wins in `steps`, none with a known introduction."""
+    told = set(known)
+    seed = FIRST_SEED[use]
+    while count:
+        room = make_room(seed)
+        seed += 1
+        if room.introduction not in told and episode(room, slip=0, steps=steps):
+            told.add(room.introduction)
+            count -= 1
+            yield room
+
+
+def train_episodes() -> Iterator[dict[str, Any]]:
+    """The committed training set."""
+    for room in rooms("train", TRAIN_EPISODES, steps=TRAIN_STEPS):
+        yield episode(room, SLIP) or episode(room, slip=0) or {}
+
+
+def introductions(episodes: Iterable[dict[str, Any]]) -> set[str]:
+    """The first observations of episodes: what tells two layouts apart."""
+    return {each["messages"][1]["content"] for each in episodes}
+
+
+def test_episodes() -> Iterator[dict[str, Any]]:
+    """The committed test set: other seeds and other layouts than the training set's."""
+    for room in rooms("test", TEST_EPISODES, introductions(train_episodes())):
+        yield episode(room, slip=0) or {}
+
+
+def write_committed(force: bool = False) -> None:
+    """Write data/train.jsonl and data/test.jsonl, and say so; files that are the same are left alone.
+
+    Raises BadInput for one that was changed, unless `force`.
+    """
+    for name, made in (("train", train_episodes()), ("test", test_episodes())):
+        lines = [orjson.dumps(each) + b"\n" for each in made]
+        path = run_folder.ROOT / "data" / f"{name}.jsonl"
+        if not path.is_file() or files.sha256(path) != files.sha256_of(b"".join(lines)):
+            with files.output(path, force) as beside:
+                beside.write_bytes(b"".join(lines))
+        print(f"data/{name}.jsonl: {len(lines)} episodes")
+
+
+def unseen_rooms(count: int) -> Iterator[Room]:
+    """Rooms to play whose layouts are in neither committed set."""
+    known = introductions(train_episodes()) | introductions(test_episodes())
+    yield from rooms("play", count, known)
+
+
+def drawn_rooms(seed: int, tasks: Sequence[str], rooms: Sequence[str]) -> Iterator[Room]:
+    """Rooms without end, tasks and rooms by turns; another seed has none of the same rooms.
+
+    Raises BadInput when ALFRED sets none of the tasks in any of the rooms.
+    """
+    places = {task: [each for each in facts()["tasks"][task]["rooms"] if each in rooms] for task in tasks}
+    turns = [task for task in tasks if places[task]]
+    if not turns:
+        raise BadInput(f"{', '.join(tasks)}: set in none of {', '.join(rooms)}; see catalog/household.yaml")
+    first = FIRST_DRAWN + seed * SEEDS_APART
+
+    def drawn(number: int) -> Room:
+        turn, which = divmod(number, len(turns))
+        task = turns[which]
+        return make_room_for(first + number, task, places[task][turn % len(places[task])])
+
+    return map(drawn, itertools.count())
+
+
+def played(rooms: Iterable[Room], slip: float, style: str, steps: int, prompt: str) -> Iterator[dict[str, Any] | None]:
+    """For each room the expert's game, or None where there is none: lost, put in other words, or a room met before."""
+    met: set[int] = set()
+    for room in rooms:
+        told = hash((room.introduction, *room.receptacles.items()))
+        try:
+            game = None if told in met else episode(room, slip, steps, style, prompt)
+        except ValueError:
+            game = None
+        met.add(told)
+        yield game
+
+
+def make(
+    out: str,
+    count: int,
+    seed: int = 0,
+    tasks: str = "all",
+    rooms: str = "all",
+    style: str = "full",
+    slip: float = 0.0,
+    steps: int = MOST_STEPS,
+    games: str = "",
+    force: bool = False,
+) -> dict[str, int]:
+    """Write at most `count` of the expert's episodes to a JSONL file; how many were written and left out.
+
+    `tasks` and `rooms`: names with commas between, or "all"; `games`: a folder of ALFWorld's own, in place of drawn
+    rooms. `force`: replace a file that is there. Left out are games that the expert loses, cannot read the task of, or
+    has met before. Raises BadInput.
+    """
+    if style not in STYLES:
+        raise BadInput(f"{style}: the expert's styles are {', '.join(STYLES)}")
+    files.check_output(out, force)
+    asked = _chosen("tasks", tasks)
+    if games:
+        own: Iterable[Room] = (room for room in alfworld.games(alfworld.folder(games)) if room.task in asked)
+    else:
+        own = drawn_rooms(seed, asked, _chosen("rooms", rooms))
+    with files.output(out, force) as beside:
+        return write(beside, own, asked, count, slip, style, steps)
+
+
+def _chosen(what: str, names: str) -> list[str]:
+    known = facts()[what]
+    chosen = list(known) if names == "all" else names.split(",")
+    for each in chosen:
+        if each not in known:
+            raise BadInput(f"{each}: not among the household's {what}: {', '.join(known)}")
+    return chosen
+
+
+def write(
+    out: Path, rooms: Iterable[Room], tasks: Sequence[str], count: int, slip: float, style: str, steps: int
+) -> dict[str, int]:
+    """Write at most `count` episodes; how many were written and left out.
+
+    `tasks`: what the rooms may ask for; the system prompt names the actions that they need. Raises Failed when the
+    expert wins none of many rooms in a row.
+    """
+    counts, missed = {"episodes": 0, "left out": 0}, 0
+    with out.open("wb") as file, progress.bar("the expert plays", count, "episodes") as shown:
+        for game in played(rooms, slip, style, steps, system(tasks)):
+            counts["episodes" if game else "left out"] += 1
+            missed = 0 if game else missed + 1
+            if game:
+                file.write(orjson.dumps(game) + b"\n")
+                shown.advance()
+            if counts["episodes"] == count:
+                break
+            if missed == MOST_MISSED:
+                raise Failed(f"{missed} rooms in a row without an episode: more steps than {steps} are needed")
+    return counts

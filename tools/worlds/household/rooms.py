@@ -1,0 +1,123 @@
+"""Rooms made from a seed: what stands where, what lies in it, and a task that can be done there."""
+
+import random
+from collections.abc import Collection, Sequence
+from functools import cache
+from typing import Any
+
+from tools.worlds.household.world import Room, facts, kind
+
+
+def make_room(seed: int) -> Room:
+    """A room as the committed episodes have them; the same seed gives the same room on every machine."""
+    committed = facts()["committed"]
+    return _make(seed, committed["room"], committed["tasks"])
+
+
+def make_room_for(seed: int, task: str, place: str) -> Room:
+    """A kitchen, livingroom, bedroom or bathroom with a task that ALFRED sets there, told in ALFWorld's order."""
+    room = _make(seed, place, (task,))
+    inside = {name: _in_order(room.receptacles[name]) for name in _in_order(room.receptacles)}
+    order = _in_order([thing for things in inside.values() for thing in things])
+    return Room(seed, task, room.object, room.target, room.goal, inside, order)
+
+
+def _in_order(names: Collection[str]) -> tuple[str, ...]:
+    """By name, the highest number first, as ALFWorld numbers what it tells."""
+    split = [(name.rsplit(" ", 1), name) for name in names]
+    return tuple(name for _, name in sorted(split, key=lambda each: (each[0][0], -int(each[0][1]))))
+
+
+def _make(seed: int, place: str, tasks: Sequence[str]) -> Room:
+    rng = random.Random(seed)
+    while True:
+        room = _draw(rng, seed, place, tasks)
+        if room:
+            return room
+
+
+@cache
+def _fitting(place: str) -> dict[str, list[str]]:
+    """For each receptacle, the room's objects that it takes."""
+    known = facts()
+    things = known["rooms"][place]["objects"]
+    return {each: [thing for thing in things if each in known["objects"][thing]["in"]] for each in known["receptacles"]}
+
+
+@cache
+def _doable(place: str, task: str) -> list[str]:
+    """The room's objects that a task can be about."""
+    known = facts()
+    things = known["rooms"][place]["objects"]
+    return [thing for thing in things if task in ("put", "look", "two", *known["objects"][thing]["can"])]
+
+
+def _draw(rng: random.Random, seed: int, place: str, tasks: Sequence[str]) -> Room | None:
+    """One try at a room; None when the drawn task cannot be set in it."""
+    known = facts()
+    room: dict[str, Any] = known["rooms"][place]
+    kinds = sorted(room["receptacles"])
+    if rng.random() < 0.5:
+        rng.shuffle(kinds)
+    names: list[str] = []
+    for each in kinds:
+        numbers = list(range(1, rng.randint(*room["receptacles"][each]) + 1))
+        names += [f"{each} {number}" for number in (numbers if rng.random() < 0.5 else reversed(numbers))]
+
+    task = rng.choice(tasks)
+    object_kind = rng.choice(_doable(place, task))
+    thing = known["objects"][object_kind]
+    if task == "look":
+        target = room["lamp"]
+    else:
+        present = {kind(name) for name in names}
+        targets = [each for each in thing["in"] if each in present and each != known["tasks"][task].get("at")]
+        if not targets:
+            return None
+        target = rng.choice(targets)
+    places = [name for name in names if kind(name) in thing["in"] and kind(name) != target]
+    likely = [name for name in places if kind(name) in known["likely"][thing["kind"]]]
+    unlikely = [name for name in places if name not in likely]
+    if not likely:
+        return None
+
+    wanted: list[str] = [rng.choice(unlikely if unlikely and rng.random() < 0.16 else likely)]
+    if task == "two":
+        wanted.append(rng.choice(unlikely if unlikely and rng.random() < 0.16 else likely))
+    if rng.random() < 0.25:
+        wanted.append(rng.choice(likely))
+    set_out = [(name, object_kind) for name in wanted]
+    if lamp := room.get("lamp"):
+        stands = known["likely"][known["objects"][lamp]["kind"]]
+        set_out.append((rng.choice([name for name in names if kind(name) in stands]), lamp))
+    inside = _fill(rng, names, object_kind, set_out, _fitting(place))
+    goal = rng.choice(known["tasks"][task]["say"]).format(object=object_kind, target=target)
+    return Room(seed, task, object_kind, target, goal, inside)
+
+
+def _fill(
+    rng: random.Random,
+    names: list[str],
+    object_kind: str,
+    set_out: list[tuple[str, str]],
+    fitting: dict[str, list[str]],
+) -> dict[str, tuple[str, ...]]:
+    """What lies where: things as `set_out` has them, others around them but for the task's, all numbered at random."""
+    receptacles = facts()["receptacles"]
+    lying: dict[str, list[str]] = {name: [] for name in names}
+    for name, thing in set_out:
+        lying[name].append(thing)
+    for name in names:
+        room_for = rng.randint(0, receptacles[kind(name)]["most"]) - len(lying[name])
+        fits = [each for each in fitting[kind(name)] if each != object_kind]
+        lying[name] += rng.sample(fits, min(max(room_for, 0), len(fits)))
+    spots = [(name, index) for name in names for index in range(len(lying[name]))]
+    rng.shuffle(spots)
+    counted: dict[str, int] = {}
+    for name, index in spots:
+        each = lying[name][index]
+        counted[each] = counted.get(each, 0) + 1
+        lying[name][index] = f"{each} {counted[each]}"
+    for things in lying.values():
+        rng.shuffle(things)
+    return {name: tuple(things) for name, things in lying.items()}

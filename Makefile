@@ -174,6 +174,9 @@ test: setup ## lint, types, and all tests with coverage
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15 --cov tools --cov-report term
 
+docs: .venv/.ready ## write docs/cli.md, the page of all commands and options, anew
+	.venv/bin/typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
+
 lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)
 	"$$UV" pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \

@@ -1,11 +1,14 @@
 """The command line: help at once, one clear line and the right exit status for what is wrong, nothing half-written."""
 
+import html
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from tests.parts.command import tools
@@ -23,6 +26,22 @@ def test_help_imports_nothing_heavy() -> None:
     script = "import sys, tools.cli; print([name for name in sys.modules if name in ('torch', 'pydantic', 'axolotl')])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
     assert "Commands" in tools("--help").stdout
+
+
+def test_every_argument_and_option_says_what_it_is() -> None:
+    commands: Any = typer.main.get_command(cli.app)
+    page = html.unescape((run_folder.ROOT / "docs" / "cli.md").read_text())
+    for name, command in commands.commands.items():
+        for each in command.params:
+            assert each.help and each.help in page, (name, each.name)
+
+
+def test_the_page_of_all_commands_is_as_they_are(tmp_path: Path) -> None:
+    page = tmp_path / "cli.md"
+    command = [sys.executable, "-m", "typer", "tools.cli", "utils", "docs", "--name", "python -m tools"]
+    command += ["--title", "The command line", "--output", str(page)]
+    subprocess.run(command, cwd=run_folder.ROOT, capture_output=True, check=True)
+    assert page.read_text() == (run_folder.ROOT / "docs" / "cli.md").read_text(), "make docs writes it anew"
 
 
 @pytest.mark.parametrize("arguments", [("plan", "qwen7b-qlora", "--tier", "24gb"), ("list",), ("recommend",)])

@@ -13,7 +13,8 @@ import typer
 from tools import BadInput, Failed
 from tools.core import quote
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+ABOUT = "From agent trajectories to a model that answers in Ollama: check, train, convert, prove, serve, play."
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=ABOUT)
 
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (smollm2-135m-lora) or its path")]
 Base = Annotated[str, typer.Option("--base", help="another base model: a folder or a hub name")]

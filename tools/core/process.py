@@ -5,10 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 KEEPER = Path(__file__).with_name("keeper.py")
 # Seconds that a program which is told to stop has to do so.
@@ -67,6 +67,37 @@ class Program(subprocess.Popen[Any]):
             super().__exit__(kind, value, trace)
         finally:
             self.let_go()
+
+
+@contextlib.contextmanager
+def following(
+    command: Sequence[str], log: IO[bytes] | None = None, **options: Any
+) -> Iterator[tuple[Program, Iterator[str]]]:
+    """A program and the lines of what it writes, stdout and stderr alike, as they come; its end is waited for.
+
+    A carriage return ends a line too, as progress bars write it. Each line also goes to `log`, with `***` in place of
+    the environment's secrets: programs that need them use many libraries. `options`: Popen's.
+    """
+    with Program(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as program:
+        yield program, written_by(program, log)
+
+
+def written_by(program: Program, log: IO[bytes] | None) -> Iterator[str]:
+    """The lines of `following`."""
+    assert program.stdout
+    hidden, pending = secrets(), b""
+    while piece := os.read(program.stdout.fileno(), 2**16):
+        pending += piece
+        cut = 1 + max(pending.rfind(b"\r"), pending.rfind(b"\n"))
+        whole, pending = pending[:cut], pending[cut:]
+        if log:
+            log.write(redacted(whole, hidden))
+            log.flush()
+        yield from (line.decode(errors="replace") for line in re.split(rb"[\r\n]", whole)[:-1])
+    if pending:
+        if log:
+            log.write(redacted(pending, hidden))
+        yield pending.decode(errors="replace")
 
 
 def finished(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:

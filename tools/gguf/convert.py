@@ -5,14 +5,13 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from tools import BadInput, Failed
 from tools.core import files, hf_folder, machine, progress, run_folder
-from tools.core.process import Program, without_secrets
+from tools.core.process import following, without_secrets
 from tools.gguf import base, llamacpp, lora, merge
 
 # All types of llama-quantize; its --help says what each is, and itself when one needs an importance matrix.
@@ -169,19 +168,8 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
     Raises Failed with the last line that speaks of an error.
     """
     lines: list[str] = []
-    with (
-        progress.bar(title) as shown,
-        Program(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",  # llama-quantize cuts a long value in the middle of a letter
-            env=environment,
-        ) as process,
-    ):
-        assert process.stdout
-        for line in process.stdout:  # a progress bar's carriage return ends a line as well
+    with progress.bar(title) as shown, following(command, env=environment) as (process, written):
+        for line in written:
             if step := re.match(r"\[ *(\d+)/ *(\d+)\]", line) or re.search(r"(\d+)()%\|", line):
                 shown.update(int(step[1]), int(step[2] or 100), unit="tensors" if step[2] else "%")
             if line.strip() and (not step or "error" in line):  # llama-quantize fails in the middle of a line

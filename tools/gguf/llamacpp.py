@@ -17,7 +17,7 @@ import psutil
 
 from tools import BadInput, Failed
 from tools.core import files, machine, progress, run_folder
-from tools.core.process import Program, without_secrets
+from tools.core.process import Program, following, without_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -197,20 +197,9 @@ def follow(command: list[str], log: Any, environment: dict[str, str] | None = No
     """
     errors: list[str] = []
     what = "building" if "--build" in command else "configuring" if command[0] == "cmake" else "linking"
-    with (
-        progress.bar(f"llama.cpp: {what}") as shown,
-        Program(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, **(environment or {})},
-        ) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            log.write(line.encode())
+    told = os.environ | (environment or {})
+    with progress.bar(f"llama.cpp: {what}") as shown, following(command, log, env=told) as (process, lines):
+        for line in lines:
             if step := re.match(r"\[\s*(\d+)(?:/(\d+)|%)\]", line):
                 shown.update(int(step[1]), int(step[2] or 100), unit="" if step[2] else "%")
             elif re.search(r"\berror\b", line, re.IGNORECASE):

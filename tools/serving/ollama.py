@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 from tools import BadInput, Failed
 from tools.core import files, progress, quote, run_folder
-from tools.core.process import Program
+from tools.core.process import following
 from tools.gguf import llamacpp
 
 if TYPE_CHECKING:
@@ -143,9 +142,8 @@ def go_install(folder: Path, show: Callable[[str], None]) -> None:
     flag = f"-ldflags=-X={package}/version.Version={VERSION}"
     command = ["go", "install", flag, f"{package}@v{VERSION}"]
     line = "it wrote nothing"
-    with Program(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "GOBIN": str(folder)}) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
+    with following(command, env=os.environ | {"GOBIN": str(folder)}) as (process, lines):
+        for line in lines:
             show(line.strip())
     if process.returncode:
         raise Failed(f"Ollama could not be built ({line.strip()})")

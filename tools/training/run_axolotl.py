@@ -6,21 +6,20 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 import yaml
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, machine, progress, run_folder
-from tools.core.catalog import Tier
-from tools.core.process import Program, redacted, secrets
+from tools.core.catalog import Model, Tier
+from tools.core.process import Program, following
 from tools.core.run_folder import Run
 from tools.recipes import plan, recipe
 
@@ -33,6 +32,10 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": str(run_folder.ROOT),
 }
+# Keys of a recipe that change what a training takes, and not what it learns.
+SAME_RESULT = {"gradient_checkpointing", "micro_batch_size", "gradient_accumulation_steps"}
+# Of the memory predicted: a change that wins less is not named after a training ran out of it.
+LITTLE = 0.1
 # What progress_plugin.py prints: Axolotl itself ends with status 0 after a stop as after the last step.
 STOPPED = "react-recipes: stopped, with a checkpoint, at step"
 
@@ -73,15 +76,16 @@ def train(
             return this
         files.need_space(this.folder, 2)
         composed = compose(path, this, str(base), changes, tier, launch)
+        model = catalog.model_of(str(recipe.load(path, changes)["base_model"]))
         if launch.rank:  # The first machine alone keeps the run's folder.
             file = this.folder / f"recipe-{launch.rank}.yaml"
             files.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
-            follow(this, file, tier, launch)
+            follow(this, file, tier, launch, model)
             return this
         prepare(this, inputs, resume, force)
         with this.stage("train", inputs) as notes:
             files.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
-            notes |= follow(this, this.recipe, tier, launch) | {"bf16": bool(composed.get("bf16"))} | versions()
+            notes |= follow(this, this.recipe, tier, launch, model) | {"bf16": bool(composed.get("bf16"))} | versions()
             keep(this)
     return this
 
@@ -280,9 +284,10 @@ def command(file: Path, tier: Tier, launch: Launch) -> tuple[list[str], dict[str
     return [str(each) for each in start], environment
 
 
-def follow(this: Run, file: Path, tier: Tier, launch: Launch) -> dict[str, Any]:
+def follow(this: Run, file: Path, tier: Tier, launch: Launch, model: Model | None) -> dict[str, Any]:
     """Run Axolotl on a composed recipe with a progress line; returns steps, tokens, tokens/s and the last loss.
 
+    `model`: the recipe's, where the catalog knows it, for advice when memory does not suffice.
     Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (progress_plugin.py), then KeyboardInterrupt is
     raised; a second one ends it at once.
     """
@@ -290,17 +295,10 @@ def follow(this: Run, file: Path, tier: Tier, launch: Launch) -> dict[str, Any]:
     log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
     with (
         files.log(log) as kept,
-        Program(
-            start,
-            cwd=run_folder.ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process,
+        following(start, kept, cwd=run_folder.ROOT, env=os.environ | environment) as (process, lines),
+        Patience(process) as patience,
     ):
-        assert process.stdout
-        with Patience(process) as patience:
-            notes = show(lines(process.stdout, kept))
+        notes = show(lines)
     written = log.read_text(errors="replace")
     if STOPPED in written:
         step = written.rsplit(STOPPED, 1)[1].split()[0]
@@ -309,14 +307,14 @@ def follow(this: Run, file: Path, tier: Tier, launch: Launch) -> dict[str, Any]:
     if STOPPED in written or patience.asked:
         raise KeyboardInterrupt
     if process.returncode:
-        raise Failed(f"{why(log, written, process.returncode, this, tier)} (all of it: {log})")
+        raise Failed(f"{why(log, written, process.returncode, this, tier, model)} (all of it: {log})")
     return notes
 
 
 class Patience:
     """While it lasts, the first Ctrl-C or SIGTERM asks `process` to stop and waits; the second is taken as it comes."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: Program) -> None:
         self.process, self.asked = process, False
 
     def __enter__(self) -> "Patience":
@@ -337,13 +335,16 @@ class Patience:
         self.__exit__()
 
 
-def why(log: Path, written: str, status: int, this: Run, tier: Tier) -> str:
+def why(log: Path, written: str, status: int, this: Run, tier: Tier, model: Model | None) -> str:
     """Why a training failed: out of memory with the planner's advice, a loss that is no number, else its error."""
     error = last_error(log)
     if re.search(r"OutOfMemoryError|out of memory", written):
-        settings = recipe.load(this.recipe)
-        model = catalog.model_of(str(settings["base_model"]))
-        changes = plan.advice(plan.of(model, tier, plan.from_recipe(settings, tier)))[:3] if model else []
+        changes = []
+        if model:
+            planned = plan.of(model, tier, plan.from_recipe(recipe.load(this.recipe), tier))
+            # The prediction was too low, so what wins little is no help. First what leaves the training as it is.
+            changes = [each for each in plan.advice(planned) if each.won > LITTLE * planned.total]
+            changes = sorted(changes, key=lambda each: not each.keys.keys() <= SAME_RESULT)[:3]
         say = "; ".join(f"{each.words} wins {each.won:.1f} GiB, {each.slower:.0%} slower" for each in changes)
         return f"out of memory: {error}. To change first: {say or 'a smaller micro batch or sequence'}"
     if "FloatingPointError" in written:
@@ -351,22 +352,6 @@ def why(log: Path, written: str, status: int, this: Run, tier: Tier) -> str:
         last = f"the last good checkpoint is {good[-1].name}" if good else "no checkpoint was written before"
         return f"{error}; {last}; a lower learning_rate is the first thing to try"
     return f"Axolotl ended with status {status}: {error}"
-
-
-def lines(stream: IO[bytes], log: IO[bytes]) -> Iterator[str]:
-    """The output's lines, each also written to the log; a progress bar's carriage return ends a line too.
-
-    In the log `***` stands in place of the environment's secrets: training needs them, and its libraries are many.
-    """
-    hidden, pending = secrets(), b""
-    while piece := os.read(stream.fileno(), 65536):
-        pending += piece
-        cut = 1 + max(pending.rfind(b"\r"), pending.rfind(b"\n"))
-        whole, pending = pending[:cut], pending[cut:]
-        log.write(redacted(whole, hidden))
-        log.flush()
-        yield from (line.decode(errors="replace") for line in re.split(rb"[\r\n]", whole)[:-1])
-    log.write(redacted(pending, hidden))
 
 
 def show(output: Iterator[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.core import files, machine, run_folder  # noqa: E402
-from tools.gguf.convert import llamacpp  # noqa: E402
+from tools.gguf import llamacpp  # noqa: E402
 
 # Qwen2.5's shape, with random weights: 1.5 B, and one to try the bench with.
 SIZES: dict[str, dict[str, int]] = {

@@ -31,8 +31,8 @@ import orjson  # noqa: E402
 from tools import Failed  # noqa: E402
 from tools.core import catalog, files, machine, run_folder  # noqa: E402
 from tools.core.catalog import Model, Tier  # noqa: E402
-from tools.pipeline.training import run_axolotl  # noqa: E402
 from tools.recipes import memory, plan, recipe  # noqa: E402
+from tools.training import run_axolotl  # noqa: E402
 
 RECIPES = recipe.RECIPES / "80gb"
 # A training of some updates: nothing is validated or saved on the way.
@@ -288,7 +288,18 @@ def measured(this: run_folder.Run) -> dict[str, Any]:
 
 def as_json(rows: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
     """What bench/results/gpu.json holds."""
-    heads = ("case", "predicted GiB", "allocated", "reserved", "driver's", "error", "slots/s", "filled", "tokens/s")
+    heads = (
+        "case",
+        "predicted GiB",
+        "allocated",
+        "reserved",
+        "driver's",
+        "error",
+        "slots/s",
+        "predicted",
+        "filled",
+        "tokens/s",
+    )
     return {
         "title": "Recipes on a GPU",
         "command": "python bench/gpu.py",
@@ -303,11 +314,12 @@ def table_row(row: dict[str, Any]) -> str:
     """A row of the table. The error is left out where rows are not full, for which nothing is predicted."""
     if "failed" in row:
         cells = [f"{row['predicted_gib']:.1f}", "", "", f"{row['driver_gib']:.1f}", row["failed"].split(":")[0]]
-        return f"| {row['case']} | {' | '.join(cells)} |" + " |" * 3
+        return f"| {row['case']} | {' | '.join(cells)} |" + " |" * 4
     error = row["predicted_gib"] / row["driver_gib"] - 1 if row["driver_gib"] else 0.0
     cells = [f"{row[key]:.1f}" for key in ("predicted_gib", "allocated_gib", "reserved_gib", "driver_gib")]
     cells += [f"{error:+.1%}" if "sample_packing" in row["changes"] else ""]
-    cells += [f"{row['slots_per_second']}", f"{row['filled']:.0%}", f"{row['tokens_per_second']}"]
+    cells += [f"{row[key]:,}" for key in ("slots_per_second", "predicted_tokens_per_second")]
+    cells += [f"{row['filled']:.0%}", f"{row['tokens_per_second']:,}"]
     return f"| {row['case']} | {' | '.join(cells)} |"
 
 

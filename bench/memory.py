@@ -92,7 +92,7 @@ def predicted(case: dict[str, Any]) -> dict[str, Any]:
 def as_model(case: dict[str, Any]) -> Model:
     """The model of a published case: sizes from its entry."""
     sizes = {key: value for key, value in case["model"].items() if key not in ("architecture", "note")}
-    facts = {"title": case["id"], "hub": "", "licence": "", "gated": False, "family": "", "eos": "", "context": 0}
+    facts = {"title": case["id"], "hub": "", "licence": "", "gated": False, "family": "", "eos": "", "context": 1}
     architecture = case["model"]["architecture"]
     return Model(key=case["id"], **facts, architecture=architecture, sizes=Sizes(**sizes), parameters=0)
 

@@ -74,14 +74,15 @@ def test_a_copied_recipe_is_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "my.yaml"
     commands.new("qwen7b", "qlora", "24gb", str(out))
     assert not render.ours(out.read_text()) and "# from 24gb/qwen7b-qlora" in out.read_text()
-    assert yaml.safe_load(out.read_text()) == recipe.load(recipe.find("24gb/qwen7b-qlora"))
+    original = recipe.load(recipe.find("24gb/qwen7b-qlora"))
+    assert yaml.safe_load(out.read_text()) == original | {"output_dir": f"outputs/{tmp_path.name}/my/checkpoints"}
     with pytest.raises(BadInput, match="is there already"):
         commands.new("qwen7b", "qlora", "24gb", str(out))
     with pytest.raises(BadInput, match="does not fit on tier 6gb"):
         commands.new("qwen72b", "full", "6gb", str(tmp_path / "b.yaml"))
     out.write_text(out.read_text().replace("lora_r: 16", "lora_r: 32"))
     commands.diff("24gb/qwen7b-qlora", str(out))
-    assert capsys.readouterr().out.splitlines()[-1] == "lora_r: 16 becomes 32"
+    assert "lora_r: 16 becomes 32" in capsys.readouterr().out.splitlines()
 
 
 def test_a_model_is_added_with_what_its_tokenizer_strips(tmp_path: Path) -> None:
@@ -120,3 +121,23 @@ def test_a_model_is_added_from_its_folder(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.undo()
         catalog.models.cache_clear()
         plan.chosen.cache_clear()
+
+
+def test_a_copy_knows_its_own_name_folder_and_tier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "my own" / "agent.yaml"
+    out.parent.mkdir()
+    commands.new("qwen7b", "qlora", "24gb", str(out))
+    text = out.read_text()
+    assert f"make train RECIPE='{out}' TIER=24gb" in text and f"axolotl train '{out}'" in text
+    assert recipe.load(out)["output_dir"] == "outputs/my own/agent/checkpoints"
+    assert "qwen7b-qlora" not in text.replace("# from 24gb/qwen7b-qlora\n", "")
+    assert recipe.tier_of(out) == catalog.tiers()["24gb"]
+    commands.plan_of(str(out), "", "", 0, {}, [], False)
+    assert "on 24gb" in capsys.readouterr().out
+
+
+def test_a_recipe_of_no_known_tier_has_none(tmp_path: Path) -> None:
+    for number, head in enumerate(("", "# Run       make train RECIPE=x TIER=13gb\n", "# Run make train RECIPE=x\n")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(f"{head}base_model: org/model\n")
+        assert recipe.tier_of(path) is None

@@ -220,7 +220,7 @@ def split(name: str) -> tuple[Model, Any, str]:
 
 
 def new(model: str, method: str, tier: str, out: str, force: bool = False) -> None:
-    """Copy the recipe of a model and method to `out`, without the line that says that it is generated.
+    """Copy the recipe of a model and method to `out`, with its own name, command and output folder.
 
     `force`: replace a file that is there. Raises BadInput when it does not fit the tier, or `out` is there already.
     """
@@ -229,10 +229,19 @@ def new(model: str, method: str, tier: str, out: str, force: bool = False) -> No
     path, target = recipe.find(f"{key}-{way}", tier, machine.tier()), Path(out)
     if target.suffix not in (".yaml", ".yml"):
         raise BadInput(f"{out}: a recipe's name ends in .yaml")
-    text = render.HASH.sub(f"# from {path.parent.name}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
     with files.output(out, force, [path]) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(renamed(path, target), encoding="utf-8")
     print(f"{out}: edit it, then make train {shlex.quote(f'RECIPE={out}')}")
+
+
+def renamed(path: Path, copy: Path) -> str:
+    """The text of a generated recipe as a `copy` of another name has it: its commands and folder are the copy's."""
+    tier, there = path.parent.name, quote.visible(shlex.quote(str(copy)))
+    text = render.HASH.sub(f"# from {tier}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
+    text = text.replace(f"RECIPE={path.stem} TIER=", f"RECIPE={there} TIER=", 1)
+    text = text.replace(f"recipes/{tier}/{path.name}", there, 1)
+    folder = quote.yaml_scalar(f"outputs/{copy.resolve().parent.name}/{copy.stem}/checkpoints")
+    return re.sub(r"^output_dir: .*$", lambda _: f"output_dir: {folder}", text, count=1, flags=re.MULTILINE)
 
 
 def diff(a: str, b: str) -> None:

@@ -1,5 +1,6 @@
 """A recipe by name or path: find, load, override, validate with Axolotl's own schema."""
 
+import contextlib
 import difflib
 import importlib.metadata
 import importlib.util
@@ -21,6 +22,8 @@ from tools.core import catalog, hf_folder, quote, run_folder, yaml_text
 from tools.core.catalog import Tier
 
 RECIPES = run_folder.ROOT / "recipes"
+# The line of a recipe's head that says how to run it, and on which tier.
+HEAD = re.compile(r"^# Run .*\bTIER=(\S+)", re.MULTILINE)
 Keys = tuple[Any, ...]
 # The largest recipe that is read, in bytes: ours have 5,000.
 LARGEST = 2**18
@@ -84,8 +87,13 @@ def tiers_of(name: str) -> list[str]:
 
 
 def tier_of(path: Path) -> Tier | None:
-    """The tier of a recipe: its folder's name; None for a recipe that lies elsewhere."""
-    return catalog.tiers().get(path.resolve().parent.name)
+    """The tier of a recipe: its folder's name, or for a copy that lies elsewhere the one in its head; None without."""
+    named = path.resolve().parent.name
+    if named not in catalog.tiers():
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            head = HEAD.search(file.read(LARGEST))
+            named = head[1] if head else ""
+    return catalog.tiers().get(named)
 
 
 def load(path: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -163,3 +163,16 @@ def test_a_config_describes_a_model() -> None:
         catalog.described(config | {"model_type": "mamba"}, "mine", "me/Mine")
     with pytest.raises(BadInput, match="lacks a size"):
         catalog.described({"model_type": "qwen2"}, "mine", "me/Mine")
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "RTX 4090", "GeForce RTX 4090", "NVIDIA GeForce RTX 4090", "rtx-4090"])
+def test_a_gpu_is_known_by_every_name_that_people_have_for_it(name: str) -> None:
+    assert catalog.gpu_of(name).key == "rtx4090"
+
+
+def test_an_unknown_or_ambiguous_gpu_is_told_with_near_ones() -> None:
+    with pytest.raises(BadInput, match=r"rtx4091: no such GPU; nearest: rtx4090"):
+        catalog.gpu_of("RTX 4091")
+    with pytest.raises(BadInput, match=r"h100: no such GPU; nearest: h100-"):
+        catalog.gpu_of("h100")
+    assert all(catalog.gpu_of(each.title) == each for each in catalog.gpus().values())

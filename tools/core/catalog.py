@@ -1,6 +1,7 @@
 """The facts of catalog/: models, GPUs, tiers and methods, each figure beside its source in the YAML."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -301,6 +302,24 @@ def pick(kind: str, key: str, entries: Mapping[str, T]) -> T:
         near = difflib.get_close_matches(key, entries, n=3, cutoff=0.4) or list(entries)
         raise BadInput(f"{key}: no such {kind}; nearest: {', '.join(near)}")
     return entries[key]
+
+
+def gpu_of(name: str) -> Gpu:
+    """The GPU that a person names: its key, its title or the driver's name of it, with or without the maker.
+
+    Raises BadInput with near keys.
+    """
+    for each in gpus().values():
+        if plain(name) in map(plain, (each.key, each.title, *each.names)):
+            return each
+    alike = {key: each for key, each in gpus().items() if plain(key).startswith(plain(name))}
+    return pick("GPU", plain(name), alike or gpus())
+
+
+def plain(name: str) -> str:
+    """A GPU's name in letters and digits alone: rtx4090 for "NVIDIA GeForce RTX 4090"."""
+    words = re.sub(r"\b(nvidia|geforce|tesla)\b", "", name.lower())
+    return re.sub(r"[^a-z0-9]", "", words)
 
 
 def model_of(base_model: str) -> Model | None:

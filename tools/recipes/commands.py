@@ -69,9 +69,9 @@ def best(model: Model, tier: Tier) -> str:
 
 def recommend(gpu: str, gpus: int) -> None:
     """Print what to train on this machine or on a GPU: for each method the largest models that fit, and the command."""
-    tier = catalog.tiers()[machine.tier()] if not gpu else plan.for_gpu(catalog.pick("GPU", gpu, catalog.gpus()), gpus)
+    tier = catalog.tiers()[machine.tier()] if not gpu else plan.for_gpu(catalog.gpu_of(gpu), gpus)
     named = tier if tier.key in catalog.tiers() else catalog.tiers()[near(tier)]
-    what = f"{gpus} x {catalog.gpus()[gpu].title}" if gpu else f"this machine ({machine.gpu() or 'no GPU'})"
+    what = f"{gpus} x {catalog.gpu_of(gpu).title}" if gpu else f"this machine ({machine.gpu() or 'no GPU'})"
     print(f"{what}: recipes/{named.key}, {named.usable_gib} GiB a device\n")
     # The variant against over-fitting takes what LoRA takes.
     for method in (catalog.methods()[key] for key in ("lora", "qlora", "full")):
@@ -140,7 +140,7 @@ def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any
     Raises BadInput for what is not known.
     """
     plan.check_devices(gpus)
-    on = plan.for_gpu(catalog.pick("GPU", gpu, catalog.gpus()), gpus or 1) if gpu else None
+    on = plan.for_gpu(catalog.gpu_of(gpu), gpus or 1) if gpu else None
     if not name.endswith((".yaml", ".yml")):
         model, method, inside = split(name)
         tier = tier or inside

@@ -194,7 +194,7 @@ def recipes(force: Replace = False) -> None:
 def list_recipes(
     tier: TierName = "", model: Annotated[str, typer.Option(help="a model's key, or a part of it")] = ""
 ) -> None:
-    """List the recipes: model by tier, the best method of each."""
+    """List the models and the smallest tier for each method; with --tier, that tier's recipes."""
     from tools.recipes import commands
 
     commands.show(tier, model)

@@ -15,7 +15,9 @@ from tools.recipes import commands, plan, recipe, render
 
 def test_the_list_shows_models_by_tier(capsys: pytest.CaptureFixture[str]) -> None:
     commands.show("", "qwen7b")
-    assert "qlora" in (printed := capsys.readouterr().out) and "8x80gb" in printed
+    printed = capsys.readouterr().out
+    assert "qwen7b 7.6 12gb 16gb 48gb" in " ".join(printed.split())
+    assert max(map(len, printed.splitlines())) <= 80
     commands.show("24gb", "qwen7b")
     assert "qwen7b-qlora" in capsys.readouterr().out
     with pytest.raises(BadInput, match="no such tier; nearest: 24gb"):

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import yaml
@@ -19,52 +19,54 @@ from tools.core.catalog import Model, Tier
 from tools.recipes import plan, recipe, render
 from tools.recipes.plan import Plan
 
-
-def show(tier: str, model: str) -> None:
-    """Print the matrix model x tier: the best method that fits, its sequence and GiB; or all methods of one tier."""
-    from rich.console import Console
+if TYPE_CHECKING:
     from rich.table import Table
 
-    tiers = [catalog.pick("tier", tier, catalog.tiers())] if tier else list(catalog.tiers().values())
+
+def show(tier: str, model: str) -> None:
+    """Print the models and the smallest tier on which each method fits; or all recipes of one tier.
+
+    `model`: a part of the keys of those to show. Raises BadInput for a tier or a model that there is not.
+    """
+    from rich.console import Console
+
     models = [each for each in catalog.models().values() if model in each.key]
     if not models:
         catalog.pick("model", model, catalog.models())
-    if tier:
-        drawn = Table(
-            "recipe", "GiB", "sequence", "micro batch", "tokens/s", title=f"recipes/{tier}", title_justify="left"
-        )
-        for each in models:
-            for method in catalog.methods().values():
-                if found := plan.choose(each, method, tiers[0]):
-                    s = found.settings
-                    speed = f"{found.tokens_per_second:.0f}" if found.seconds else ""
-                    drawn.add_row(
-                        quote.cell(render.name(each, method)),
-                        f"{found.total:.1f}",
-                        str(s.sequence_len),
-                        str(s.micro_batch),
-                        speed,
-                    )
-    else:
-        drawn = Table(
-            "model",
-            *catalog.tiers(),
-            title="the best method that fits (make list TIER=24gb for all)",
-            title_justify="left",
-        )
-        for each in models:
-            drawn.add_row(quote.cell(each.key), *(best(each, every) for every in tiers))
-    Console(width=None if Console().is_terminal else 200).print(drawn)
+    drawn = of_tier(catalog.pick("tier", tier, catalog.tiers()), models) if tier else of_all_tiers(models)
+    Console().print(drawn)
 
 
-def best(model: Model, tier: Tier) -> str:
-    """The method that trains most of a model on a tier: full before LoRA before QLoRA; empty without a recipe."""
-    there = (
-        method
-        for method in ("full", "lora", "qlora")
-        if (recipe.RECIPES / tier.key / f"{model.key}-{method}.yaml").exists()
-    )
-    return next(there, "")
+def of_tier(tier: Tier, models: list[Model]) -> "Table":
+    """The recipes of one tier, a row each."""
+    from rich.table import Table
+
+    heads = ("recipe", "GiB", "sequence", "micro batch", "tokens/s")
+    drawn = Table(*heads, title=f"recipes/{tier.key}", title_justify="left", box=None, pad_edge=False)
+    for each in models:
+        for method in catalog.methods().values():
+            if found := plan.choose(each, method, tier):
+                s = found.settings
+                speed = f"{found.tokens_per_second:.0f}" if found.seconds else ""
+                cells = (f"{found.total:.1f}", str(s.sequence_len), str(s.micro_batch), speed)
+                drawn.add_row(quote.cell(render.name(each, method)), *cells)
+    return drawn
+
+
+def of_all_tiers(models: list[Model]) -> "Table":
+    """The models, a row each: the smallest tier with a recipe of each method, and whether a CPU trains it."""
+    from rich.table import Table
+
+    title = "the smallest tier for each method (make list TIER=24gb: one tier's recipes)"
+    heads = ("model", "billion parameters", "qlora", "lora", "full", "without a GPU")
+    drawn = Table(*heads, title=title, title_justify="left", box=None, pad_edge=False)
+    gpus = [tier for tier in catalog.tiers().values() if tier.gpu]
+    for each in models:
+        there = {method: recipe.tiers_of(f"{each.key}-{method}") for method in ("qlora", "lora", "full")}
+        least = [next((tier.key for tier in gpus if tier.key in found), "") for found in there.values()]
+        cpu = next((method for method, found in there.items() if "cpu" in found), "")
+        drawn.add_row(quote.cell(each.key), f"{each.text_parameters / 1e9:.1f}", *least, cpu)
+    return drawn
 
 
 def recommend(gpu: str, gpus: int) -> None:

@@ -100,7 +100,7 @@ episodes: .venv/.ready ## more household episodes (OUT=my.jsonl COUNT=1000 SEED=
 recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/ (FORCE=1)
 	@$(TOOLS) recipes $(FORCED)
 
-list: .venv/.ready ## the recipes, model by tier (TIER=24gb for all of a tier)
+list: .venv/.ready ## the models and the smallest tier for each method (TIER=24gb: its recipes)
 	@$(TOOLS) list $(call option,tier,TIER) $(call option,model,MODEL)
 
 recommend: .venv/.ready ## what this machine can train (or GPU=rtx4090 GPUS=2)

@@ -84,7 +84,8 @@ def recommend(gpu: str, gpus: int) -> None:
             speed = f", about {found.tokens_per_second:.0f} tokens/s" if found.seconds else ""
             title = render.name(found.model, method)
             takes = f"{found.total:.1f} GiB, {s.sequence_len} tokens{speed}"
-            line = f"  make train RECIPE={title:24} {found.model.title}, {method.title}: {takes}"
+            base = " over a base in 8 bits" if s.bits == 8 else ""
+            line = f"  make train RECIPE={title:24} {found.model.title}, {method.title}{base}: {takes}"
             print(quote.visible(line))
     print("\nStart small: the 3B model shows in an hour whether the data teach what they should.")
 

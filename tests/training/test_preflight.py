@@ -153,3 +153,13 @@ def test_a_stopped_build_of_deepspeed_is_told(tmp_path: Path, monkeypatch: pytes
     (found,) = preflight.stopped_build(settings, str)
     assert "deepspeed_shm_comm" in found.what and str(lock) in found.mend
     assert list(preflight.stopped_build({}, str)) == []
+
+
+def test_a_gpus_recipe_is_not_held_against_the_memory_of_a_machine_without_one(tmp_path: Path) -> None:
+    path, tier = recipe.find("80gb/qwen7b-lora"), catalog.tiers()["80gb"]
+    small = Machine("cpu", [], memory_gib=8, disk_gib=10_000, token=False)
+    found = list(preflight.quick(path, recipe.load(path), tier, small))
+    assert not [each for each in found if "GiB on each device" in each.what]
+    wide = recipe.load(path, {"micro_batch_size": 16})
+    (error,) = [each for each in preflight.quick(path, wide, tier, small) if "GiB on each device" in each.what]
+    assert error.level == "error" and "79.1 are there" in error.what

@@ -266,7 +266,9 @@ def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Find
 
 def room(found: Plan, machine: Machine, at: Any) -> Iterator[Finding]:
     """Too little memory on the devices or in the machine (on a CPU they are one), too little disk."""
-    free = min((each.gib for each in machine.devices), default=machine.memory_gib)
+    # Where this machine is not the one, what the tier's devices have: its own memory is no GPU's.
+    elsewhere = found.tier.usable_gib if found.tier.gpu else machine.memory_gib
+    free = min((each.gib for each in machine.devices), default=elsewhere)
     take = f"takes {found.total:.1f} GiB on each device by prediction"
     first = plan.advice(found)[:2]
     mend = "; ".join(f"{each.words} ({keys(each.keys)}) wins {each.won:.1f} GiB" for each in first) or "a smaller model"

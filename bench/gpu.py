@@ -52,13 +52,14 @@ NO_LIGER |= {"liger_glu_activation": None}
 # What a CPU needs in place of a GPU's kernels, and the shape of a model that it trains in seconds.
 ON_CPU = NO_KERNELS | NO_LIGER | {"bf16": False, "tf32": False, "optimizer": "adamw_torch", "sequence_len": 1024}
 TINY = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 32, "intermediate": 128}
-NOTES = """Error: predicted / the driver's - 1, where rows are full (packed). Predicted: for rows that are full.
+NOTES = """Error: predicted / the driver's - 1, where rows are full (packed): what is predicted is for full rows.
 Slots: tokens of the batches, padding included; filled: the share of them that is no padding; tokens: of the data.
-Attention is PyTorch's (sdpa): FlashAttention 2, which the recipes name, was not on that machine. It takes more there
-than FlashAttention 2 would: packed rows repeat the keys and values of each group of heads, and Axolotl 0.19 leaves
-embeddings and norms in 32 bits when every weight is trained under sdpa (loaders/model.py), and with them what flows
-between the layers. 7b-lora-packed and 7b-qlora-packed ran with the micro batch of 8 that their recipes had; the planner
-said 72.7 and 63.6 GiB, since it left out what dropout keeps beside the LoRA kernels, and the recipes have less now."""
+Attention is PyTorch's (sdpa), since FlashAttention 2, which the recipes name, was not on that machine. It takes more:
+it repeats the keys and values of each group of heads, and without FlashAttention 2 Axolotl 0.19 leaves embeddings and
+norms in 32 bits when every weight is trained (loaders/model.py), and with them what flows between the layers.
+The planner counts all of this since these rows were measured; before, it was 14 to 20 % too low, and let
+7b-lora-packed, with the micro batch of 8 that its recipe had, run out of memory.
+Not run yet: the other cases of `python bench/gpu.py`. Two updates are left out of the speed, for warming up."""
 # Steps before the clock starts: Triton compiles its kernels, cuBLAS picks its own.
 WARM_UP = 2
 

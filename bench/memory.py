@@ -119,6 +119,7 @@ def as_settings(case: dict[str, Any]) -> Settings:
         targets=tuple(targets) if isinstance(targets, list) else None,
         whole=2 if case["trained_embeddings"] and not full else 0,
         evaluation=0,
+        uneven=False,  # no page says how long its rows were
     )
 
 
@@ -165,6 +166,8 @@ def simulated(name: str) -> dict[str, Any]:
         sharding="none",
         offload="none",
         evaluation=0,
+        uneven=False,
+        wide=False,
         dropout=0.0,  # on a CPU its mask has 4 bytes an element, on a GPU 1
     )
     few, more = (step_peak(model, s, layers) for layers in LAYERS)

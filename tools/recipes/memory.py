@@ -23,7 +23,8 @@ CONTEXT_GIB = 0.5
 # NCCL's buffers for one communicator on up to 8 devices; https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
 # (NCCL_BUFFSIZE: 4 MiB a channel and peer).
 NCCL_GIB = 0.6
-# What the caching allocator holds and cannot hand out, by what comes and goes, and by what stays.
+# What the caching allocator holds and cannot hand out, by what comes and goes, and by what stays. Packed rows are all
+# of one length: there it was 0.2 to 1.4 % of the whole (bench/gpu.py, reserved against allocated).
 FRAGMENTATION = 0.06
 FRAGMENTATION_STATIC = 0.02
 # Inputs of a layer that are held while layers are recomputed and weights are sharded: its own, and as much again.
@@ -47,7 +48,8 @@ class Settings:
     whole: matrices of the size of the embeddings that are trained whole beside an adapter (lora_modules_to_save).
     kernels: Axolotl's LoRA kernels; liger: Liger's norms, rotary embedding and gated product.
     trained_layers: the upper layers that carry an adapter, None for all. evaluation: sequences of a validation batch, 0
-    without validation.
+    without validation. packed: rows hold several episodes; uneven: those of a batch differ in length. wide: embeddings,
+    norms and what flows between the layers have 32 bits, as where Axolotl trains every weight without FlashAttention.
     """
 
     rank: int
@@ -68,6 +70,18 @@ class Settings:
     targets: tuple[str, ...] | None = None
     whole: int = 0
     evaluation: int = 1
+    packed: bool = False
+    uneven: bool = True
+    wide: bool = False
+
+    @property
+    def repeats(self) -> bool:
+        """Whether attention repeats the keys and values of each group of heads.
+
+        PyTorch's does where rows are packed (Axolotl 0.19, monkeypatch/attention/sdpa_varlen.py) or need a mask
+        (transformers 5.16, integrations/sdpa_attention.py, use_gqa_in_sdpa); FlashAttention 2 never does.
+        """
+        return self.attention == "sdpa" and (self.packed or (self.uneven and self.micro_batch > 1))
 
     @property
     def tokens(self) -> int:
@@ -104,7 +118,7 @@ def weight_bytes(model: Model, s: Settings) -> float:
     if s.rank == 0 and s.sharding == "fsdp2":
         return 4.0 * (linear + rest)
     each = {4: NF4_BYTES, 8: 1 + 4 / model.sizes.hidden, 16: 2.0, 32: 4.0}[s.bits]
-    return each * linear + (4.0 if s.bits == 32 else 2.0) * rest
+    return each * linear + (4.0 if s.bits == 32 or s.wide else 2.0) * rest
 
 
 def state_bytes(model: Model, s: Settings) -> tuple[float, float, float]:
@@ -133,12 +147,13 @@ def saved(model: Model, s: Settings) -> float:
     z, a, shape = model.sizes, s.width, model.shape
     q, k = z.heads * z.head_dim, z.kv_heads * z.head_dim
     # A norm computes in 32 bits and keeps its input so, and, where its weight is trained, what it multiplies it with.
-    norm = a * z.hidden if s.liger else (4 + (0 if s.rank else a)) * z.hidden
+    flow = 4 if s.wide else a
+    norm = flow * z.hidden if s.liger else (4 + (0 if s.rank else flow)) * z.hidden
     kept = shape.norms * norm
     if shape.qk_norm:
         kept += (a if s.liger else 4 + (0 if s.rank else a)) * (q + k)
     # Queries, keys, values and output, and one 32-bit sum a head; eager attention keeps the probabilities as well.
-    kept += (2 * q + 2 * k) * a + 4 * z.heads
+    kept += (4 * q if s.repeats else 2 * q + 2 * k) * a + 4 * z.heads
     if s.attention == "eager":
         kept += z.heads * s.sequence_len * (a + 4)
     if s.kernels:  # Each fused block keeps its input once; the MLP's product is computed again from gate and up.
@@ -151,7 +166,9 @@ def saved(model: Model, s: Settings) -> float:
     if s.rank:  # Each adapter casts and drops its own copy of the input; the frozen weight keeps none.
         mask = 1 if s.dropout else 0
         return kept + gated + sum(inputs * (a + mask) for inputs, _ in model.targeted(s.targets))
-    return kept + gated + a * (2 * z.hidden + q + z.intermediate)
+    # What is wide is cast for each linear layer anew: three of attention, two of the MLP read the same.
+    inputs = 5 if s.wide else 2
+    return kept + gated + a * (inputs * z.hidden + q + z.intermediate)
 
 
 def passing(model: Model, s: Settings) -> float:
@@ -225,7 +242,8 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     deep = layers if s.trained_layers is None else s.trained_layers
     kept: float
     if s.checkpointing:
-        kept = (SHARDED_COPIES if s.sharded else 1) * s.width * model.sizes.hidden * (deep + 1) * t
+        flow = 4 if s.wide else s.width
+        kept = (SHARDED_COPIES if s.sharded else 1) * flow * model.sizes.hidden * (deep + 1) * t
         layer = (saved(model, s) + passing(model, s)) * t
     else:
         kept = (deep * saved(model, s) + 2 * s.width * model.sizes.hidden) * t
@@ -239,11 +257,15 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
         buffers = gradient * trained
     elif s.sharding in ("zero1", "zero2", "zero3"):
         buffers = 2 * 2.0 * min(BUCKET, trained)
+    # What is wide has gradients and states of 32 bits too, where they are not 8.
+    wide = model.text_parameters - model.linear_parameters if s.wide else 0
+    states_of_all = states * trained + (0.0 if "8bit" in s.optimizer else 4.0) * wide
+    gradients = gradient * trained + 2.0 * wide
     parts = {
         "weights": weights,
         "adapter": base if s.rank else 0.0,
-        "gradients": gradient * trained / gradient_share * (1.0 if s.offload == "none" or s.rank else 0.0),
-        "optimizer": states * trained / state_share * (0.0 if s.optimizer.startswith("paged") else on_device),
+        "gradients": gradients / gradient_share * (1.0 if s.offload == "none" or s.rank else 0.0),
+        "optimizer": states_of_all / state_share * (0.0 if s.optimizer.startswith("paged") else on_device),
         "saved activations": kept,
         "recomputed layer": layer,
         "logits": max(0.0, loss - layer, validation - layer - kept),
@@ -253,7 +275,8 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     }
     moving = ("saved activations", "recomputed layer", "logits", "dequantisation", "gathered layers")
     loose = sum(parts[name] for name in moving)
-    parts["fragmentation"] = FRAGMENTATION * loose + FRAGMENTATION_STATIC * (sum(parts.values()) - loose)
+    share = FRAGMENTATION_STATIC if s.packed else FRAGMENTATION
+    parts["fragmentation"] = share * loose + FRAGMENTATION_STATIC * (sum(parts.values()) - loose)
     sizes = {name: value / GIB for name, value in parts.items() if value}
     if s.bits == 32:
         return sizes | {"process": PROCESS_GIB}

@@ -379,6 +379,9 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         targets=tuple(targets) if isinstance(targets, list) and not recipe.get("lora_target_linear") else None,
         whole=len(recipe.get("lora_modules_to_save") or []) if adapter else 0,
         evaluation=int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1) if validates else 0,
+        packed=bool(recipe.get("sample_packing")),
+        # Axolotl 0.19, loaders/model.py, _configure_embedding_dtypes.
+        wide=not adapter and tier.precision != "fp32" and "flash" not in attention and sharding != "fsdp2" and not cut,
     )
 
 

@@ -2,12 +2,9 @@
 
 import gzip
 import json
-import os
-import resource
 import shutil
 import struct
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +15,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
+from tests.parts.command import tools_in_little_memory as tools
 from tools import BadInput, Failed
 from tools.core import catalog, chunks, hf_folder, run_folder, trajectory
 from tools.gguf import base, convert, find_base, header, llamacpp, lora, unpack
@@ -26,8 +24,6 @@ from tools.recipes import recipe
 
 # Seconds of the processor that a refusal may take.
 SECONDS = 2.0
-# Bytes that a command may take up; Python and what it loads for these take less than a third of it.
-MEMORY = 2 * 2**30
 EVIL = "open('pwned', 'w')\nfrom transformers import PreTrainedTokenizerFast, PretrainedConfig\n"
 EVIL += "class T(PreTrainedTokenizerFast): pass\nclass C(PretrainedConfig): pass\n"
 
@@ -41,19 +37,6 @@ def refused(ask: Callable[[], Any], says: str = "") -> str:
     text = str(caught.value)
     assert "\n" not in text and len(text) < 1000 and says in text
     return text
-
-
-def tools(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m tools` with these arguments and little memory."""
-    return subprocess.run(
-        [sys.executable, "-m", "tools", *arguments],
-        cwd=run_folder.ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
-    )
 
 
 def one_line(done: subprocess.CompletedProcess[str], status: int = 2) -> str:

@@ -291,7 +291,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data[:1000])
-            time.sleep(len(data) / 2e6)
+            time.sleep(len(data) / 1e6)
             self.wfile.write(data[1000:])
 
     do_HEAD = do_GET

@@ -136,6 +136,20 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [("TYER=24gb", "TIER"), ("RECIPES=x", "RECIPE"), ("SETS=a=1 RECIPE=b", "SET")]
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest(given: str, meant: str) -> None:
+    done = make("list", given)
+    name = given.partition("=")[0]
+    assert done.returncode == 2 and f"{name}=: no such variable; did you mean {meant}=?" in done.stderr
+
+
+def test_a_variable_that_is_the_programs_own_reaches_it() -> None:
+    assert "qwen7b TYER=1: no such model" in make("list", "MODEL=qwen7b TYER=1").stderr  # a value, not a variable
+    assert "qwen7b" in make("list", "HF_HUB_OFFLINE=1", "CXXFLAGS=-O2", "MODEL=qwen7b").stdout
+
+
 def test_every_target_that_calls_the_program_is_tested() -> None:
     assert {*ARGUMENTS} == {*TARGETS} - {"help", "test", "docs", "lock", "clean"}
     used = {name for words in ARGUMENTS.values() for name in re.findall(NAMES, words)}

@@ -503,6 +503,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # progress.py says what is downloaded
     warnings.filterwarnings("ignore")
     try:
+        if flags := os.environ.get("MAKEFLAGS"):
+            from tools.core import make_variables
+
+            make_variables.refuse_misspelt(flags)
         status = app(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(status)

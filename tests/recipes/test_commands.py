@@ -143,3 +143,16 @@ def test_a_recipe_of_no_known_tier_has_none(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.yaml"
         path.write_text(f"{head}base_model: org/model\n")
         assert recipe.tier_of(path) is None
+
+
+def test_a_difference_is_shown_by_its_whole_key_on_a_tier_that_both_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my.yaml"
+    out.write_text(recipe.find("24gb/qwen7b-qlora").read_text().replace("data/train.jsonl", "my data.jsonl"))
+    commands.diff("24gb/qwen7b-qlora", str(out))
+    assert capsys.readouterr().out == "datasets.0.path: data/train.jsonl becomes my data.jsonl\n"
+    commands.diff("qwen7b-qlora", "qwen7b-full")  # neither is for a machine without a GPU
+    assert "load_in_4bit: True in the first alone" in capsys.readouterr().out
+    commands.diff("qwen7b-qlora", "qwen7b-qlora")
+    assert capsys.readouterr().out == "nothing but comments\n"

@@ -248,21 +248,37 @@ def renamed(path: Path, copy: Path) -> str:
 
 
 def diff(a: str, b: str) -> None:
-    """Print what differs between two recipes, key by key."""
-    one, two = (recipe.load(recipe.find(each, here=machine.tier())) for each in (a, b))
-    same = True
-    for key in [*one, *(key for key in two if key not in one)]:
-        if one.get(key) == two.get(key):
-            continue
-        same = False
+    """Print what differs between two recipes, key by key: named ones are taken from one tier, this machine's if it can.
+
+    Raises BadInput for what is no recipe.
+    """
+    common = [tier for tier in recipe.tiers_of(a) or catalog.tiers() if tier in (recipe.tiers_of(b) or catalog.tiers())]
+    here = machine.tier()
+    here = here if here in common or not common else common[0]
+    one, two = (flat(recipe.load(recipe.find(each, here=here))) for each in (a, b))
+    differ = [key for key in one | two if one.get(key) != two.get(key)]
+    for key in differ:
         if key not in two:
             print(quote.visible(f"{key}: {one[key]} in the first alone"))
         elif key not in one:
             print(quote.visible(f"{key}: {two[key]} in the second alone"))
         else:
             print(quote.visible(f"{key}: {one[key]} becomes {two[key]}"))
-    if same:
+    if not differ:
         print("nothing but comments")
+
+
+def flat(values: Any, above: str = "") -> dict[str, Any]:
+    """Nested values by their whole key: datasets.0.path."""
+    if isinstance(values, Mapping):
+        pairs = [(str(key), value) for key, value in values.items()]
+    elif isinstance(values, list) and any(isinstance(each, (Mapping, list)) for each in values):
+        pairs = [(str(number), value) for number, value in enumerate(values)]
+    else:
+        return {above: values}
+    return {
+        key: value for name, below in pairs for key, value in flat(below, f"{above}.{name}" if above else name).items()
+    }
 
 
 def add_model(hub: str, key: str) -> None:

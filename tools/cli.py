@@ -202,8 +202,8 @@ def list_recipes(
 
 @app.command()
 def recommend(
-    gpu: Annotated[str, typer.Option(help="a GPU's key (rtx4090); by default this machine's")] = "",
-    gpus: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
+    gpu: Annotated[str, typer.Option(help="a GPU by name (rtx4090, 'RTX 4090'); by default this machine's")] = "",
+    gpus: Annotated[int, typer.Option(min=0, help="how many of them; 0: one, or all of this machine")] = 0,
 ) -> None:
     """Say which models this machine, or a GPU, can train, and how."""
     from tools.recipes import commands
@@ -215,7 +215,7 @@ def recommend(
 def plan(
     recipe: Recipe,
     tier: TierName = "",
-    gpu: Annotated[str, typer.Option(help="a GPU's key in place of the tier (rtx4090)")] = "",
+    gpu: Annotated[str, typer.Option(help="a GPU by name in place of the tier (rtx4090, 'RTX 4090')")] = "",
     gpus: Annotated[int, typer.Option(min=0, help="devices; 0: as the tier has")] = 0,
     seq: Annotated[int, typer.Option(min=0, help="sequence length, tokens")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="episodes in one forward pass")] = 0,

@@ -25,7 +25,9 @@ def test_the_list_shows_models_by_tier(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_gpu_gets_recommendations_that_there_are_recipes_for(capsys: pytest.CaptureFixture[str]) -> None:
-    commands.recommend("rtx3060", 1)
+    with pytest.raises(BadInput, match="GPUS=2, and this machine has none; GPU= names another"):
+        commands.recommend("", 2)
+    commands.recommend("rtx3060", 0)
     printed = capsys.readouterr().out
     assert "recipes/12gb" in printed
     for line in printed.splitlines():

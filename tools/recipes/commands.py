@@ -70,10 +70,20 @@ def of_all_tiers(models: list[Model]) -> "Table":
 
 
 def recommend(gpu: str, gpus: int) -> None:
-    """Print what to train on this machine or on a GPU: for each method the largest models that fit, and the command."""
-    tier = catalog.tiers()[machine.tier()] if not gpu else plan.for_gpu(catalog.gpu_of(gpu), gpus)
+    """Print what to train on this machine or on a GPU: for each method the largest models that fit, and the command.
+
+    `gpus`: how many of them, 0 for one GPU, or all of this machine. Raises BadInput for more than there are here.
+    """
+    here = machine.devices()
+    if gpu:
+        known = catalog.gpu_of(gpu)
+        tier, what = plan.for_gpu(known, gpus or 1), f"{gpus or 1} x {known.title}"
+    elif gpus > len(here):
+        raise BadInput(f"GPUS={gpus}, and this machine has {len(here) or 'none'}; GPU= names another, GPU=rtx4090")
+    else:
+        tier = catalog.tiers()[machine.tier(here[:gpus] if gpus else here)]
+        what = f"this machine ({machine.gpu() or 'no GPU'})"
     named = tier if tier.key in catalog.tiers() else catalog.tiers()[near(tier)]
-    what = f"{gpus} x {catalog.gpu_of(gpu).title}" if gpu else f"this machine ({machine.gpu() or 'no GPU'})"
     print(f"{what}: recipes/{named.key}, {named.usable_gib} GiB a device\n")
     # The variant against over-fitting takes what LoRA takes.
     for method in (catalog.methods()[key] for key in ("lora", "qlora", "full")):
@@ -111,6 +121,8 @@ def plan_of(
     title = f"{found.model.title} on {found.tier.key}: {s.micro_batch} x {s.sequence_len} tokens x {s.accumulation}"
     spread = f", {found.tier.world} devices, {s.sharding}" if found.tier.world > 1 else ""
     Console().print(Text.assemble((quote.visible(title), "bold"), spread))
+    if not (tier or gpu or "/" in name) and found.tier.key != machine.tier():
+        print(f"  (this machine is {machine.tier()}; TIER= or GPU= plans for another)")
     for part, value in sorted(found.parts.items(), key=lambda each: -each[1]):
         print(f"  {part:20} {value:7.2f} GiB  {'█' * round(30 * value / largest)}")
     word = "fits" if found.fits else "does not fit"
@@ -146,10 +158,10 @@ def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any
     on = plan.for_gpu(catalog.gpu_of(gpu), gpus or 1) if gpu else None
     if not name.endswith((".yaml", ".yml")):
         model, method, inside = split(name)
-        tier = tier or inside
-        on = on or catalog.pick(
-            "tier", tier or (recipe.tiers_of(f"{model.key}-{method.key}") or [machine.tier()])[0], catalog.tiers()
-        )
+        tier, there = tier or inside, recipe.tiers_of(f"{model.key}-{method.key}")
+        # This machine's, as all other commands take it; else the smallest with such a recipe.
+        own = machine.tier()
+        on = on or catalog.pick("tier", tier or (own if own in there or not there else there[0]), catalog.tiers())
         if gpus and not gpu:
             on = on.model_copy(update={"devices": gpus})
         found = plan.search(model, method, on)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tools import BadInput
 
@@ -16,6 +16,7 @@ CATALOG = Path(__file__).resolve().parents[2] / "catalog"
 # libyaml's loader is 8 times faster; PyYAML has it on every platform that publishes wheels.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 T = TypeVar("T", bound="Fact")
+Whole = TypeVar("Whole")
 # Any size of a model, its context in tokens too: the longest known, Llama 4 Scout's, is 10,485,760.
 Size = Annotated[int, Field(ge=1, le=2**24)]
 
@@ -48,6 +49,7 @@ class Architecture(Fact):
     lora_kernels: bool
     liger: bool
     cut_cross_entropy: bool
+    tied: bool = False
 
 
 class Sizes(Fact):
@@ -254,6 +256,18 @@ def read(name: str, kind: type[T]) -> Mapping[str, T]:
     return found
 
 
+def whole(name: str, kind: type[Whole]) -> Whole:
+    """catalog/<name>.yaml, all of it as one `kind`. Raises BadInput, with the field, where it breaks that schema."""
+    path = CATALOG / f"{name}.yaml"
+    try:
+        return TypeAdapter(kind).validate_python(yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER))
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """All architectures, by key. Raises BadInput as `read`."""
@@ -342,6 +356,7 @@ def described(config: Mapping[str, Any], key: str, hub: str) -> Model:
     architecture = known.get(kind) or known.get(f"{kind}_text")
     if architecture is None:
         raise BadInput(f"{hub}: its config.json is of type {kind!r}; known are {', '.join(sorted(known))}")
+    silent = architectures()[architecture].tied
     try:
         sizes = Sizes(
             hidden=config["hidden_size"],
@@ -351,8 +366,7 @@ def described(config: Mapping[str, Any], key: str, hub: str) -> Model:
             head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
             intermediate=config["intermediate_size"],
             vocab=config["vocab_size"],
-            # Where config.json is silent, transformers ties for Gemma and for no other of these.
-            tied=config.get("tie_word_embeddings", outer.get("tie_word_embeddings", architecture == "gemma3")),
+            tied=config.get("tie_word_embeddings", outer.get("tie_word_embeddings", silent)),
         )
         made = Model(
             key=key,

@@ -6,9 +6,12 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # Pydantic reads no other before Python 3.12
+)
 
-import yaml
+from typing_extensions import TypedDict
 
 from tools.core import catalog
 
@@ -24,10 +27,35 @@ MARKER = re.compile(r"<[|\w][^>\s]*>|\[/?[A-Z]+\]|###? \w+")
 SEEMING = {"thinking", "space", "message_lost", "default_system", "another_system", "no_end", "unknown"}
 
 
-@cache
-def facts() -> dict[str, Any]:
+class Conversations(TypedDict):
+    """Texts that are hard to bring through a template and a tokenizer, by role; `lengths`: exchanges of a talk."""
+
+    lengths: list[int]
+    user: list[str]
+    assistant: list[str]
+    system: list[str]
+
+
+class Cause(TypedDict):
+    """Why tokens differ, and what to do about it; `modelfile`: where Ollama renders."""
+
+    cause: str
+    mend: str
+    modelfile: NotRequired[str]
+
+
+class Facts(TypedDict):
     """catalog/parity.yaml."""
-    return dict(yaml.load((catalog.CATALOG / "parity.yaml").read_bytes(), catalog.LOADER))
+
+    conversations: Conversations
+    thinking: list[str]
+    causes: dict[str, Cause]
+
+
+@cache
+def facts() -> Facts:
+    """catalog/parity.yaml. Raises BadInput where it breaks its schema."""
+    return catalog.whole("parity", Facts)
 
 
 def named(kind: str, side: str, **fields: str) -> dict[str, str]:

@@ -126,9 +126,8 @@ def plan_of(
     for part, value in sorted(found.parts.items(), key=lambda each: -each[1]):
         print(f"  {part:20} {value:7.2f} GiB  {'█' * round(30 * value / largest)}")
     word = "fits" if found.fits else "does not fit"
-    print(
-        f"  {'in all':20} {found.total:7.2f} GiB of {found.tier.usable_gib} on each device: {word} (8 % are kept free)"
-    )
+    of = f"of {found.tier.usable_gib} on each device: {word} ({plan.SPARE:.0%} are kept free)"
+    print(f"  {'in all':20} {found.total:7.2f} GiB {of}")
     if found.host:
         print(f"  {'the machine':20} {sum(found.host.values()):7.1f} GiB of {found.tier.host_gib:.0f}")
     print(f"  {'disk':20} {sum(plan.disk(found).values()):7.1f} GiB, up to the GGUF")

@@ -271,8 +271,7 @@ def folder(path: Path) -> run_folder.Run:
 @cache
 def renamed() -> Mapping[str, str]:
     """Keys of older Axolotls: what each is called now (catalog/axolotl.yaml)."""
-    text = (catalog.CATALOG / "axolotl.yaml").read_text(encoding="utf-8")
-    return dict(yaml.load(text, Loader=catalog.LOADER))
+    return catalog.whole("axolotl", dict[str, str])
 
 
 def validate(path: Path, changes: Mapping[str, Any] | None = None, tier: Tier | None = None) -> list[str]:

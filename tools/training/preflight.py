@@ -275,7 +275,9 @@ def room(found: Plan, machine: Machine, at: Any) -> Iterator[Finding]:
     if found.total > free:
         yield Finding("error", f"{take}; {free:.1f} are there", at("micro_batch_size"), mend)
     elif found.total > free * (1 - plan.SPARE):
-        yield Finding("warning", f"{take}; of {free:.1f} less than 8 % stay free", at("micro_batch_size"), mend)
+        yield Finding(
+            "warning", f"{take}; of {free:.1f} less than {plan.SPARE:.0%} stay free", at("micro_batch_size"), mend
+        )
     host = sum(found.host.values())
     if host > machine.memory_gib and machine.devices:
         yield Finding(

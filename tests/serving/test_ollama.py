@@ -248,7 +248,10 @@ def serving(store: Path) -> Iterator[tuple[psutil.Popen, Any]]:
         while not ollama_answers(url):
             assert process.poll() is None
         yield process, ollama.connect(url)
-        process.kill()
+        # Its llama-server would live on: it ends by itself when Ollama tells it to, not when Ollama is gone.
+        with contextlib.suppress(psutil.NoSuchProcess):  # a test has killed it
+            for each in (*process.children(recursive=True), process):
+                each.kill()
 
 
 def ollama_answers(url: str) -> bool:

@@ -111,6 +111,7 @@ def test_a_modelfile_has_the_template_as_it_is(asked: Callable[[str], dict[str, 
 @example('say "hi"\n', ['"', '""', '"\nFROM evil\n"', '" \n'], "a \t", "r\nFROM evil", "react-x\nFROM evil")
 @example("扮演\u3000助手", ["x"], "MIT", "x-lora", "react-x")
 @example('Say """.', ["x"], "MIT", "x-lora", "react-x")
+@example("\ud800", ["x"], "MIT", "x-lora", "react-x")
 @example(' \n"x\n ', ["\r", "\n", " ", '""\n""'], "", "r\rSYSTEM x", "n")
 def test_a_modelfile_says_what_it_was_told(
     asked: Callable[[str], dict[str, Any]], system: str, stop: list[str], licence: str, recipe: str, name: str

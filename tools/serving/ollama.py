@@ -266,7 +266,9 @@ def modelfile(spec: Spec) -> str:
     # Ollama takes FROM as a pattern of names.
     file = re.sub(r"([*?\[\\])", r"\\\1", spec.gguf.name)
     why = quote.not_in_modelfile(spec.system or "")
-    facts |= {"left_out": (why, files.sha256_of((spec.system or "").encode())[:16]) if why else None}
+    facts |= {
+        "left_out": (why, files.sha256_of((spec.system or "").encode(errors="surrogatepass"))[:16]) if why else None
+    }
     facts |= {"source": spec.base or f"./{file}", "template": spec.template()}
     facts |= {"adapter": f"./{spec.adapter.name}" if spec.adapter else ""}
     return template("ollama/Modelfile.j2").render(facts)

@@ -28,11 +28,13 @@ if __name__ == "__main__":
 
 import orjson  # noqa: E402
 
-from tools import Failed  # noqa: E402
+from bench.shapes import config  # noqa: E402
+from tools import BadInput, Failed  # noqa: E402
 from tools.core import catalog, files, machine, run_folder  # noqa: E402
 from tools.core.catalog import Model, Tier  # noqa: E402
 from tools.recipes import memory, plan, recipe  # noqa: E402
 from tools.training import run_axolotl  # noqa: E402
+from tools.training.tokens import IGNORED  # noqa: E402
 
 RECIPES = recipe.RECIPES / "80gb"
 # A training of some updates: nothing is validated or saved on the way.
@@ -51,7 +53,8 @@ NO_LIGER = {"plugins": [], "liger_rope": None, "liger_rms_norm": None, "liger_fu
 NO_LIGER |= {"liger_glu_activation": None}
 # What a CPU needs in place of a GPU's kernels, and the shape of a model that it trains in seconds.
 ON_CPU = NO_KERNELS | NO_LIGER | {"bf16": False, "tf32": False, "optimizer": "adamw_torch", "sequence_len": 1024}
-TINY = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 32, "intermediate": 128}
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
+TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 NOTES = """Error: predicted / the driver's - 1, where rows are full (packed): what is predicted is for full rows.
 Slots: tokens of the batches, padding included; filled: the share of them that is no padding; tokens: of the data.
 Attention is PyTorch's (sdpa), since FlashAttention 2, which the recipes name, was not on that machine. It takes more:
@@ -168,10 +171,10 @@ def this_gpu() -> Tier:
     here = machine.devices()
     if not here:
         raise SystemExit("no GPU here; --tiny tries every case on the CPU")
-    known = next((each for each in catalog.gpus().values() if here[0].name in each.names), None)
-    if not known:
-        raise SystemExit(f"{here[0].name}: not in catalog/gpus.yaml")
-    return plan.for_gpu(known)
+    try:
+        return plan.for_gpu(catalog.gpu_of(here[0].name))
+    except BadInput as error:
+        raise SystemExit(f"{error}; catalog/gpus.yaml lists those that are known") from error
 
 
 def make_base(model: Model, folder: Path, tiny: bool) -> Path:
@@ -186,25 +189,16 @@ def make_base(model: Model, folder: Path, tiny: bool) -> Path:
 
     place = folder / model.hub.split("/")[-1]
     tokenizer = models.make_tokenizer("qwen2", place)
-    z = model.sizes
-    config = transformers.AutoConfig.for_model(
-        model.shape.model_type,
-        **{
-            "hidden_size": TINY["hidden"] if tiny else z.hidden,
-            "num_hidden_layers": TINY["layers"] if tiny else z.layers,
-            "num_attention_heads": TINY["heads"] if tiny else z.heads,
-            "num_key_value_heads": TINY["kv_heads"] if tiny else z.kv_heads,
-            "intermediate_size": TINY["intermediate"] if tiny else z.intermediate,
-            "vocab_size": z.vocab,
-            "tie_word_embeddings": z.tied,
-            "max_position_embeddings": model.context,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-            "eos_token_id": tokenizer.eos_token_id,
-            "dtype": "bfloat16",
-        },
+    shape = config(
+        model,
+        **(TINY if tiny else {}),
+        max_position_embeddings=model.context,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="bfloat16",
     )
     with torch.device("meta"):
-        net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        net = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
     net = net.to_empty(device="cpu")
     net.tie_weights()
     block = (torch.randn(2**24, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
@@ -272,7 +266,7 @@ def measured(this: run_folder.Run) -> dict[str, Any]:
     trained, slots = values("tokens/trainable"), values("tokens/total")
     rows = load_from_disk(str(next((this.checkpoints / "prepared").glob("*/dataset_info.json")).parent))
     tokens = sum(len(ids) for ids in rows["input_ids"])
-    share = sum(label != -100 for labels in rows["labels"] for label in labels) / tokens
+    share = sum(label != IGNORED for labels in rows["labels"] for label in labels) / tokens
     real = (trained[-1] - trained[WARM_UP - 1]) / share
     return {
         "steps": len(losses),

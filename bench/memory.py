@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.shapes import config  # noqa: E402
 from tools.core import catalog, files, machine  # noqa: E402
 from tools.core.catalog import Model, Sizes  # noqa: E402
 from tools.recipes import memory, plan, recipe  # noqa: E402
@@ -194,27 +195,16 @@ def step_peak(model: Model, s: Settings, layers: int) -> float:
     from torch.distributed._tools.mem_tracker import MemTracker
     from torch.utils.hooks import RemovableHandle
 
-    z = model.sizes
-    # Mistral 7B has had no sliding window since v0.2; transformers' default is v0.1's.
-    window = {"sliding_window": None} if model.shape.model_type == "mistral" else {}
-    config = transformers.AutoConfig.for_model(
-        model.shape.model_type,
-        hidden_size=z.hidden,
+    shape = config(
+        model,
         num_hidden_layers=layers,
-        num_attention_heads=z.heads,
-        num_key_value_heads=z.kv_heads,
-        head_dim=z.head_dim,
-        intermediate_size=z.intermediate,
-        vocab_size=z.vocab,
-        tie_word_embeddings=z.tied,
         max_position_embeddings=s.sequence_len,
         attn_implementation="sdpa",
         use_cache=False,
         pad_token_id=0,
-        **window,
     )
     with torch.device("meta"):
-        net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        net = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
         base = net
         if s.rank:
             from peft import LoraConfig, get_peft_model

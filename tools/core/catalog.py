@@ -239,20 +239,14 @@ class Method(Fact):
 def read(name: str, kind: type[T]) -> Mapping[str, T]:
     """All entries of catalog/<name>.yaml, by key. Raises BadInput, with file:line, for one that breaks its schema."""
     path = CATALOG / f"{name}.yaml"
-    try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: {error}") from error
     found = {}
-    for key, entry in entries.items():
+    for key, entry in loaded(path).items():
         try:
             found[key] = kind(key=key, **entry)
         except ValidationError as error:
-            first = error.errors()[0]
             lines = path.read_text(encoding="utf-8").splitlines()
             line = next((number for number, text in enumerate(lines, 1) if text.startswith(f"{key}:")), 1)
-            field = ".".join(str(part) for part in first["loc"])
-            raise BadInput(f"{path}:{line}: {key}: {field}: {first['msg']}") from error
+            raise BadInput(f"{path}:{line}: {key}: {first_wrong(error)}") from error
     return found
 
 
@@ -260,12 +254,23 @@ def whole(name: str, kind: type[Whole]) -> Whole:
     """catalog/<name>.yaml, all of it as one `kind`. Raises BadInput, with the field, where it breaks that schema."""
     path = CATALOG / f"{name}.yaml"
     try:
-        return TypeAdapter(kind).validate_python(yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER))
+        return TypeAdapter(kind).validate_python(loaded(path))
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_wrong(error)}") from error
+
+
+def loaded(path: Path) -> Any:
+    """What a catalog file holds. Raises BadInput for what is no YAML."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
+def first_wrong(error: ValidationError) -> str:
+    """The first field that breaks a schema, and how."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 @cache
@@ -323,11 +328,12 @@ def gpu_of(name: str) -> Gpu:
 
     Raises BadInput with near keys.
     """
+    named = plain(name)
     for each in gpus().values():
-        if plain(name) in map(plain, (each.key, each.title, *each.names)):
+        if named in map(plain, (each.key, each.title, *each.names)):
             return each
-    alike = {key: each for key, each in gpus().items() if plain(key).startswith(plain(name))}
-    return pick("GPU", plain(name), alike or gpus())
+    alike = {key: each for key, each in gpus().items() if plain(key).startswith(named)}
+    return pick("GPU", named, alike or gpus())
 
 
 def plain(name: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,8 +190,9 @@ class Device:
     bf16: bool
 
 
+@cache
 def devices() -> list[Device]:
-    """The GPUs of this machine, as nvidia-smi gives them; none where it does not run."""
+    """The GPUs of this machine, as nvidia-smi gives them, asked once; none where it does not run."""
     if not (path := shutil.which("nvidia-smi")):
         return []
     query = [path, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]

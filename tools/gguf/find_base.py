@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import Failed
-from tools.core import catalog, files, progress, run_folder
+from tools.core import catalog, chat_template, files, progress, run_folder
 from tools.gguf import base, convert, unpack
 
 
@@ -30,8 +30,6 @@ def tokenizer(name: str) -> Any:
     A folder needs no weights here. Raises BadInput for a folder that holds no tokenizer,
     Failed when the hub cannot give it.
     """
-    from tools.core import chat_template
-
     models = [model for model in catalog.models().values() if model.package and name in {"", model.hub, model.key}]
     if os.path.isdir(name):
         where = Path(name)

@@ -35,5 +35,4 @@ def find_recipe(name: str, tier: str = "") -> Path:
 
 def base_folder(path: Path, other: str) -> Path:
     """The folder of the base model: `other` (BASE=) where it is given, else the recipe's."""
-
     return find_base.resolve(other or recipe.load(path)["base_model"])

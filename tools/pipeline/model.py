@@ -119,7 +119,6 @@ def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int,
     """
     from rich.console import Console
 
-    from tools.core import chat_template
     from tools.gguf import convert
     from tools.gguf import perplexity as score
 

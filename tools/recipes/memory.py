@@ -94,6 +94,11 @@ class Settings:
         return 4 if self.bits == 32 else 2
 
     @property
+    def flow(self) -> int:
+        """Bytes of an element of what flows between the layers."""
+        return 4 if self.wide else self.width
+
+    @property
     def sharded(self) -> bool:
         """Whether the weights themselves are spread over the devices."""
         return self.sharding in ("zero3", "fsdp2")
@@ -147,8 +152,7 @@ def saved(model: Model, s: Settings) -> float:
     z, a, shape = model.sizes, s.width, model.shape
     q, k = z.heads * z.head_dim, z.kv_heads * z.head_dim
     # A norm computes in 32 bits and keeps its input so, and, where its weight is trained, what it multiplies it with.
-    flow = 4 if s.wide else a
-    norm = flow * z.hidden if s.liger else (4 + (0 if s.rank else flow)) * z.hidden
+    norm = s.flow * z.hidden if s.liger else (4 + (0 if s.rank else s.flow)) * z.hidden
     kept = shape.norms * norm
     if shape.qk_norm:
         kept += (a if s.liger else 4 + (0 if s.rank else a)) * (q + k)
@@ -242,8 +246,7 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     deep = layers if s.trained_layers is None else s.trained_layers
     kept: float
     if s.checkpointing:
-        flow = 4 if s.wide else s.width
-        kept = (SHARDED_COPIES if s.sharded else 1) * flow * model.sizes.hidden * (deep + 1) * t
+        kept = (SHARDED_COPIES if s.sharded else 1) * s.flow * model.sizes.hidden * (deep + 1) * t
         layer = (saved(model, s) + passing(model, s)) * t
     else:
         kept = (deep * saved(model, s) + 2 * s.width * model.sizes.hidden) * t

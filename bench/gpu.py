@@ -32,11 +32,13 @@ from bench.shapes import config  # noqa: E402
 from tools import BadInput, Failed  # noqa: E402
 from tools.core import catalog, files, machine, run_folder  # noqa: E402
 from tools.core.catalog import Model, Tier  # noqa: E402
-from tools.recipes import memory, plan, recipe  # noqa: E402
+from tools.recipes import memory, plan  # noqa: E402
+from tools.recipes import recipe as recipes  # noqa: E402
+from tools.recipes.recipe import read_recipe  # noqa: E402
 from tools.training import run_axolotl  # noqa: E402
 from tools.training.tokens import IGNORED  # noqa: E402
 
-RECIPES = recipe.RECIPES / "80gb"
+RECIPES = recipes.RECIPES / "80gb"
 # A training of some updates: nothing is validated or saved on the way.
 SHORT = {
     "val_set_size": 0,
@@ -129,19 +131,19 @@ class Bench:
         path.parent.mkdir(exist_ok=True)
         shutil.copyfile(RECIPES / f"{case.recipe}.yaml", path)
         changes = SHORT | {"attn_implementation": "sdpa"} | case.changes | {"max_steps": case.steps}
-        changes["datasets"] = [recipe.dataset(path) | {"path": str(self.data)}]
+        changes["datasets"] = [{**read_recipe(path).dataset, "path": str(self.data)}]
         if self.tiny:
             changes |= ON_CPU | {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
             changes |= {"max_steps": WARM_UP + 1, "load_in_8bit": None, "load_in_4bit": None}
             changes |= {"adapter": "lora"} if case.recipe.endswith("lora") else {}
-        settings = recipe.load(path, changes)
-        predicted = plan.of(model_of(case), self.tier, plan.from_recipe(settings, self.tier))
+        recipe = read_recipe(path, self.tier, changes=changes)
+        predicted = plan.of(model_of(case), self.tier, plan.from_recipe(recipe.settings, self.tier))
         row: dict[str, Any] = {
             "case": case.name,
             "recipe": f"80gb/{case.recipe}",
             "changes": {key: value for key, value in case.changes.items() if value is not None},
-            "attention": settings["attn_implementation"],
-            "micro_batch": settings["micro_batch_size"],
+            "attention": recipe.settings["attn_implementation"],
+            "micro_batch": recipe.settings["micro_batch_size"],
             "predicted_gib": round(predicted.total, 2),
             "parts_gib": {part: round(value, 2) for part, value in predicted.parts.items()},
             "predicted_tokens_per_second": round(predicted.tokens_per_second),
@@ -149,19 +151,17 @@ class Bench:
         began = time.monotonic()
         with Driver() as driver:
             try:
-                this = run_axolotl.train(path, base, changes, self.tier, run_axolotl.Launch(gpus=1), force=True)
-                row |= measured(this)
+                row |= measured(run_axolotl.train(recipe, base, run_axolotl.Launch(gpus=1), force=True))
             except Failed as error:
                 row["failed"] = str(error)[:1000]
-                this = recipe.folder(path)
         row |= {"driver_gib": round(driver.peak, 2), "seconds": round(time.monotonic() - began, 1)}
-        shutil.rmtree(this.folder, ignore_errors=True)
+        shutil.rmtree(recipe.run.folder, ignore_errors=True)
         return row
 
 
 def model_of(case: Case) -> Model:
     """The catalog's model of a case's recipe."""
-    model = catalog.model_of(recipe.load(RECIPES / f"{case.recipe}.yaml")["base_model"])
+    model = catalog.model_of(read_recipe(RECIPES / f"{case.recipe}.yaml").settings["base_model"])
     assert model
     return model
 

@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))
 from bench.shapes import config  # noqa: E402
 from tools.core import catalog, files, machine  # noqa: E402
 from tools.core.catalog import Model, Sizes  # noqa: E402
-from tools.recipes import memory, plan, recipe  # noqa: E402
+from tools.recipes import memory, plan  # noqa: E402
 from tools.recipes.memory import GIB, Settings  # noqa: E402
+from tools.recipes.recipe import RECIPES, read_recipe  # noqa: E402
 
 # Other code than the transformers, peft and bitsandbytes that Axolotl drives; and figures that hold PyTorch's cache,
 # which grows with batches of varying length to what was free.
@@ -154,7 +155,7 @@ def simulated(name: str) -> dict[str, Any]:
     one device. The planner is asked for the same.
     """
     tier, _, title = name.partition("/")
-    written = recipe.load(recipe.RECIPES / tier / f"{title}.yaml")
+    written = read_recipe(RECIPES / tier / f"{title}.yaml").settings
     model = catalog.model_of(written["base_model"])
     assert model
     s = replace(

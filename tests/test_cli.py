@@ -82,7 +82,7 @@ def test_episodes_are_written_the_same_from_the_same_seed(tmp_path: Path) -> Non
 
 def with_data(tmp_path: Path, data: str | None) -> str:
     """A recipe whose data is this text, or is not there."""
-    settings = recipe.load(recipe.find("smollm2-135m-lora"))
+    settings = recipe.open_recipe("smollm2-135m-lora").settings
     settings["datasets"][0]["path"] = str(tmp_path / "d.jsonl")
     if data is not None:
         (tmp_path / "d.jsonl").write_text(data)

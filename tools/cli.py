@@ -255,11 +255,12 @@ def diff(a: Recipe, b: Recipe) -> None:
 def add_model(
     hub: Annotated[str, typer.Argument(help="a model on the hub, or a folder with its config.json")],
     key: Annotated[str, typer.Option(help="its part of a recipe's name; by default made of its name")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be written, and write nothing")] = False,
 ) -> None:
     """Add a model to the catalog from its config.json, and render its recipes."""
-    from tools.recipes import commands
+    from tools.recipes import new_model
 
-    commands.add_model(hub, key)
+    new_model.add_model(hub, key, dry_run)
 
 
 @app.command()
@@ -274,13 +275,13 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a recipe and its data with the parts that train."""
-    from tools.pipeline.job import find_job
     from tools.pipeline.training import check_all_recipes, check_recipe
+    from tools.recipes.recipe import open_recipe
 
     if all_of_them:
         check_all_recipes(as_json)
     elif recipe:
-        check_recipe(find_job(recipe, tier, base, change, data), force, as_json)
+        check_recipe(open_recipe(recipe, tier, base, change, data), force, as_json)
     else:
         raise BadInput("check which recipe? A name or a path, or --all")
 
@@ -302,15 +303,15 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
 ) -> None:
     """Train a recipe to an adapter; goes on where it was interrupted."""
-    from tools.pipeline.job import find_job
     from tools.pipeline.training import submit_recipe, train_recipe
+    from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    job, launch = find_job(recipe, tier, base, change, data), Launch(gpus, nodes, rank, master, port)
+    asked, launch = open_recipe(recipe, tier, base, change, data), Launch(gpus, nodes, rank, master, port)
     if dry_run:
-        submit_recipe(job, launch, "dry-run")
+        submit_recipe(asked, launch, "dry-run")
     else:
-        train_recipe(job, launch, force, resume)
+        train_recipe(asked, launch, force, resume)
 
 
 @app.command()
@@ -325,13 +326,13 @@ def submit(
     nodes: Nodes = 1,
 ) -> None:
     """Give a training to Slurm or to Ray."""
-    from tools.pipeline.job import find_job
     from tools.pipeline.training import submit_recipe
+    from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
     if to not in ("slurm", "ray"):
         raise BadInput(f"{to}: a training is given to slurm or to ray")
-    submit_recipe(find_job(recipe, tier, base, change, data), Launch(gpus, nodes), to)
+    submit_recipe(open_recipe(recipe, tier, base, change, data), Launch(gpus, nodes), to)
 
 
 @app.command()

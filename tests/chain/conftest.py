@@ -33,7 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_recipe(folder: Path, tiny: Path, **changes: Any) -> Path:
     """A recipe that trains every weight of the small model for 10 updates of 2 episodes, in float32."""
-    settings = recipe.load(recipe.find("smollm2-135m-lora", "cpu"))
+    settings = recipe.open_recipe("smollm2-135m-lora", "cpu").settings
     settings = {key: value for key, value in settings.items() if "lora" not in key and not key.startswith("peft")}
     lines = (run_folder.ROOT / "data" / "train.jsonl").read_bytes().splitlines(keepends=True)[:40]
     (folder / "data.jsonl").write_bytes(b"".join(lines))

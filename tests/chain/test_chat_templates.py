@@ -12,7 +12,7 @@ from tests.parts import models
 from tests.serving.test_ollama_templates import ASSISTANT, OBSERVATION, SYSTEM, USER
 from tools.core import catalog
 from tools.gguf import convert, llamacpp
-from tools.recipes import recipe
+from tools.recipes import recipe, schema
 from tools.serving import ollama
 from tools.training import preflight, tokens
 
@@ -51,13 +51,13 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     name, kind, template = request.param
     folder = tmp_path_factory.mktemp(name)
     path = recipe.find(name, "24gb")
-    model = catalog.model_of(recipe.load(path)["base_model"])
+    model = catalog.model_of(recipe.read_recipe(path).settings["base_model"])
     assert model
     base = models.make(kind, folder / "base")
     (base / "chat_template.jinja").write_text(models.template(template))
-    settings = recipe.load(path, {"base_model": str(base)})
+    settings = dict(recipe.read_recipe(path, changes={"base_model": str(base)}).settings)
     episodes = [{"messages": talk} for talk in TALKS]
-    trained = tokens.tokenise(base, recipe.dataset(path), episodes, 2048, settings)
+    trained = tokens.tokenise(base, recipe.read_recipe(path).dataset, episodes, 2048, settings)
     adapter = models.make_adapter(folder / "adapter", base)
     load_tokenizer(DictDefault(settings | {"tokenizer_config": str(base)})).save_pretrained(adapter)
     convert.build(base, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
@@ -104,10 +104,10 @@ def test_the_answers_and_their_end_tokens_are_trained(tuned: Tuned) -> None:
 
 def test_axolotl_takes_a_recipe_with_a_template_of_its_own(tuned: Tuned) -> None:
     for path in recipe.RECIPES.glob("24gb/*.yaml"):
-        found = catalog.model_of(recipe.load(path)["base_model"])
+        found = catalog.model_of(recipe.read_recipe(path).settings["base_model"])
         if found and found.family == tuned.family:
-            assert recipe.validate(path) == []
-            assert recipe.load(path)["chat_template_jinja"].startswith("{#- ")
+            assert schema.validate(recipe.read_recipe(path)) == []
+            assert recipe.read_recipe(path).settings["chat_template_jinja"].startswith("{#- ")
 
 
 def test_the_end_of_a_turn_is_trained_where_the_tokenizer_names_another(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_end_of_a_turn_is_trained_where_the_tokenizer_names_another(tmp_path
     (base / "tokenizer_config.json").write_bytes(orjson.dumps(settings))
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     assert tokenizer.eos_token == "<eos>"
-    changed = recipe.load(path, {"base_model": str(base)})
-    ((ids, labels),) = tokens.tokenise(base, recipe.dataset(path), [{"messages": TALKS[0]}], 2048, changed)
+    changed = recipe.read_recipe(path, changes={"base_model": str(base)}).settings
+    ((ids, labels),) = tokens.tokenise(base, recipe.read_recipe(path).dataset, [{"messages": TALKS[0]}], 2048, changed)
     trained = [token for token, label in zip(ids, labels, strict=True) if label != -100]
     assert tokenizer.convert_ids_to_tokens(trained[-1]) == "<end_of_turn>"

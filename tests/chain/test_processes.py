@@ -83,7 +83,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, tiny: Path, alone: li
     path = tiny_recipe(tmp_path, tiny, **WAYS[way])
     folder = train(tmp_path, path, "--gpus", "2")
     assert f"2 processes on the CPU (gloo), {way}" in (folder / "train.log").read_text()
-    assert recipe.load(folder / "recipe.yaml")["gradient_accumulation_steps"] == 1
+    assert recipe.read_recipe(folder / "recipe.yaml").settings["gradient_accumulation_steps"] == 1
     assert losses(folder) == pytest.approx(alone, abs=1e-2)
     assert list((folder / "adapter").glob("*.safetensors"))
 

@@ -98,8 +98,8 @@ def folder() -> Path:
 def test_axolotl_makes_the_tokens_and_the_mask(folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    path = recipe.find("smollm2-135m-lora")
-    made = tokens.tokenise(folder, recipe.dataset(path), [GOOD, GOOD], 2048, recipe.load(path))
+    asked = recipe.open_recipe("smollm2-135m-lora")
+    made = tokens.tokenise(folder, asked.dataset, [GOOD, GOOD], 2048, asked.settings)
     assert made[0] == made[1]
     ids, labels = made[0]
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -109,7 +109,7 @@ def test_axolotl_makes_the_tokens_and_the_mask(folder: Path) -> None:
 
 
 def test_the_keys_of_a_recipe_that_decide_on_tokens_are_followed(folder: Path) -> None:
-    entry = recipe.dataset(recipe.find("smollm2-135m-lora"))
+    entry = recipe.open_recipe("smollm2-135m-lora").dataset
     template = "{% for turn in messages %}{{ turn.content }}<|im_end|>{% endfor %}"
     settings = {"chat_template": "jinja", "chat_template_jinja": template, "lora_r": 16}
     ids, labels = tokens.tokenise(folder, entry, [turns(USER, ANSWER)], 2048, settings)[0]

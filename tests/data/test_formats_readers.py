@@ -59,7 +59,7 @@ def prepared(folder: Path, entries: list[dict[str, Any]], where: Path) -> list[l
     from datasets import load_from_disk
     from transformers import AutoTokenizer
 
-    settings = recipe.load(recipe.find("smollm2-135m-lora")) | {"base_model": str(folder), "datasets": entries}
+    settings = dict(recipe.open_recipe("smollm2-135m-lora").settings) | {"base_model": str(folder), "datasets": entries}
     settings |= {"dataset_prepared_path": str(where / "prepared"), "output_dir": str(where / "out"), "val_set_size": 0}
     settings |= {"sequence_len": 4096, "shuffle_merged_datasets": False}
     config = where / "preprocess.yaml"
@@ -79,7 +79,7 @@ def prepared(folder: Path, entries: list[dict[str, Any]], where: Path) -> list[l
 def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(
     folder: Path, file_set: Path, tmp_path: Path
 ) -> None:
-    ours = recipe.dataset(recipe.find("smollm2-135m-lora")) | {"path": str(file_set / "train.jsonl")}
+    ours = dict(recipe.open_recipe("smollm2-135m-lora").dataset) | {"path": str(file_set / "train.jsonl")}
     (sharegpt,) = yaml.safe_load((file_set / "axolotl.yaml").read_text())["datasets"]
     steps = {"path": str(file_set / "steps.json"), "type": "alpaca", "ds_type": "json"}
     expected = answers(file_set / "train.jsonl")

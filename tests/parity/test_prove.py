@@ -28,10 +28,10 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")  # no Ollama of the user's
     base = models.make("qwen2", tmp_path / "base")
-    settings = recipe.load(recipe.find("smollm2-135m-lora")) | {"base_model": str(base)}
+    settings = dict(recipe.open_recipe("smollm2-135m-lora").settings) | {"base_model": str(base)}
     path = tmp_path / "tiny-lora.yaml"
     path.write_text(yaml.safe_dump(settings))
-    this = recipe.folder(path)
+    this = recipe.read_recipe(path).run
     wanted = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     get_peft_model(model, wanted).save_pretrained(str(this.adapter))
@@ -48,7 +48,7 @@ def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, caps
     capsys.readouterr()
     check_parity(str(path), "", "F16", "react-tiny", answers=True, as_json=True)
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads(recipe.folder(path).parity.read_bytes())
+    assert found == json.loads(recipe.read_recipe(path).run.parity.read_bytes())
     assert found["equal"] is True and found["greedy"]["equal"] is True
     assert found["sides"] == ["transformers", "llama-server", *(["Ollama"] if ollama.find() else [])]
     answers = found["greedy"]
@@ -56,7 +56,7 @@ def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, caps
     assert answers["same"] + answers["ties"] == 20 and answers["largest_gap"] < answers["tolerance"]
 
     # The base's GGUF in place of the tuned model's: the same tokens, other answers.
-    this = recipe.folder(path)
+    this = recipe.read_recipe(path).run
     other = prove.answers(tmp_path / "base", this.adapter, this.gguf("F16", "base"), test_set())
     with pytest.raises(Failed, match="the same prompts, other answers: .* not a near tie"):
         prove.tell(found | {"greedy": other}, as_json=False)

@@ -21,7 +21,7 @@ def this(small_base: Path, small_adapter: Path, tmp_path_factory: pytest.TempPat
     """A run's folder as training leaves it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
-        this = recipe.folder(recipe.find(NAME))
+        this = recipe.open_recipe(NAME).run
     shutil.copytree(small_adapter, this.adapter)
     files.write(this.recipe, recipe.find(NAME).read_bytes())
     inputs = {"recipe": "ab" * 32, "data": "cd" * 32, "base": "ef" * 32}

@@ -25,7 +25,7 @@ NAME = "smollm2-135m-lora"
 def this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run_folder.Run:
     """A run's folder with what the later stages read: training's hashes, its tokenizer's settings, a GGUF."""
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
-    this = recipe.folder(recipe.find(NAME))
+    this = recipe.open_recipe(NAME).run
     this.adapter.mkdir(parents=True)
     (this.adapter / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     files.write_json(this.folder / "run.json", {"train": {"inputs": {"recipe": "abc", "data": "def", "base": "123"}}})

@@ -7,9 +7,9 @@ import pytest
 
 from tools import BadInput
 from tools.core import files, run_folder
-from tools.pipeline.job import find_job
 from tools.pipeline.trained import tuned
 from tools.pipeline.training import submit_recipe
+from tools.recipes.recipe import open_recipe
 from tools.training.run_axolotl import Launch
 
 
@@ -39,7 +39,7 @@ def test_a_command_for_another_machine_is_of_a_recipe_that_axolotl_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    job = find_job("qwen7b-qlora", "24gb", pairs=["sequense_len=1024"])
+    asked = open_recipe("qwen7b-qlora", "24gb", pairs=["sequense_len=1024"])
     with pytest.raises(BadInput, match="sequense_len: no such key; did you mean sequence_len?"):
-        submit_recipe(job, Launch(), how)
+        submit_recipe(asked, Launch(), how)
     assert not list(tmp_path.iterdir())

@@ -1,13 +1,11 @@
 """The commands for a person at the keyboard: list, recommend, plan, copy, compare, add a model."""
 
-import shutil
 from pathlib import Path
 
 import orjson
 import pytest
 import yaml
 
-from tests.parts import models
 from tools import BadInput
 from tools.core import catalog
 from tools.recipes import commands, plan, recipe, render
@@ -66,7 +64,7 @@ def test_a_plan_of_what_has_no_recipe_says_that_it_does_not_fit(capsys: pytest.C
         ("qwen9b-lora", "", [], "no such recipe"),
         ("qwen7b-lara", "", [], "nearest: .*qwen7b-lora"),
         ("qwen7b-lora", "23gb", [], "no such tier"),
-        ("qwen7b-lora", "", ["seed=3"], "changes no memory"),
+        ("qwen7b-lora", "", ["seed=3"], "does not affect the memory plan"),
     ],
 )
 def test_what_is_not_known_is_named(name: str, tier: str, pairs: list[str], says: str) -> None:
@@ -78,7 +76,7 @@ def test_a_copied_recipe_is_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "my.yaml"
     commands.new("qwen7b", "qlora", "24gb", str(out))
     assert not render.ours(out.read_text()) and "# from 24gb/qwen7b-qlora" in out.read_text()
-    original = recipe.load(recipe.find("24gb/qwen7b-qlora"))
+    original = dict(recipe.open_recipe("24gb/qwen7b-qlora").settings)
     assert yaml.safe_load(out.read_text()) == original | {"output_dir": f"outputs/{tmp_path.name}/my/checkpoints"}
     with pytest.raises(BadInput, match="is there already"):
         commands.new("qwen7b", "qlora", "24gb", str(out))
@@ -89,53 +87,15 @@ def test_a_copied_recipe_is_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "lora_r: 16 becomes 32" in capsys.readouterr().out.splitlines()
 
 
-def test_a_model_is_added_with_what_its_tokenizer_strips(tmp_path: Path) -> None:
-    for kind, model in (("phi4", "phi4"), ("phi4-mini", "phi4-mini")):
-        models.make_tokenizer(kind, tmp_path / kind)
-        known = catalog.models()[model]
-        found = commands.tokens_of(str(tmp_path / kind))
-        assert (found["eos"], set(found["strips"])) == (known.eos, {*known.strips}), kind
-    with pytest.raises(BadInput, match="holds no tokenizer"):
-        commands.tokens_of(str(tmp_path))
-
-
-def test_a_model_is_added_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(catalog.CATALOG, tmp_path / "catalog")
-    shutil.copytree(render.RECIPES / "deepspeed", tmp_path / "recipes" / "deepspeed")
-    monkeypatch.setattr(catalog, "CATALOG", tmp_path / "catalog")
-    monkeypatch.setattr(render, "RECIPES", tmp_path / "recipes")
-    catalog.models.cache_clear()
-    folder = tmp_path / "Tiny-Qwen-Instruct"
-    models.make_tokenizer("qwen2", folder)
-    config = {
-        "model_type": "qwen2", "hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16,
-        "num_key_value_heads": 4, "intermediate_size": 2816, "vocab_size": 32000, "max_position_embeddings": 8192,
-    }  # fmt: skip
-    (folder / "config.json").write_bytes(orjson.dumps(config))
-    try:
-        commands.add_model(str(folder), "")
-        assert catalog.models()["tiny-qwen"].sizes.hidden == 1024
-        assert (catalog.models()["tiny-qwen"].eos, catalog.models()["tiny-qwen"].strips) == ("<|im_end|>", ())
-        assert (tmp_path / "recipes" / "24gb" / "tiny-qwen-lora.yaml").exists()
-        with pytest.raises(BadInput, match="in the catalog already, as tiny-qwen"):
-            commands.add_model(str(folder), "")
-        with pytest.raises(BadInput, match="has no config.json"):
-            commands.add_model(str(tmp_path / "recipes"), "other")
-    finally:
-        monkeypatch.undo()
-        catalog.models.cache_clear()
-        plan.chosen.cache_clear()
-
-
 def test_a_copy_knows_its_own_name_folder_and_tier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "my own" / "agent.yaml"
     out.parent.mkdir()
     commands.new("qwen7b", "qlora", "24gb", str(out))
     text = out.read_text()
     assert f"make train RECIPE='{out}' TIER=24gb" in text and f"axolotl train '{out}'" in text
-    assert recipe.load(out)["output_dir"] == "outputs/my own/agent/checkpoints"
+    assert recipe.read_recipe(out).settings["output_dir"] == "outputs/my own/agent/checkpoints"
     assert "qwen7b-qlora" not in text.replace("# from 24gb/qwen7b-qlora\n", "")
-    assert recipe.tier_of(out) == catalog.tiers()["24gb"]
+    assert recipe.tier_of(out, out.read_text()) == catalog.tiers()["24gb"]
     commands.plan_of(str(out), "", "", 0, {}, [], False)
     assert "on 24gb" in capsys.readouterr().out
 
@@ -144,7 +104,7 @@ def test_a_recipe_of_no_known_tier_has_none(tmp_path: Path) -> None:
     for number, head in enumerate(("", "# Run       make train RECIPE=x TIER=13gb\n", "# Run make train RECIPE=x\n")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(f"{head}base_model: org/model\n")
-        assert recipe.tier_of(path) is None
+        assert recipe.tier_of(path, path.read_text()) is None
 
 
 def test_a_difference_is_shown_by_its_whole_key_on_a_tier_that_both_have(

@@ -183,7 +183,7 @@ def test_what_set_says_makes_the_settings_that_were_planned() -> None:
             if written in seen or not wanted.fits or length > model.context:
                 continue
             seen.add(written)
-            values = yaml.safe_load(render.recipe(tier, model, method, found)) | recipe.overrides([written])
+            values = yaml.safe_load(render.recipe_text(tier, model, method, found)) | recipe.overrides([written])
             reentrant = (values.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant")
             assert reentrant is (False if wanted.settings.checkpointing and tier.world > 1 else None)
             assert plan.from_recipe(values, tier) == wanted.settings, (tier.key, model.key, method.key, written)

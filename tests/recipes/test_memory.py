@@ -71,10 +71,10 @@ def test_steps_that_were_measured_on_a_gpu_are_foreseen_within_a_tenth() -> None
     full = [row for row in rows if "failed" not in row and row["changes"].get("sample_packing")]
     assert len(full) >= 3
     for row in full:
-        path = recipe.find(row["recipe"])
         changes = row["changes"] | {"micro_batch_size": row["micro_batch"], "attn_implementation": row["attention"]}
-        settings = plan.from_recipe(recipe.load(path, changes | {"val_set_size": 0}), catalog.tiers()["80gb"])
-        model = catalog.model_of(recipe.load(path)["base_model"])
+        asked = recipe.read_recipe(recipe.find(row["recipe"]), changes=changes | {"val_set_size": 0})
+        settings = plan.from_recipe(asked.settings, catalog.tiers()["80gb"])
+        model = catalog.model_of(asked.settings["base_model"])
         assert model
         predicted = sum(memory.device(model, settings, 1).values())
         assert predicted == pytest.approx(row["driver_gib"], rel=0.1), row["case"]

@@ -40,7 +40,7 @@ def test_where_the_hard_row_does_not_fit_the_recipe_gives_what_must_give() -> No
     whole = plan.of(found.model, found.tier, replace(found.settings, bits=16, micro_batch=1, accumulation=16))
     assert not whole.fits
     assert "a base in 8 bits" in [each.words for each in plan.advice(whole) if each.plan.fits]
-    written = recipe.load(recipe.RECIPES / "16gb" / "qwen7b-lora.yaml")
+    written = recipe.read_recipe(recipe.RECIPES / "16gb" / "qwen7b-lora.yaml").settings
     assert written["load_in_8bit"] is True and written["lora_mlp_kernel"] is False
 
 
@@ -110,7 +110,7 @@ def test_more_tokens_take_more_and_advice_wins_what_it_says() -> None:
 
 def test_a_recipe_read_back_gives_the_settings_it_was_made_of() -> None:
     for tier, model, method, found in render.planned():
-        written = recipe.load(recipe.RECIPES / tier.key / f"{render.name(model, method)}.yaml")
+        written = recipe.read_recipe(recipe.RECIPES / tier.key / f"{render.name(model, method)}.yaml").settings
         assert plan.from_recipe(written, tier) == found.settings, (tier.key, render.name(model, method))
 
 

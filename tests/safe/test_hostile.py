@@ -96,7 +96,7 @@ CHAINED = "\n".join(["c0: &c0 [x]", *(f"c{i}: &c{i} [[[[*c{i - 1}]]]]" for i in 
 def test_a_recipe_that_no_one_would_write_is_one_line_at_once(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(text if "base_model" in text else f"base_model: a/b\n{text}\n")
-    refused(lambda: recipe.load(path), says)
+    refused(lambda: recipe.read_recipe(path).settings, says)
 
 
 def test_what_recipes_need_is_taken(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_recipes_need_is_taken(tmp_path: Path) -> None:
         "plugins: [axolotl.integrations.liger.LigerPlugin, liger.LigerPlugin, tools.training.cpu_plugin.CpuPlugin]\n"
         "val_set_size: 0.05\ntrust_remote_code: false\nsequence_len: '16777216'\n"
     )
-    found = recipe.load(path)
+    found = recipe.read_recipe(path).settings
     assert found["datasets"][1] == {"path": "e", "type": "chat_template"}
     assert found["added_tokens_overrides"] == {128041: "<a>"}
 
@@ -128,7 +128,7 @@ def test_what_recipes_need_is_taken(tmp_path: Path) -> None:
 )
 def test_a_change_that_no_one_would_ask_for_is_one_line_at_once(pair: str, says: str) -> None:
     path = recipe.find("smollm2-135m-lora", "cpu")
-    refused(lambda: recipe.load(path, recipe.overrides([pair])), says)
+    refused(lambda: recipe.read_recipe(path, changes=recipe.overrides([pair])).settings, says)
 
 
 @pytest.mark.parametrize(

@@ -214,18 +214,17 @@ def recorded(tmp_path: Path) -> list[str]:
     return words
 
 
-def strange_recipe(root: Path) -> Path:
+def strange_recipe(root: Path, tier: str = "2x8x80gb") -> recipe.Recipe:
     """A recipe for eight GPUs, in a folder and a file of the project's name."""
     path = root / "recipes" / root.name / f"{root.name}.yaml"
     path.parent.mkdir(exist_ok=True)
     shutil.copyfile(recipe.RECIPES / "8x80gb" / "qwen7b-full.yaml", path)
-    return path
+    return recipe.read_recipe(path, catalog.tiers()[tier], "Qwen/X")
 
 
 @pytest.mark.parametrize("strange", NAMES, indirect=True)
 def test_a_slurm_job_runs_what_it_was_told_where_it_was_told(strange: Path, tmp_path: Path) -> None:
-    tier, path = catalog.tiers()["2x8x80gb"], strange_recipe(strange)
-    file = cluster.slurm(path, "Qwen/X", {}, tier, Launch(nodes=2))
+    file = cluster.slurm(strange_recipe(strange), Launch(nodes=2))
     folder = strange / "outputs" / strange.name / strange.name
     said = dict(each.removeprefix("--").split("=", 1) for each in directives(file.read_text()) if "=" in each)
     assert said["job-name"] == strange.name and said["nodes"] == "2" and said["signal"] == "TERM@120"
@@ -244,22 +243,22 @@ def test_a_slurm_job_runs_what_it_was_told_where_it_was_told(strange: Path, tmp_
 @pytest.mark.parametrize("strange", ["two\nlines", "\x1b[31m", "back\\slash"], indirect=True)
 def test_what_no_line_of_slurms_can_hold_is_said_in_one(strange: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"hidden character|backslash"):
-        cluster.slurm(strange_recipe(strange), "Qwen/X", {}, catalog.tiers()["8x80gb"], Launch())
+        cluster.slurm(strange_recipe(strange, "8x80gb"), Launch())
     assert not [*strange.rglob("train.sbatch")]
 
 
 @pytest.mark.parametrize("strange", [*NAMES, "two\nlines"], indirect=True)
 def test_the_commands_to_copy_are_what_a_shell_takes(strange: Path, tmp_path: Path) -> None:
-    tier, path = catalog.tiers()["2x8x80gb"], strange_recipe(strange)
+    asked = strange_recipe(strange)
     folder = strange / "outputs" / strange.name / strange.name
     launch = Launch(nodes=2, rank=1, master="10.0.0.1")
-    printed = cluster.dry_run(path, "Qwen/X", {}, tier, launch)
+    printed = cluster.dry_run(asked, launch)
     assert shlex.split(printed)[:3] == ["cd", str(strange), "&&"]
     subprocess.run(["bash", "-c", printed], cwd="/", check=True)
     where, _, pythonpath, *words = recorded(tmp_path)
-    start, environment = run_axolotl.command(folder / "dry-run.yaml", tier, launch)
+    start, environment = run_axolotl.command(folder / "dry-run.yaml", asked.settings, asked.tier, launch)
     assert (where, pythonpath, words) == (str(strange), environment["PYTHONPATH"], start[1:])
-    words = shlex.split(cluster.ray(path, "Qwen/X", {}, tier, Launch()))
+    words = shlex.split(cluster.ray(asked, Launch()))
     assert words[:3] == ["ray", "job", "submit"] and words[-3:] == ["axolotl", "train", str(folder / "ray.yaml")]
     assert orjson.loads(words[words.index("--runtime-env-json") + 1])["env_vars"]["DO_NOT_TRACK"] == "1"
 
@@ -478,7 +477,7 @@ def test_what_commands_print_of_data_and_recipes_moves_no_terminal(tmp_path: Pat
     evil["messages"] += [{"role": f"user{EVIL}", "content": "x"}, {"role": "assistant", "content": EVIL}]
     data, copy = tmp_path / f"{EVIL}.jsonl".replace("/", ""), tmp_path / "a.yaml"
     data.write_bytes(orjson.dumps(evil) + b"\n")
-    made = recipe.load(recipe.find("qwen7b-qlora", "24gb")) | {"optimizer": EVIL}
+    made = dict(recipe.open_recipe("qwen7b-qlora", "24gb").settings) | {"optimizer": EVIL}
     copy.write_text(yaml.safe_dump(made))
     for arguments in (
         ("lint", str(data), "--fail-on", "never"),
@@ -535,7 +534,7 @@ def test_a_recipe_of_a_strange_model_says_what_the_catalog_does(title: str, hub:
     found = plan.choose(model, method, tier)
     assert found
     strange = model.model_copy(update={"title": title, "hub": hub, "eos": eos, "strips": [strip, "b"]})
-    text, plain = (render.recipe(tier, each, method, found) for each in (strange, model))
+    text, plain = (render.recipe_text(tier, each, method, found) for each in (strange, model))
     made, usual = (yaml.safe_load(each) for each in (text, plain))
     assert made.keys() == usual.keys() and made["base_model"] == hub
     assert made["special_tokens"] == {"eos_token": eos, "additional_special_tokens": [strip, "b"]}

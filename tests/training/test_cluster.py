@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools.core import catalog
-from tools.recipes import recipe
+from tools.recipes import recipe, schema
 from tools.training import cluster
 from tools.training.run_axolotl import Launch
 
@@ -27,18 +27,17 @@ def test_a_dry_run_prints_the_command_and_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tier: str, launch: Launch, says: list[str]
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    printed = cluster.dry_run(recipe.find(name, tier), "Qwen/X", {}, catalog.tiers()[tier], launch)
+    printed = cluster.dry_run(recipe.open_recipe(name, tier, "Qwen/X"), launch)
     for each in [*says, "OMP_NUM_THREADS=", "AXOLOTL_DO_NOT_TRACK=1"]:
         assert each in printed
-    composed = recipe.load(tmp_path / tier / name / "dry-run.yaml")
+    composed = recipe.read_recipe(tmp_path / tier / name / "dry-run.yaml").settings
     assert "tools.training.progress_plugin.WatchPlugin" in composed["plugins"]
     assert "tools.training.cpu_plugin.CpuPlugin" not in composed["plugins"]
 
 
 def test_a_slurm_job_is_a_script_that_bash_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    tier = catalog.tiers()["2x8x80gb"]
-    file = cluster.slurm(recipe.find("qwen72b-full", tier.key), "Qwen/X", {}, tier, Launch(nodes=2))
+    file = cluster.slurm(recipe.open_recipe("qwen72b-full", "2x8x80gb", "Qwen/X"), Launch(nodes=2))
     text = file.read_text()
     for each in ("#SBATCH --nodes=2", "#SBATCH --gpus-per-node=8", "#SBATCH --requeue", "#SBATCH --signal=TERM@120"):
         assert each in text
@@ -49,9 +48,10 @@ def test_a_slurm_job_is_a_script_that_bash_takes(tmp_path: Path, monkeypatch: py
 def test_ray_gets_axolotls_own_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
     tier = catalog.tiers()["8x80gb"]
-    printed = cluster.ray(recipe.find("qwen72b-full", tier.key), "Qwen/X", {}, tier, Launch())
+    printed = cluster.ray(recipe.open_recipe("qwen72b-full", tier.key, "Qwen/X"), Launch())
     assert printed.startswith("ray job submit ")
     file = tmp_path / tier.key / "qwen72b-full" / "ray.yaml"
-    made = recipe.load(file)
+    written = recipe.read_recipe(file, tier)
+    made = written.settings
     assert made["use_ray"] is True and made["ray_num_workers"] == 8
-    assert recipe.validate(file, tier=tier) == []
+    assert schema.validate(written) == []

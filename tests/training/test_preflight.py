@@ -9,6 +9,7 @@ import yaml
 from tools.core import catalog, files, machine, run_folder
 from tools.gguf import find_base
 from tools.recipes import recipe
+from tools.recipes.recipe import Recipe
 from tools.training import preflight
 from tools.training.preflight import Machine
 
@@ -24,18 +25,18 @@ def folder() -> Path:
     return find_base.resolve("smollm2-135m")
 
 
-def make(tmp_path: Path, changes: dict[str, object], data: list[object]) -> Path:
+def make(tmp_path: Path, changes: dict[str, object], data: list[object]) -> Recipe:
     """A copy of the committed recipe with a few changes and data of its own."""
     (tmp_path / "data.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in data))
-    settings = recipe.load(recipe.find("smollm2-135m-lora")) | changes
+    settings = dict(recipe.open_recipe("smollm2-135m-lora").settings) | changes
     settings["datasets"][0] |= {"path": str(tmp_path / "data.jsonl")} | dict(changes.get("entry", {}))  # type: ignore[call-overload]
     settings.pop("entry", None)
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    return tmp_path / "my.yaml"
+    return recipe.read_recipe(tmp_path / "my.yaml", CPU)
 
 
 def test_a_good_recipe_is_measured_and_shown(tmp_path: Path, folder: Path) -> None:
-    found = preflight.check(make(tmp_path, {}, EPISODES), folder, tier=CPU)
+    found = preflight.check(make(tmp_path, {}, EPISODES), folder)
     assert found.episodes == 4 and found.preview
     assert 0 < found.trained < found.tokens
     assert found.longest <= found.sequence_len == 2048
@@ -47,7 +48,7 @@ def test_a_good_recipe_is_measured_and_shown(tmp_path: Path, folder: Path) -> No
 
 
 def test_an_episode_longer_than_the_sequence_is_named(tmp_path: Path, folder: Path) -> None:
-    found = preflight.check(make(tmp_path, {"sequence_len": 256}, EPISODES), folder, tier=CPU)
+    found = preflight.check(make(tmp_path, {"sequence_len": 256}, EPISODES), folder)
     (error,) = [each for each in found.errors if "sequence_len" in each.what]
     assert "tokens and sequence_len is 256: 100% of the episodes are dropped" in error.what
     assert error.where == f"{tmp_path}/data.jsonl:1" and "sequence_len: 1536" in error.mend
@@ -55,14 +56,14 @@ def test_an_episode_longer_than_the_sequence_is_named(tmp_path: Path, folder: Pa
 
 @pytest.mark.parametrize("wrong", [{"roles_to_train": ["user", "assistant"]}, {"train_on_eos": "none"}])
 def test_a_mask_that_trains_something_else_is_refused(tmp_path: Path, folder: Path, wrong: dict[str, object]) -> None:
-    found = preflight.check(make(tmp_path, {"entry": wrong}, EPISODES), folder, tier=CPU)
+    found = preflight.check(make(tmp_path, {"entry": wrong}, EPISODES), folder)
     (error,) = [each for each in found.errors if "trained" in each.what]
     assert error.where.endswith("data.jsonl:1") and "not what the assistant says and its end token" in error.what
 
 
 def test_what_the_test_set_has_too_is_an_error_and_repeats_a_warning(tmp_path: Path) -> None:
     path = make(tmp_path, {}, [EPISODES[0], EPISODES[1], EPISODES[0]])
-    found = list(preflight.repeated(path, recipe.load(path), preflight.read(path)))
+    found = list(preflight.repeated(path, preflight.read(path)))
     levels = {each.level: each for each in found}
     assert "3 episodes" in levels["error"].what or "2 episodes" in levels["error"].what
     assert levels["warning"].where.endswith("data.jsonl:3") and "line 1" in levels["warning"].what
@@ -109,9 +110,7 @@ def test_what_can_go_wrong_is_found_with_its_line(
     name: str, changes: dict[str, object], machine: Machine, level: str, says: str
 ) -> None:
     path = recipe.find(name)
-    tier = recipe.tier_of(path)
-    assert tier
-    found = preflight.quick(path, recipe.load(path, changes), tier, machine)
+    found = preflight.quick(recipe.read_recipe(path, changes=changes), machine)
     if not level:
         assert found == []
         return
@@ -124,42 +123,43 @@ def test_what_can_go_wrong_is_found_with_its_line(
 def test_a_generated_recipe_edited_in_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(recipe.find(NAME).read_text().replace("lora_r: 16", "lora_r: 64"))
-    assert list(preflight.edited(path)) == []
+    mine = recipe.read_recipe(path)
+    assert list(preflight.edited(mine)) == []
     monkeypatch.setattr(preflight.render, "RECIPES", tmp_path)
-    (found,) = preflight.edited(path)
+    (found,) = preflight.edited(mine)
     assert found.level == "advice" and "edited in place" in found.what and found.where == f"{path}:1"
 
 
 def test_checkpoints_of_another_recipe_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    path = recipe.find("smollm2-135m-lora", "cpu")
-    this = recipe.folder(path)
+    asked = recipe.open_recipe("smollm2-135m-lora", "cpu")
+    this = asked.run
     (this.checkpoints / "checkpoint-4").mkdir(parents=True)
-    now = {"recipe": files.sha256(path), "data": files.sha256(run_folder.ROOT / "data" / "train.jsonl")}
+    now = {"recipe": files.sha256(asked.path), "data": files.sha256(run_folder.ROOT / "data" / "train.jsonl")}
     files.write_json(this.checkpoints / "inputs.json", now)
-    assert list(preflight.leftovers(path, recipe.load(path), str)) == []
+    assert list(preflight.leftovers(asked)) == []
     files.write_json(this.checkpoints / "inputs.json", now | {"recipe": "another"})
-    (found,) = preflight.leftovers(path, recipe.load(path), str)
+    (found,) = preflight.leftovers(asked)
     assert "of another recipe" in found.what
 
 
 def test_a_stopped_build_of_deepspeed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    settings = {"deepspeed": "zero2.json"}
-    assert list(preflight.stopped_build(settings, str)) == []
+    sharded = recipe.read_recipe(recipe.find(NAME), changes={"deepspeed": "zero2.json"})
+    assert list(preflight.stopped_build(sharded)) == []
     lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    (found,) = preflight.stopped_build(settings, str)
+    (found,) = preflight.stopped_build(sharded)
     assert "deepspeed_shm_comm" in found.what and str(lock) in found.mend
-    assert list(preflight.stopped_build({}, str)) == []
+    assert list(preflight.stopped_build(recipe.open_recipe(NAME))) == []
 
 
 def test_a_gpus_recipe_is_not_held_against_the_memory_of_a_machine_without_one(tmp_path: Path) -> None:
-    path, tier = recipe.find("80gb/qwen7b-lora"), catalog.tiers()["80gb"]
+    path = recipe.find("80gb/qwen7b-lora")
     small = Machine("cpu", [], memory_gib=8, disk_gib=10_000, token=False)
-    found = list(preflight.quick(path, recipe.load(path), tier, small))
+    found = list(preflight.quick(recipe.read_recipe(path), small))
     assert not [each for each in found if "GiB on each device" in each.what]
-    wide = recipe.load(path, {"micro_batch_size": 16})
-    (error,) = [each for each in preflight.quick(path, wide, tier, small) if "GiB on each device" in each.what]
+    wide = recipe.read_recipe(path, changes={"micro_batch_size": 16})
+    (error,) = [each for each in preflight.quick(wide, small) if "GiB on each device" in each.what]
     assert error.level == "error" and "79.1 are there" in error.what

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-import yaml
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, run_folder
@@ -31,10 +30,10 @@ def folder() -> Path:
     return find_base.resolve("smollm2-135m")
 
 
-def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(this: Run, folder: Path) -> None:
-    path = recipe.find(RECIPE)
-    composed, written = run_axolotl.compose(path, this, str(folder), {}, CPU, Launch()), recipe.load(path)
-    changed = {key for key in composed if composed[key] != written.get(key)}
+def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(folder: Path) -> None:
+    asked = recipe.open_recipe(RECIPE)
+    composed = run_axolotl.compose(asked, str(folder), Launch())
+    changed = {key for key in composed if composed[key] != asked.settings.get(key)}
     assert changed - {"bf16", "plugins"} == {
         "base_model",
         "dataset_num_proc",
@@ -43,24 +42,23 @@ def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(this:
         "auto_resume_from_checkpoints",
     }
     assert composed["base_model"] == str(folder)
-    assert composed["output_dir"].startswith(str(this.folder))
+    assert composed["output_dir"].startswith(str(asked.run.folder))
 
 
-def test_more_data_are_tokenised_by_more_processes(this: Run, folder: Path) -> None:
+def test_more_data_are_tokenised_by_more_processes(folder: Path) -> None:
     assert [run_axolotl.tokenisers(size, 16) for size in (0, 600_000, 25_000_000, 10**10)] == [1, 1, 4, 16]
-    path = recipe.find(RECIPE)
-    assert run_axolotl.compose(path, this, str(folder), {}, CPU, Launch())["dataset_num_proc"] == 1
-    given = run_axolotl.compose(path, this, str(folder), {"dataset_num_proc": 3}, CPU, Launch())
+    assert run_axolotl.compose(recipe.open_recipe(RECIPE), str(folder), Launch())["dataset_num_proc"] == 1
+    given = run_axolotl.compose(recipe.open_recipe(RECIPE, pairs=["dataset_num_proc=3"]), str(folder), Launch())
     assert given["dataset_num_proc"] == 3
 
 
 def test_the_fingerprint_changes_with_the_recipe(tmp_path: Path, folder: Path) -> None:
-    path = recipe.find(RECIPE)
+    mine = recipe.open_recipe(RECIPE)
     other = tmp_path / "my.yaml"
-    other.write_text(path.read_text().replace("lora_r: 16", "lora_r: 32"))
-    mine, theirs = run_axolotl.fingerprint(path, folder, {}), run_axolotl.fingerprint(other, folder, {})
-    assert {key for key in mine if mine[key] != theirs[key]} == {"recipe"}
-    assert run_axolotl.fingerprint(path, folder, {"lora_r": 32}) == mine | {"lora_r": 32}
+    other.write_text(mine.text.replace("lora_r: 16", "lora_r: 32"))
+    first, second = (run_axolotl.fingerprint(each, folder) for each in (mine, recipe.read_recipe(other)))
+    assert {key for key in first if first[key] != second[key]} == {"recipe"}
+    assert run_axolotl.fingerprint(recipe.open_recipe(RECIPE, pairs=["lora_r=32"]), folder) == first | {"lora_r": 32}
 
 
 def test_half_written_checkpoints_are_removed_and_whole_ones_kept(this: Run) -> None:
@@ -97,11 +95,11 @@ def test_a_second_training_in_the_same_folder_stops_and_says_who_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    path = recipe.find("smollm2-135m-lora", "cpu")
+    asked = recipe.open_recipe(RECIPE, "cpu")
     text = f"""
 from pathlib import Path
 from tools.recipes import recipe
-with recipe.folder(Path({str(path)!r})).held("train"): print(flush=True); input()
+with recipe.read_recipe(Path({str(asked.path)!r})).run.held("train"): print(flush=True); input()
 """
     other = subprocess.Popen(
         [sys.executable, "-c", text], cwd=run_folder.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -109,7 +107,7 @@ with recipe.folder(Path({str(path)!r})).held("train"): print(flush=True); input(
     assert other.stdout and other.stdout.readline()
     (tmp_path / "base").mkdir()
     with pytest.raises(Failed, match=f"process {other.pid} .* is writing it"):
-        run_axolotl.train(path, tmp_path / "base", {}, catalog.tiers()["cpu"], run_axolotl.Launch())
+        run_axolotl.train(asked, tmp_path / "base", Launch())
     other.communicate("\n")
 
 
@@ -132,24 +130,23 @@ def test_going_on_needs_a_checkpoint_of_the_same_training(this: Run) -> None:
 
 @pytest.mark.parametrize(("world", "micro", "accumulation"), [(1, 4, 4), (2, 4, 2), (8, 2, 1), (16, 1, 1)])
 def test_the_effective_batch_stays_whatever_the_processes(world: int, micro: int, accumulation: int) -> None:
-    composed = {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
-    made = run_axolotl.spread(composed, catalog.tiers()["24gb"], world, "my.yaml")
+    changes = {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
+    asked = recipe.read_recipe(recipe.find("24gb/qwen7b-qlora"), changes=changes)
+    made = run_axolotl.spread(asked, world)
     assert made == {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
-    with pytest.raises(BadInput, match="my.yaml: 16 episodes an update cannot be shared by 3 processes"):
-        run_axolotl.spread(composed, catalog.tiers()["24gb"], 3, "my.yaml")
+    with pytest.raises(BadInput, match="qwen7b-qlora.yaml: 16 episodes an update cannot be shared by 3 processes"):
+        run_axolotl.spread(asked, 3)
 
 
 def test_a_failure_is_told_with_what_helps(this: Run) -> None:
     tier, model = catalog.tiers()["80gb"], catalog.models()["qwen7b"]
     # As it was composed: the base is a folder of the hub's cache, whose name says nothing.
-    composed = recipe.load(
-        recipe.find("80gb/qwen7b-lora"), {"base_model": "/hub/snapshots/a09a35458", "lora_dropout": 0}
-    )
+    changes = {"base_model": "/hub/snapshots/a09a35458", "lora_dropout": 0}
+    composed = recipe.read_recipe(recipe.find("80gb/qwen7b-lora"), changes=changes).settings
     this.folder.mkdir(parents=True)
-    this.recipe.write_text(yaml.safe_dump(composed))
     log = this.folder / "train.log"
     log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
-    said = run_axolotl.why(log, log.read_text(), 1, this, tier, model)
+    said = run_axolotl.why(log, log.read_text(), 1, this, composed, tier, model)
     # What wins a tenth of the memory and more: not rank 8, which wins a third of a GiB.
     assert "out of memory" in said and "recompute layers wins" in said and "slower" in said and "rank" not in said
     log.write_text("FloatingPointError: the loss is nan at step 7\n")
@@ -157,7 +154,7 @@ def test_a_failure_is_told_with_what_helps(this: Run) -> None:
         (this.checkpoints / name).mkdir(parents=True)
     (this.checkpoints / "checkpoint-4" / "trainer_state.json").write_bytes(b"{}")
     assert "at step 7; the last good checkpoint is checkpoint-4" in run_axolotl.why(
-        log, log.read_text(), 1, this, tier, model
+        log, log.read_text(), 1, this, composed, tier, model
     )
 
 

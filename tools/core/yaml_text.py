@@ -1,5 +1,6 @@
 """YAML of any origin as plain values: what it unfolds to is counted before any of it is made."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ VALUES, DEPTH = 5000, 20
 # Letters of a number or date: Python takes ever longer to read a number of more.
 NUMBER = 100
 PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq")}
+# Where a value stands: the keys and list places above it.
+Keys = tuple[str | int, ...]
 MERGE, TEXT, INT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 
 
@@ -24,13 +27,18 @@ def parse(text: str, name: str | Path) -> Any:
     Raises BadInput, which begins with `name` and the line, for what is no YAML, has a tag of its own, a key twice, a
     value that contains itself, or is larger or deeper than any recipe.
     """
+    return parse_with_lines(text, name)[0]
+
+
+def parse_with_lines(text: str, name: str | Path) -> tuple[Any, Mapping[Keys, int]]:
+    """The value of a YAML text, as `parse`, and the line (from 1) of each key and list entry, by the keys above it."""
     try:
         check_events(text, name)
         node = yaml.compose(text, Loader=catalog.LOADER)
         if node is None:
-            return None
+            return None, {}
         check_node(name, node, {})
-        return yaml.constructor.SafeConstructor().construct_document(node)
+        return yaml.constructor.SafeConstructor().construct_document(node), dict(lines(node))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         tab = text.splitlines()[line - 1 : line] and "\t" in text.splitlines()[line - 1]
@@ -38,6 +46,18 @@ def parse(text: str, name: str | Path) -> Any:
         raise BadInput(f"{name}:{line}: not YAML: {why}") from error
     except yaml.YAMLError as error:
         raise BadInput(f"{name}:1: not YAML: {shown(error)}") from error
+
+
+def lines(node: yaml.Node, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
+    """The line (from 1) of each key and list entry below a node, by the keys above it."""
+    inside: list[tuple[str | int, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        inside = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = [(number, value, value) for number, value in enumerate(node.value)]
+    for key, marked, value in inside:
+        yield (*above, key), marked.start_mark.line + 1
+        yield from lines(value, (*above, key))
 
 
 def check_events(text: str, name: str | Path) -> None:

@@ -12,7 +12,7 @@ from tools import BadInput, Failed
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.gguf import base, header, llamacpp, lora
 from tools.parity import compare, greedy
-from tools.recipes import recipe
+from tools.recipes.recipe import read_recipe
 
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
@@ -53,7 +53,7 @@ def tokens(
     tokenizer = chat_template.tokenizer(source)
     talks = compare.conversations(test_set, tokenizer)
     if this.recipe.exists():
-        asrun = recipe.load(this.recipe)
+        asrun = read_recipe(this.recipe).settings
         base_model, entry = Path(asrun["base_model"]), asrun["datasets"][0]
         found = compare.prove(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
     else:

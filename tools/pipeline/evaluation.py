@@ -9,10 +9,9 @@ from tools import BadInput
 from tools.core import files, progress, quote
 from tools.core.run_folder import Run
 from tools.core.trajectory import system_prompt
-from tools.pipeline.job import find_recipe
 from tools.pipeline.serving import CLASSIC, player, proof_inputs, spec
 from tools.pipeline.trained import name_of, tuned
-from tools.recipes import recipe
+from tools.recipes.recipe import open_recipe
 
 
 def play_games(name: str, other: str, quant: str, rooms: int, called: str) -> None:
@@ -58,8 +57,8 @@ def sum_up(name: str, quant: str, called: str) -> None:
     from tools.evaluation import report
     from tools.serving import ollama as server
 
-    path = find_recipe(name)
-    this = recipe.folder(path)
+    recipe = open_recipe(name)
+    this = recipe.run
     played = evaluations(this)
     tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
     if tuned is None:
@@ -72,4 +71,4 @@ def sum_up(name: str, quant: str, called: str) -> None:
     answer = quote.visible(tuned["classic"]["answer"], keep="\n")
     print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{answer}\n")
     console.print(report.table(played))
-    print(report.closing(this, called or name_of(path), own=server.users_own() is None))
+    print(report.closing(this, called or name_of(recipe), own=server.users_own() is None))

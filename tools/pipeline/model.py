@@ -11,9 +11,8 @@ from tools import BadInput
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.core.run_folder import Run
 from tools.gguf import imatrix
-from tools.pipeline.job import find_recipe
 from tools.pipeline.trained import Tuned, tuned
-from tools.recipes import recipe
+from tools.recipes.recipe import open_recipe, read_recipe
 
 
 def make_gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = False) -> None:
@@ -76,8 +75,7 @@ def imatrix_of(this: run_folder.Run, who: str) -> Path:
         raise BadInput(f"{this.folder}: no recipe of ours, so no training conversations to measure what matters by")
     f16, out = this.gguf("F16", who), this.imatrix(who)
     if not out.exists() or out.stat().st_mtime < f16.stat().st_mtime:
-        data = run_folder.ROOT / recipe.dataset(this.recipe)["path"]
-        imatrix.make(f16, data, chat_template.tokenizer(this.adapter), out)
+        imatrix.make(f16, read_recipe(this.recipe).data, chat_template.tokenizer(this.adapter), out)
     return out
 
 
@@ -123,8 +121,7 @@ def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int,
     from tools.gguf import perplexity as score
 
     names = [each for each in map(convert.check_quant, quants.split()) if each != "F16"]
-    path = find_recipe(name)
-    this, held_out = recipe.folder(path), Path(data) if data else trajectory.TEST_DATA
+    this, held_out = open_recipe(name).run, Path(data) if data else trajectory.TEST_DATA
     before = f16_files(this)
     make_gguf(name, other, "F16")
     make_gguf(name, other, " ".join(names), guided=guided)

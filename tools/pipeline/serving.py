@@ -14,9 +14,9 @@ from tools import BadInput, Failed
 from tools.core import catalog, files, progress, quote, run_folder
 from tools.core.trajectory import test_set
 from tools.gguf import base
-from tools.pipeline.job import find_recipe
 from tools.pipeline.model import f16_files, make_adapter_gguf, make_gguf, merge_adapter, tell_f16
 from tools.pipeline.trained import Tuned, name_of, tuned
+from tools.recipes.recipe import open_recipe
 
 # The first prompt that people try.
 CLASSIC = (
@@ -193,8 +193,7 @@ def talk(name: str, model: str) -> None:
     """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
     from tools.serving import ollama as server
 
-    path = find_recipe(name)
-    title = model or name_of(path)
+    title = model or name_of(open_recipe(name))
     with server.session() as session:
         if not server.there(session.client, title):
             raise BadInput(f"{title} is not in Ollama; make ollama RECIPE={name} brings it")

@@ -9,8 +9,7 @@ from tools.core import files, hf_folder, quote, run_folder
 from tools.core.run_folder import Run
 from tools.core.trajectory import system_prompt
 from tools.gguf import base, find_base
-from tools.pipeline.job import base_folder, find_recipe
-from tools.recipes import recipe
+from tools.recipes.recipe import Recipe, open_recipe, read_recipe
 
 # Tokens that a model of another's adapter is given to remember, where its base can.
 CONTEXT = 4096
@@ -58,19 +57,15 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
     """
     if adapter:
         return foreign(Path(adapter), other)
-    path = find_recipe(name)
-    this = recipe.folder(path)
+    recipe = open_recipe(name, base=other)
+    this = recipe.run
     if not this.adapter.exists():
         raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
-    asrun = recipe.load(path)
     trained = this.provenance()["train"]["inputs"]
     hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": files.sha256(this.adapter)}
-    called, source = other or asrun["base_model"], base_folder(path, other)
-    length, words = (
-        int(asrun["sequence_len"]),
-        system_prompt(run_folder.ROOT / recipe.load(this.recipe)["datasets"][0]["path"]),
-    )
-    return Tuned(this, path.stem, name_of(path), this.adapter, source, called, hashes, length, words)
+    length, words = int(recipe.settings["sequence_len"]), system_prompt(read_recipe(this.recipe).data)
+    source, served = find_base.resolve(recipe.base), name_of(recipe)
+    return Tuned(this, recipe.name, served, this.adapter, source, recipe.base, hashes, length, words)
 
 
 def foreign(folder: Path, other: str) -> Tuned:
@@ -94,8 +89,8 @@ def foreign(folder: Path, other: str) -> Tuned:
     return Tuned(this, name, served, folder, source, called, hashes, min(longest, CONTEXT))
 
 
-def name_of(path: Path) -> str:
+def name_of(recipe: Recipe) -> str:
     """A recipe's model in Ollama, where NAME= says nothing else: react-smollm2 for smollm2-135m-lora."""
     from tools.serving import ollama
 
-    return f"{ollama.PREFIX}{path.stem.split('-')[0]}"
+    return f"{ollama.PREFIX}{recipe.name.split('-')[0]}"

@@ -1,8 +1,6 @@
 """The catalog and its recipes for a person at the keyboard: list, recommend, plan, copy, compare, add."""
 
-import contextlib
 import difflib
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -11,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-import yaml
 
 from tools import BadInput
 from tools.core import catalog, files, machine, quote
-from tools.core.catalog import Model, Tier
-from tools.recipes import plan, recipe, render
+from tools.core.catalog import Method, Model, Tier
+from tools.recipes import plan, recipe, render, schema, values
+from tools.recipes.memory import Settings
 from tools.recipes.plan import Plan
 
 if TYPE_CHECKING:
@@ -135,7 +133,7 @@ def plan_of(
         print(f"  {'speed':20} {found.tokens_per_second:7.0f} tokens/s, roughly")
     changes = plan.advice(found)
     if changes:
-        print("less memory:" if found.fits else "to make it fit, the first first:")
+        print("less memory:" if found.fits else "to make it fit, best option first:")
         for each in changes[:6]:
             speed = f", {each.slower:+.0%} time" if found.seconds else ""
             mark = "fits" if each.plan.fits else "not enough alone"
@@ -154,71 +152,74 @@ def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any
     Raises BadInput for what is not known.
     """
     plan.check_devices(gpus)
-    on = plan.for_gpu(catalog.gpu_of(gpu), gpus or 1) if gpu else None
-    if not name.endswith((".yaml", ".yml")):
-        model, method, inside = split(name)
-        tier, there = tier or inside, recipe.tiers_of(f"{model.key}-{method.key}")
-        # This machine's, as all other commands take it; else the smallest with such a recipe.
-        own = machine.tier()
-        on = on or catalog.pick("tier", tier or (own if own in there or not there else there[0]), catalog.tiers())
-        if gpus and not gpu:
-            on = on.model_copy(update={"devices": gpus})
-        found = plan.search(model, method, on)
-        # What does not fit is shown at its least.
-        least = plan.base_settings(model, method, on)
-        spread = replace(least, sharding="none" if on.world == 1 else "ddp", optimizer="adamw_8bit")
-        s = found.settings if found else replace(spread, evaluation=1)
-        return plan.of(model, on, changed(s, changes, on))
-    path = recipe.find(name)
-    on = (
-        on
-        or (catalog.pick("tier", tier, catalog.tiers()) if tier else recipe.tier_of(path))
-        or catalog.tiers()[machine.tier()]
-    )
-    values = recipe.load(path, changes)
-    recipe.misspelt(path, values)
-    known = catalog.model_of(str(values["base_model"]))
-    if known is None:
-        where = f"{path}:{recipe.line_of(path, 'base_model')}"
-        raise BadInput(f"{where}: {values['base_model']} is not in the catalog; make add-model HUB=... adds it")
-    return plan.of(known, on, plan.from_recipe(values, on))
+    by_path = name.endswith((".yaml", ".yml"))
+    model, method, inside = (None, None, "") if by_path else model_and_method(name)
+    given = tier or inside
+    on = catalog.pick("tier", given, catalog.tiers()) if given else None
+    if gpu:
+        on = plan.for_gpu(catalog.gpu_of(gpu), gpus or 1)
+    if model and method:
+        on = on or default_tier(recipe.tiers_of(render.name(model, method)))
+        return planned_name(model, method, with_devices(on, gpus), changes)
+    found = recipe.read_recipe(recipe.find(name), on, changes=changes)
+    schema.check_keys(found)
+    on, base = with_devices(found.tier, gpus), str(found.settings["base_model"])
+    if not (known := catalog.model_of(base)):
+        raise BadInput(f"{found.at('base_model')}: {base} is not in the catalog; make add-model HUB=... adds it")
+    return plan.of(known, on, plan.from_recipe(found.settings, on))
 
 
-def changed(s: Any, changes: Mapping[str, Any], tier: Tier) -> Any:
+def default_tier(there: list[str]) -> Tier:
+    """The tier of a recipe that is on those `there`: this machine's, as all other commands take it, else the least."""
+    own = machine.tier()
+    return catalog.tiers()[own if own in there or not there else there[0]]
+
+
+def with_devices(tier: Tier, gpus: int) -> Tier:
+    """A tier with so many devices in each machine; as it is where `gpus` is 0."""
+    return tier.model_copy(update={"devices": gpus}) if gpus else tier
+
+
+def planned_name(model: Model, method: Method, tier: Tier, changes: Mapping[str, Any]) -> Plan:
+    """The plan of a model and method with changes; what does not fit is shown with the settings that take the least."""
+    found = plan.search(model, method, tier)
+    least = plan.base_settings(model, method, tier)
+    least = replace(least, sharding="none" if tier.world == 1 else "ddp", optimizer="adamw_8bit", evaluation=1)
+    return plan.of(model, tier, changed(found.settings if found else least, changes))
+
+
+def changed(s: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with a recipe's keys in place of their own. Raises BadInput for a key that decides nothing here."""
     fields = {
         "sequence_len": "sequence_len",
         "micro_batch_size": "micro_batch",
         "gradient_accumulation_steps": "accumulation",
-    }
-    fields |= {
         "lora_r": "rank",
         "optimizer": "optimizer",
         "gradient_checkpointing": "checkpointing",
         "lora_dropout": "dropout",
     }
     for key, value in changes.items():
-        if wrong := recipe.mistyped(key, value):
+        if wrong := values.mistyped(key, value):
             raise BadInput(wrong)
         if value is None:  # as it is
             continue
-        if key in recipe.WHOLE or key in recipe.REAL:
-            value = int(value) if key in recipe.WHOLE else float(value)
         if key in ("load_in_4bit", "load_in_8bit"):
             s = replace(s, bits=(4 if "4" in key else 8) if value else 16)
         elif key in fields:
-            s = replace(s, **{fields[key]: bool(value) if key == "gradient_checkpointing" else value})
+            own: dict[str, Any] = {fields[key]: type(getattr(s, fields[key]))(value)}
+            s = replace(s, **own)
         elif key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"):
             s = replace(s, kernels=bool(value))
         elif key not in ("adapter", "lora_alpha", "learning_rate", "lora_target_linear"):
             known = [*fields, "load_in_4bit", "load_in_8bit"]
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"{', '.join(known)} do"
-            raise BadInput(f"{key}: changes no memory that is planned; {hint}")
+            raise BadInput(f"{key}: does not affect the memory plan; {hint}")
     return s
 
 
-def split(name: str) -> tuple[Model, Any, str]:
+def model_and_method(name: str) -> tuple[Model, Method, str]:
     """Model, method and, if it is named, tier of a recipe's name. Raises BadInput with the nearest names."""
     tier, _, title = name.rpartition("/")
     for method in sorted(catalog.methods(), key=len, reverse=True):
@@ -240,7 +241,7 @@ def new(model: str, method: str, tier: str, out: str, force: bool = False) -> No
     """
     key = catalog.pick("model", model, catalog.models()).key
     way = catalog.pick("method", method, catalog.methods()).key
-    path, target = recipe.find(f"{key}-{way}", tier, machine.tier()), Path(out)
+    path, target = recipe.find(f"{key}-{way}", tier), Path(out)
     if target.suffix not in (".yaml", ".yml"):
         raise BadInput(f"{out}: a recipe's name ends in .yaml")
     with files.output(out, force, [path]) as beside:
@@ -266,7 +267,7 @@ def diff(a: str, b: str) -> None:
     common = [tier for tier in recipe.tiers_of(a) or catalog.tiers() if tier in (recipe.tiers_of(b) or catalog.tiers())]
     here = machine.tier()
     here = here if here in common or not common else common[0]
-    one, two = (flat(recipe.load(recipe.find(each, here=here))) for each in (a, b))
+    one, two = (flat(recipe.read_recipe(recipe.find(each, here=here)).settings) for each in (a, b))
     differ = [key for key in one | two if one.get(key) != two.get(key)]
     for key in differ:
         if key not in two:
@@ -290,69 +291,3 @@ def flat(values: Any, above: str = "") -> dict[str, Any]:
     return {
         key: value for name, below in pairs for key, value in flat(below, f"{above}.{name}" if above else name).items()
     }
-
-
-def add_model(hub: str, key: str) -> None:
-    """Append a model to catalog/models.yaml from its config.json (a folder's, or the hub's), and render its recipes.
-
-    Raises BadInput for a model that is there already, of an architecture that the catalog does not know, or with code
-    of its own; Failed when the hub cannot give it.
-    """
-    if known := catalog.model_of(hub):
-        raise BadInput(f"{hub}: in the catalog already, as {known.key}")
-    key = key or re.sub(r"[^a-z0-9.]+", "-", Path(hub).name.lower().removesuffix("-instruct")).strip("-")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", key) or key in catalog.models():
-        raise BadInput(f"{key}: taken, or no name for a recipe; --key gives another")
-    folder = model_folder(hub)
-    made = catalog.described(files.read_object(folder / "config.json"), key, hub)
-    names = ("title", "hub", "licence", "gated", "family", "context", "architecture")
-    entry = {name: getattr(made, name) for name in names} | tokens_of(str(folder))
-    entry |= {"sizes": made.sizes.model_dump(exclude={"key"}), "parameters": made.parameters}
-    render.refuse_edited(render.generated())  # before the catalog changes
-    text = (catalog.CATALOG / "models.yaml").read_text(encoding="utf-8")
-    added = yaml.safe_dump({key: entry}, sort_keys=False, default_flow_style=None, width=110)
-    files.write(
-        catalog.CATALOG / "models.yaml",
-        f"{text.rstrip()}\n\n# Its sizes were read in its config.json.\n{added}".encode(),
-    )
-    catalog.models.cache_clear()
-    plan.chosen.cache_clear()
-    counts = render.write()
-    print(f"{key}: {made.parameters / 1e9:.2f} billion parameters, {counts['written']} files written in recipes/")
-    print("licence and gated stand in catalog/models.yaml as unknown; mend them there")
-
-
-def tokens_of(hub: str) -> dict[str, Any]:
-    """Of a model's tokenizer, as the catalog has it: its end token, and what else of its chat template strips.
-
-    Raises BadInput where there is no tokenizer, or it names no end token.
-    """
-    from jinja2 import TemplateError
-
-    from tools.core import chat_template
-
-    tokenizer = chat_template.tokenizer(hub)
-    if not tokenizer.eos_token:
-        raise BadInput(f"{hub}: its tokenizer names no eos_token")
-    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
-    written = str(tokenizer.bos_token)
-    for talk in (turns, turns[1:]):  # Some models have no template, some of these no system message.
-        with contextlib.suppress(TemplateError, ValueError):
-            written += tokenizer.apply_chat_template(talk, tokenize=False)
-    taking = [each.content for each in tokenizer.added_tokens_decoder.values() if each.lstrip or each.rstrip]
-    strips = [token for token in taking if token in written and token != tokenizer.eos_token]
-    return {"eos": tokenizer.eos_token} | ({"strips": strips} if strips else {})
-
-
-def model_folder(hub: str) -> Path:
-    """The folder with the config.json and the tokenizer of a folder or of a model on the hub.
-
-    Raises BadInput when it has no config.json, or code of its own; Failed when the hub cannot give it.
-    """
-    from tools.gguf import base
-
-    folder = Path(hub) if os.path.isdir(hub) else base.tokenizer_folder(hub)
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{hub}: has no config.json")
-    base.refuse_code(folder)
-    return folder

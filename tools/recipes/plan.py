@@ -184,7 +184,7 @@ def spreads(s: Settings, tier: Tier) -> Iterator[Settings]:
             yield replace(s, optimizer=optimizer)
     else:
         for stage in ("zero1", "zero2", "zero3"):
-            yield replace(s, sharding=stage)  # type: ignore[arg-type]
+            yield replace(s, sharding=stage)
 
 
 def batches(s: Settings, batch: int, tier: Tier) -> Iterator[int]:

@@ -67,7 +67,7 @@ def sizes(parts: dict[str, float], least: float = 0.05) -> str:
     return ", ".join(f"{what} {value:.1f}" for what, value in ordered if value >= least)
 
 
-def recipe(tier: Tier, model: Model, method: Method, found: Plan) -> str:
+def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
     """The text of one recipe, with its hash."""
     s, title = found.settings, name(model, method)
     values = OWN | {
@@ -123,7 +123,7 @@ def generated() -> dict[str, str]:
     plans = list(planned())
     made = {where: sealed(text) for where, text in index.pages(plans).items()}
     for tier, model, method, found in plans:
-        made[f"{tier.key}/{name(model, method)}.yaml"] = recipe(tier, model, method, found)
+        made[f"{tier.key}/{name(model, method)}.yaml"] = recipe_text(tier, model, method, found)
     for stage, offload in (
         (1, ""),
         (2, ""),

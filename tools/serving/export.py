@@ -17,7 +17,7 @@ from tools import BadInput
 from tools.core import catalog, files, templates
 from tools.core.run_folder import Run
 from tools.gguf import llamacpp
-from tools.recipes import recipe
+from tools.recipes.recipe import read_recipe
 from tools.serving import ollama
 
 # Where a server that we write a command for listens: nobody but this machine reaches it.
@@ -150,7 +150,7 @@ def card(model: Model) -> str:
     Metrics are those of parity.json, eval-*.json and quality.json, so far as they are there.
     """
     found = model.this.provenance()["train"]["inputs"]
-    settings = recipe.load(model.this.recipe)
+    settings = read_recipe(model.this.recipe).settings
     known = catalog.model_of(model.base_hub)
     played = [orjson.loads(path.read_bytes()) for path in sorted(model.this.folder.glob("eval-*.json"))]
     facts = {

@@ -3,7 +3,7 @@
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +13,11 @@ import psutil
 
 from tools import BadInput
 from tools.core import catalog, chat_template, files, machine, quote, run_folder, trajectory
-from tools.core.catalog import Model, Tier
-from tools.recipes import plan, recipe, render
-from tools.recipes.plan import Plan
-from tools.training.tokens import IGNORED, tokenise
+from tools.core.catalog import Model
+from tools.recipes import plan, render, schema
+from tools.recipes.plan import Change, Plan
+from tools.recipes.recipe import RECIPES, Recipe, names, read_recipe
+from tools.training.tokens import IGNORED, Tokenised, tokenise
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -81,64 +82,64 @@ def this_machine() -> Machine:
     )
 
 
-def check(
-    path: Path,
-    base: Path | str,
-    changes: Mapping[str, Any] | None = None,
-    machine: Machine | None = None,
-    tier: Tier | None = None,
-) -> Report:
+def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> Report:
     """Check a recipe and its data with the parts that train: Axolotl's schema, its tokenising, its loss mask.
 
     `base`: the base model's folder, or its hub name where it is not here yet: then the tokens are left for training.
     Raises BadInput for what cannot be read at all: data that is not a ReAct episode, a recipe that Axolotl refuses.
     """
-    settings = recipe.load(path, changes)
-    tier = tier or recipe.tier_of(path) or catalog.tiers()[(machine or this_machine()).tier]
-    episodes = read(path, changes)
-    if isinstance(base, Path) and with_its_own_template(path, settings):
+    episodes = read(recipe)
+    if isinstance(base, Path) and with_its_own_template(recipe):
         chat_template.check(chat_template.written(base), str(base), {})  # Before Axolotl, which takes 10 s to load.
-    going = recipe.validate(path, changes, tier)
     findings = [
-        Finding(
-            "warning", text, f"{path}:{recipe.line_of(path, recipe.named(path, text))}", "use the key that it names"
-        )
-        for text in going
+        Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "use the key that it names")
+        for text in schema.validate(recipe)
     ]
-    findings += quick(path, settings, tier, machine or this_machine())
-    findings += repeated(path, settings, episodes)
+    tokenised = tokens_of(recipe, base, episodes) if isinstance(base, Path) else []
+    findings += quick(recipe, machine or this_machine(), [len(ids) for ids, _ in tokenised])
+    findings += repeated(recipe, episodes)
     if not isinstance(base, Path):
-        return Report(findings, episodes=len(episodes), sequence_len=int(settings.get("sequence_len") or 512))
-    return tokens(path, base, settings, episodes, findings)
+        return Report(findings, episodes=len(episodes), sequence_len=sequence_len(recipe))
+    return tokens(recipe, base, episodes, tokenised, findings)
 
 
-def read(path: Path, changes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def read(recipe: Recipe) -> list[dict[str, Any]]:
     """The episodes that a recipe trains on. Raises BadInput, with file:line, when one is not a ReAct episode."""
-    return list(trajectory.read(run_folder.ROOT / recipe.dataset(path, changes)["path"]))
+    return list(trajectory.read(recipe.data))
 
 
-def quick(path: Path, settings: Mapping[str, Any], tier: Tier, machine: Machine) -> list[Finding]:
-    """What can be found without Axolotl and the base model: memory, disk, rates, devices, gates, checkpoints."""
+def sequence_len(recipe: Recipe) -> int:
+    """The longest episode in tokens that is trained; where the recipe says nothing, as Axolotl 0.19 has it."""
+    return int(recipe.settings.get("sequence_len") or 512)
 
-    def at(*keys: str) -> str:
-        return f"{path}:{recipe.line_of(path, *keys)}"
 
-    model = catalog.model_of(str(settings["base_model"]))
+def tokens_of(recipe: Recipe, base: Path, episodes: list[dict[str, Any]]) -> list[Tokenised]:
+    """The tokens and labels that Axolotl itself makes of each episode."""
+    return tokenise(base, recipe.dataset, episodes, sequence_len(recipe), recipe.settings)
+
+
+def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list[Finding]:
+    """What can be found without Axolotl and the base model: memory, disk, rates, devices, gates, checkpoints.
+
+    `lengths`: tokens of each episode, where they are known.
+    """
+    model = catalog.model_of(str(recipe.settings["base_model"]))
     findings = [
-        *rates(settings, model, tier, at),
-        *batch(settings, tier, at),
-        *precision(settings, machine, at),
-        *gate(model, settings, machine, at),
-        *sharding(settings, at),
-        *stopped_build(settings, at),
-        *leftovers(path, settings, at),
-        *edited(path),
+        *rates(recipe, model),
+        *batch(recipe),
+        *precision(recipe, machine),
+        *gate(recipe, model, machine),
+        *sharding(recipe),
+        *stopped_build(recipe),
+        *leftovers(recipe),
+        *edited(recipe),
     ]
     if model:
-        findings += room(plan.of(model, tier, plan.from_recipe(settings, tier)), machine, at)
+        planned = plan.of(model, recipe.tier, plan.from_recipe(recipe.settings, recipe.tier))
+        findings += room(recipe, planned, machine, lengths)
     else:
         say = "its memory is not predicted: the catalog does not know this base model"
-        findings.append(Finding("advice", say, at("base_model"), "make add-model HUB=... adds it"))
+        findings.append(Finding("advice", say, recipe.at("base_model"), "make add-model HUB=... adds it"))
     return findings
 
 
@@ -149,141 +150,146 @@ def method_of(settings: Mapping[str, Any]) -> str:
     return "qlora" if settings.get("load_in_4bit") or settings["adapter"] == "qlora" else "lora"
 
 
-def rates(settings: Mapping[str, Any], model: Model | None, tier: Tier, at: Any) -> Iterator[Finding]:
+def rates(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
     """A learning rate outside of what is advised for the method; a tier that sets its own is left alone."""
-    method = catalog.methods()[method_of(settings)]
+    method = catalog.methods()[method_of(recipe.settings)]
     low, high = method.advised
-    rate = float(settings.get("learning_rate") or 0)
-    if "learning_rate" not in tier.changes and not low <= rate <= high:
+    rate = float(recipe.settings.get("learning_rate") or 0)
+    if "learning_rate" not in recipe.tier.changes and not low <= rate <= high:
         where = "above" if rate > high else "below"
         mend = f"learning_rate: {method.rate(model) if model else high:g}"
         yield Finding(
             "warning",
             f"learning_rate {rate:g} is {where} {low:g} to {high:g}, advised for {method.title}",
-            at("learning_rate"),
+            recipe.at("learning_rate"),
             mend,
         )
 
 
-def batch(settings: Mapping[str, Any], tier: Tier, at: Any) -> Iterator[Finding]:
+def batch(recipe: Recipe) -> Iterator[Finding]:
     """An effective batch that is not the method's, on a tier of several devices: the recipe was made for another."""
+    settings, world = recipe.settings, recipe.tier.world
     wanted = catalog.methods()[method_of(settings)].effective_batch
     product = int(settings.get("micro_batch_size") or 1) * int(settings.get("gradient_accumulation_steps") or 1)
-    if tier.gpu and product * tier.world != wanted:
-        what = f"{product} x {tier.world} devices = {product * tier.world} episodes an update; the method has {wanted}"
-        yield Finding("advice", what, at("gradient_accumulation_steps"), "change it, or the learning rate with it")
+    if recipe.tier.gpu and product * world != wanted:
+        what = f"{product} x {world} devices = {product * world} episodes an update; the method has {wanted}"
+        where = recipe.at("gradient_accumulation_steps")
+        yield Finding("advice", what, where, "change it, or the learning rate with it")
 
 
-def precision(settings: Mapping[str, Any], machine: Machine, at: Any) -> Iterator[Finding]:
+def precision(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
     """bf16 or FlashAttention on a device that has neither, and a GPU's recipe on a machine without one."""
-    flash = "flash" in str(settings.get("attn_implementation") or "")
+    flash = "flash" in str(recipe.settings.get("attn_implementation") or "")
     if not machine.devices:
-        if flash or settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        if flash or recipe.settings.get("load_in_4bit") or recipe.settings.get("load_in_8bit"):
             yield Finding(
                 "error",
                 "made for a GPU, and this machine has none",
-                at("attn_implementation"),
+                recipe.at("attn_implementation"),
                 "TIER=cpu, or a machine with a GPU",
             )
         return
     old = [each.name for each in machine.devices if not each.bf16]
-    if old and settings.get("bf16") not in (None, False, "auto"):
+    if old and recipe.settings.get("bf16") not in (None, False, "auto"):
         yield Finding(
             "error",
             f"bf16 on a {old[0]}, which has none",
-            at("bf16"),
+            recipe.at("bf16"),
             "bf16: false and fp16: true; TIER=16gb-turing has it so",
         )
     if old and flash:
         yield Finding(
             "error",
             f"FlashAttention 2 on a {old[0]}, for which it is not made",
-            at("attn_implementation"),
+            recipe.at("attn_implementation"),
             "attn_implementation: sdpa",
         )
 
 
-def gate(model: Model | None, settings: Mapping[str, Any], machine: Machine, at: Any) -> Iterator[Finding]:
+def gate(recipe: Recipe, model: Model | None, machine: Machine) -> Iterator[Finding]:
     """A gated model without a token for the hub."""
-    if model and model.gated and not machine.token and not Path(str(settings["base_model"])).is_dir():
+    if model and model.gated and not machine.token and not Path(str(recipe.settings["base_model"])).is_dir():
         mend = f"accept its licence on its page on the hub, then `hf auth login` or HF_TOKEN=... ({model.hub})"
-        yield Finding("error", f"{model.title} is gated and no hub token is here", at("base_model"), mend)
+        yield Finding("error", f"{model.title} is gated and no hub token is here", recipe.at("base_model"), mend)
 
 
-def sharding(settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+def sharding(recipe: Recipe) -> Iterator[Finding]:
     """FSDP2 whose checkpoints hold a part of the adapter: accelerate 1.13 asks peft for it, which gathers nothing.
 
     The first process saves its shard (accelerate/utils/fsdp_utils.py, `_get_model_state_dict` with adapter_only), the
     others load nothing, and no one says so: two processes that resume go on with half an adapter.
     """
-    way = settings.get("fsdp_config") or {}
+    way = recipe.settings.get("fsdp_config") or {}
     if (
-        settings.get("adapter")
-        and settings.get("fsdp_version") == 2
+        recipe.settings.get("adapter")
+        and recipe.settings.get("fsdp_version") == 2
         and way.get("state_dict_type") == "FULL_STATE_DICT"
     ):
         yield Finding(
             "error",
             "checkpoints would hold the first process's part of the adapter alone; resumed, the rest begins anew",
-            at("fsdp_config", "state_dict_type"),
+            recipe.at("fsdp_config", "state_dict_type"),
             "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
         )
 
 
-def stopped_build(settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+def stopped_build(recipe: Recipe) -> Iterator[Finding]:
     """A lock of a build of DeepSpeed's extensions that was killed: every later training waits for it without a word.
 
     Where torch builds them, see torch/utils/cpp_extension.py, `_get_build_directory`; its FileBaton waits for ever.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(home, "torch_extensions"))
-    for lock in sorted(place.rglob("lock")) if settings.get("deepspeed") else ():
+    for lock in sorted(place.rglob("lock")) if recipe.settings.get("deepspeed") else ():
         what = f"a build of DeepSpeed's {lock.parent.name} was stopped, or runs now: training would wait for it"
-        yield Finding("warning", what, at("deepspeed"), f"where no other training runs: rm {lock}")
+        yield Finding("warning", what, recipe.at("deepspeed"), f"where no other training runs: rm {lock}")
 
 
-def edited(path: Path) -> Iterator[Finding]:
+def edited(recipe: Recipe) -> Iterator[Finding]:
     """A recipe of recipes/ that a person edited there, where `make recipes` wants its own."""
-    if path.resolve().is_relative_to(render.RECIPES) and render.edited(path):
+    if recipe.path.resolve().is_relative_to(render.RECIPES) and render.edited(recipe.path):
         mend = "copy it elsewhere and `git checkout` the original; RECIPE=path/to/my.yaml takes the copy"
-        yield Finding("advice", "generated, and edited in place: make recipes will stop at it", f"{path}:1", mend)
+        yield Finding(
+            "advice", "generated, and edited in place: make recipes will stop at it", f"{recipe.path}:1", mend
+        )
 
 
-def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Finding]:
+def leftovers(recipe: Recipe) -> Iterator[Finding]:
     """Checkpoints in the run's folder that another recipe, other data or another base wrote."""
-    begun = recipe.folder(path).checkpoints / "inputs.json"
+    begun = recipe.run.checkpoints / "inputs.json"
     if not begun.exists():
         return
     inputs = orjson.loads(begun.read_bytes())
-    data = run_folder.ROOT / recipe.dataset(path, settings)["path"]
-    now = {"recipe": files.sha256(path), "data": files.sha256(data)}
+    now = {"recipe": recipe.sha256, "data": files.sha256(recipe.data)}
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
         mend = "FORCE=1 starts anew and removes them; a copy of the recipe under another name trains beside them"
         what = f"the checkpoints in {begun.parent} are of another {' and '.join(differ)}"
-        yield Finding("warning", what, at("output_dir"), mend)
+        yield Finding("warning", what, recipe.at("output_dir"), mend)
 
 
-def room(found: Plan, machine: Machine, at: Any) -> Iterator[Finding]:
-    """Too little memory on the devices or in the machine (on a CPU they are one), too little disk."""
+def room(recipe: Recipe, found: Plan, machine: Machine, lengths: Sequence[int] = ()) -> Iterator[Finding]:
+    """Too little memory on the devices or in the machine (on a CPU they are one), too little disk.
+
+    `lengths`: tokens of each episode, to say how many a shorter sequence drops.
+    """
     # Where this machine is not the one, what the tier's devices have: its own memory is no GPU's.
     elsewhere = found.tier.usable_gib if found.tier.gpu else machine.memory_gib
     free = min((each.gib for each in machine.devices), default=elsewhere)
     take = f"takes {found.total:.1f} GiB on each device by prediction"
     first = plan.advice(found)[:2]
-    mend = "; ".join(f"{each.words} ({keys(each.keys)}) wins {each.won:.1f} GiB" for each in first) or "a smaller model"
+    mend = "; ".join(remedy(each, lengths) for each in first) or "a smaller model"
+    where = recipe.at("micro_batch_size")
     if found.total > free:
-        yield Finding("error", f"{take}; {free:.1f} are there", at("micro_batch_size"), mend)
+        yield Finding("error", f"{take}; {free:.1f} are there", where, mend)
     elif found.total > free * (1 - plan.SPARE):
-        yield Finding(
-            "warning", f"{take}; of {free:.1f} less than {plan.SPARE:.0%} stay free", at("micro_batch_size"), mend
-        )
+        yield Finding("warning", f"{take}; of {free:.1f} less than {plan.SPARE:.0%} stay free", where, mend)
     host = sum(found.host.values())
     if host > machine.memory_gib and machine.devices:
         yield Finding(
             "error",
             f"takes {host:.0f} GiB of the machine's own memory; {machine.memory_gib:.0f} are free",
-            at("deepspeed"),
+            recipe.at("deepspeed"),
             "close other programs; a tier without offload",
         )
     disk = sum(plan.disk(found).values())
@@ -291,9 +297,17 @@ def room(found: Plan, machine: Machine, at: Any) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"takes {disk:.0f} GiB of disk to the GGUF; {machine.disk_gib:.0f} are free",
-            at("output_dir"),
+            recipe.at("output_dir"),
             "free some; REACT_RECIPES_OUTPUTS names another disk",
         )
+
+
+def remedy(change: Change, lengths: Sequence[int]) -> str:
+    """A change that takes less memory, in words: its keys, what it wins, and the episodes that it drops."""
+    most = change.keys.get("sequence_len", 0)
+    dropped = sum(length > most for length in lengths) / len(lengths) if most and lengths else 0
+    drops = f" and drops {dropped:.1%} of the episodes" if dropped else ""
+    return f"{change.words} ({keys(change.keys)}) wins {change.won:.1f} GiB{drops}"
 
 
 def keys(changes: Mapping[str, Any]) -> str:
@@ -303,9 +317,9 @@ def keys(changes: Mapping[str, Any]) -> str:
     )
 
 
-def repeated(path: Path, settings: Mapping[str, Any], episodes: list[dict[str, Any]]) -> Iterator[Finding]:
+def repeated(recipe: Recipe, episodes: list[dict[str, Any]]) -> Iterator[Finding]:
     """Episodes that stand twice in the training data, and those that the test set has too."""
-    data = recipe.dataset(path, settings)["path"]
+    data = recipe.dataset["path"]
     seen: dict[bytes, int] = {}
     twice = []
     for number, episode in enumerate(episodes, 1):
@@ -321,7 +335,7 @@ def repeated(path: Path, settings: Mapping[str, Any], episodes: list[dict[str, A
             f"{data}:{number}",
             "remove one of each",
         )
-    if (run_folder.ROOT / data).resolve() != trajectory.TEST_DATA:
+    if recipe.data.resolve() != trajectory.TEST_DATA:
         known = (seen.get(orjson.dumps(each["messages"])) for each in trajectory.read(trajectory.TEST_DATA))
         leaked = [number for number in known if number]
         if leaked:
@@ -334,14 +348,16 @@ def repeated(path: Path, settings: Mapping[str, Any], episodes: list[dict[str, A
 
 
 def tokens(
-    path: Path, base: Path, settings: dict[str, Any], episodes: list[dict[str, Any]], findings: list[Finding]
+    recipe: Recipe,
+    base: Path,
+    episodes: list[dict[str, Any]],
+    tokenised: list[Tokenised],
+    findings: list[Finding],
 ) -> Report:
-    """The rest of a check, on the tokens that Axolotl itself makes of the data: lengths, mask, template, end token."""
-    entry = recipe.dataset(path, settings)
-    data, length = entry["path"], int(settings.get("sequence_len") or 512)
-    tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(path, settings))
-    tokenised = tokenise(base, entry, episodes, length, settings)
-    found = [*findings, *mask(data, tokenizer, episodes, tokenised), *lengths(path, data, tokenised, length)]
+    """The rest of a check, on the tokens that Axolotl itself made of the data: lengths, mask, template, end token."""
+    data, length = recipe.dataset["path"], sequence_len(recipe)
+    tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(recipe))
+    found = [*findings, *mask(data, tokenizer, episodes, tokenised), *too_long(recipe, data, tokenised, length)]
     total, trained = (
         sum(len(ids) for ids, _ in tokenised),
         sum(label != IGNORED for _, made in tokenised for label in made),
@@ -366,13 +382,13 @@ def tokens(
     )
 
 
-def with_its_own_template(path: Path, settings: dict[str, Any]) -> bool:
+def with_its_own_template(recipe: Recipe) -> bool:
     """Whether a recipe trains with the chat template that the base's tokenizer has."""
-    named = recipe.dataset(path, settings).get("chat_template") or settings.get("chat_template") or TOKENIZERS_OWN
+    named = recipe.dataset.get("chat_template") or recipe.settings.get("chat_template") or TOKENIZERS_OWN
     return str(named).startswith(TOKENIZERS_OWN)
 
 
-def lengths(path: Path, data: str, tokenised: list[Any], length: int) -> Iterator[Finding]:
+def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int) -> Iterator[Finding]:
     """Episodes longer than the sequence: an error when most are, since training drops them."""
     long = [number for number, (ids, _) in enumerate(tokenised, 1) if len(ids) > length]
     if not long:
@@ -380,13 +396,11 @@ def lengths(path: Path, data: str, tokenised: list[Any], length: int) -> Iterato
     longest = max(len(ids) for ids, _ in tokenised)
     share = f"{len(long) / len(tokenised):.0%} of the episodes are dropped"
     what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: {share}"
-    mend = (
-        f"sequence_len: {-(-longest // 256) * 256} ({path}:{recipe.line_of(path, 'sequence_len')}), or shorter episodes"
-    )
+    mend = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter episodes"
     yield Finding("error" if len(long) * 2 > len(tokenised) else "warning", what, f"{data}:{long[0]}", mend)
 
 
-def mask(data: str, tokenizer: Any, episodes: list[dict[str, Any]], tokenised: list[Any]) -> Iterator[Finding]:
+def mask(data: str, tokenizer: Any, episodes: list[dict[str, Any]], tokenised: list[Tokenised]) -> Iterator[Finding]:
     """A loss mask that is not the assistant's turns and the token that ends each: a template and an eos at odds."""
     for number, (episode, (ids, labels)) in enumerate(zip(episodes, tokenised, strict=True), 1):
         said = [turn["content"] for turn in episode["messages"] if turn["role"] == "assistant"]
@@ -452,17 +466,17 @@ def all_recipes() -> Iterator[dict[str, Any]]:
     """
     import multiprocessing
 
-    recipe.schema((), run_folder.ROOT)
-    files = [recipe.RECIPES / tier / f"{name}.yaml" for tier in catalog.tiers() for name in recipe.names(tier)]
+    paths = [RECIPES / tier / f"{name}.yaml" for tier in catalog.tiers() for name in names(tier)]
+    schema.schema(read_recipe(paths[0]))
     with multiprocessing.get_context("fork").Pool(machine.cores()) as pool:
-        yield from pool.imap(one, files, chunksize=16)
+        yield from pool.imap(validated, paths, chunksize=16)
 
 
-def one(path: Path) -> dict[str, Any]:
+def validated(path: Path) -> dict[str, Any]:
     """One recipe held against Axolotl's schema: {"recipe", "ok", "findings"}."""
     name = f"{path.parent.name}/{path.stem}"
     try:
-        going = recipe.validate(path)
+        going = schema.validate(read_recipe(path))
     except BadInput as error:
         return {"recipe": name, "ok": False, "findings": [str(error)]}
     return {"recipe": name, "ok": not going, "findings": going}

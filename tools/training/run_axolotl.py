@@ -21,7 +21,8 @@ from tools.core import catalog, files, machine, progress, run_folder
 from tools.core.catalog import Model, Tier
 from tools.core.process import Program, following
 from tools.core.run_folder import Run
-from tools.recipes import plan, recipe
+from tools.recipes import plan
+from tools.recipes.recipe import Recipe
 
 # Axolotl and the libraries below it: no telemetry; the plugins are found in the project's root.
 ENVIRONMENT = {
@@ -51,50 +52,43 @@ class Launch:
     port: int = 29500
 
 
-def train(
-    path: Path,
-    base: Path,
-    changes: Mapping[str, Any],
-    tier: Tier,
-    launch: Launch,
-    resume: bool = False,
-    force: bool = False,
-) -> Run:
+def train(recipe: Recipe, base: Path, launch: Launch, resume: bool = False, force: bool = False) -> Run:
     """Train a recipe to an adapter (or whole weights) in its run's folder, and return that folder.
 
     Nothing is done when the result of the same recipe, data and base is there; an interrupted training goes on from
-    its last whole checkpoint. `changes` take the place of the recipe's own values. `force`: replace what another
-    training left. Raises Failed with Axolotl's error or while another process trains in the folder, BadInput when
-    `resume` finds nothing to go on from or another training's results are there, and KeyboardInterrupt after a stop
-    that left a checkpoint.
+    its last whole checkpoint. `base`: the base model's folder. `force`: replace what another training left. Raises
+    Failed with Axolotl's error or while another process trains in the folder, BadInput when `resume` finds nothing to
+    go on from or another training's results are there, and KeyboardInterrupt after a stop that left a checkpoint.
     """
-    this = recipe.folder(path)
-    inputs = fingerprint(path, base, changes)
+    this, inputs = recipe.run, fingerprint(recipe, base)
     with this.held("train", wait=False) if launch.rank == 0 else contextlib.nullcontext():
         if this.adapter.exists() and this.done("train", inputs):
             print(f"{this.adapter}: already trained from this recipe, data and base")
             return this
         files.need_space(this.folder, 2)
-        composed = compose(path, this, str(base), changes, tier, launch)
-        model = catalog.model_of(str(recipe.load(path, changes)["base_model"]))
+        composed = compose(recipe, str(base), launch)
+        model = catalog.model_of(str(recipe.settings["base_model"]))
         if launch.rank:  # The first machine alone keeps the run's folder.
             file = this.folder / f"recipe-{launch.rank}.yaml"
             files.write(file, yaml.safe_dump(composed, sort_keys=False).encode())
-            follow(this, file, tier, launch, model)
+            follow(this, file, composed, recipe.tier, launch, model)
             return this
         prepare(this, inputs, resume, force)
         with this.stage("train", inputs) as notes:
             files.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
-            notes |= follow(this, this.recipe, tier, launch, model) | {"bf16": bool(composed.get("bf16"))} | versions()
+            notes |= (
+                follow(this, this.recipe, composed, recipe.tier, launch, model)
+                | {"bf16": bool(composed.get("bf16"))}
+                | versions()
+            )
             keep(this)
     return this
 
 
-def fingerprint(path: Path, base: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(recipe: Recipe, base: Path) -> dict[str, Any]:
     """What a training depends on: SHA-256 of recipe, data, base (see `folder_hash`); changes."""
-    data = run_folder.ROOT / recipe.dataset(path, changes)["path"]
-    own = {key: value for key, value in changes.items() if key != "datasets"}
-    return {"recipe": files.sha256(path), "data": files.sha256(data), "base": folder_hash(base)} | own
+    own = {key: value for key, value in recipe.changes.items() if key != "datasets"}
+    return {"recipe": recipe.sha256, "data": files.sha256(recipe.data), "base": folder_hash(base)} | own
 
 
 def folder_hash(base: Path) -> str:
@@ -177,12 +171,14 @@ def world(tier: Tier, launch: Launch) -> int:
     return processes(tier, launch) * launch.nodes
 
 
-def compose(path: Path, this: Run, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> dict[str, Any]:
+def compose(recipe: Recipe, base: str, launch: Launch) -> dict[str, Any]:
     """The recipe as it is run here: the base, the run's folders, resume, this many processes, and what a CPU needs.
 
     The effective batch stays as the recipe and its tier have it. Raises BadInput when the processes do not divide it.
     """
-    composed = recipe.load(path, changes) | {
+    this, tier = recipe.run, recipe.tier
+    composed = {
+        **recipe.settings,
         "base_model": os.path.abspath(base) if os.path.isdir(base) else base,  # Axolotl runs in the project's root
         "output_dir": str(this.checkpoints),
         "dataset_prepared_path": str(this.checkpoints / "prepared"),
@@ -190,14 +186,13 @@ def compose(path: Path, this: Run, base: str, changes: Mapping[str, Any], tier: 
     }
     if deepspeed := composed.get("deepspeed"):
         composed["deepspeed"] = str(run_folder.ROOT / str(deepspeed))
-    data = run_folder.ROOT / recipe.dataset(path, changes)["path"]
-    if not composed.get("dataset_num_proc") and data.is_file():
-        composed["dataset_num_proc"] = tokenisers(data.stat().st_size, machine.cores())
-    composed |= spread(composed, tier, world(tier, launch), str(path))
+    if not composed.get("dataset_num_proc") and recipe.data.is_file():
+        composed["dataset_num_proc"] = tokenisers(recipe.data.stat().st_size, machine.cores())
+    composed |= spread(recipe, world(tier, launch))
     plugins = [*(composed.get("plugins") or []), "tools.training.progress_plugin.WatchPlugin"]
     if not tier.gpu:
         plugins.append("tools.training.cpu_plugin.CpuPlugin")
-        if "bf16" not in changes:
+        if "bf16" not in recipe.changes:
             composed["bf16"] = not composed.get("deepspeed") and bf16_pays()
     return composed | {"plugins": plugins}
 
@@ -212,16 +207,16 @@ def tokenisers(size: int, cores: int) -> int:
     return max(1, min(cores, round((size / 1.5e6) ** 0.5)))
 
 
-def spread(composed: Mapping[str, Any], tier: Tier, world: int, where: str) -> dict[str, int]:
+def spread(recipe: Recipe, world: int) -> dict[str, int]:
     """Micro batch and accumulation that reach the recipe's effective batch with `world` processes.
 
     Raises BadInput when they cannot.
     """
-    micro = int(composed.get("micro_batch_size") or 1)
-    batch = micro * int(composed.get("gradient_accumulation_steps") or 1) * tier.world
+    micro = int(recipe.settings.get("micro_batch_size") or 1)
+    batch = micro * int(recipe.settings.get("gradient_accumulation_steps") or 1) * recipe.tier.world
     if batch % world:
         why = f"{batch} episodes an update cannot be shared by {world} processes"
-        raise BadInput(f"{where}: {why}; GPUS and NODES must divide it")
+        raise BadInput(f"{recipe.path}: {why}; GPUS and NODES must divide it")
     micro = math.gcd(micro, batch // world)
     return {"micro_batch_size": micro, "gradient_accumulation_steps": batch // world // micro}
 
@@ -250,8 +245,8 @@ def bf16_pays() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def command(file: Path, tier: Tier, launch: Launch) -> tuple[list[str], dict[str, str]]:
-    """The command that trains a composed recipe, and its environment beside this one's.
+def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch) -> tuple[list[str], dict[str, str]]:
+    """The command that trains a `composed` recipe, written to `file`, and its environment beside this one's.
 
     One process: axolotl. Several on one machine: accelerate launch with the tier's file, torchrun on a CPU (accelerate
     starts one process only there). Several machines: torchrun, which meets at MASTER_ADDR.
@@ -260,7 +255,6 @@ def command(file: Path, tier: Tier, launch: Launch) -> tuple[list[str], dict[str
     count = processes(tier, launch)
     threads = max(1, machine.cores() // count)
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
-    composed = recipe.load(file)
     if Path(composed["base_model"]).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if not tier.gpu and composed.get("deepspeed"):
@@ -284,14 +278,16 @@ def command(file: Path, tier: Tier, launch: Launch) -> tuple[list[str], dict[str
     return [str(each) for each in start], environment
 
 
-def follow(this: Run, file: Path, tier: Tier, launch: Launch, model: Model | None) -> dict[str, Any]:
+def follow(
+    this: Run, file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch, model: Model | None
+) -> dict[str, Any]:
     """Run Axolotl on a composed recipe with a progress line; returns steps, tokens, tokens/s and the last loss.
 
     `model`: the recipe's, where the catalog knows it, for advice when memory does not suffice.
     Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (progress_plugin.py), then KeyboardInterrupt is
     raised; a second one ends it at once.
     """
-    start, environment = command(file, tier, launch)
+    start, environment = command(file, composed, tier, launch)
     log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
     with (
         files.log(log) as kept,
@@ -307,7 +303,7 @@ def follow(this: Run, file: Path, tier: Tier, launch: Launch, model: Model | Non
     if STOPPED in written or patience.asked:
         raise KeyboardInterrupt
     if process.returncode:
-        raise Failed(f"{why(log, written, process.returncode, this, tier, model)} (all of it: {log})")
+        raise Failed(f"{why(log, written, process.returncode, this, composed, tier, model)} (all of it: {log})")
     return notes
 
 
@@ -335,13 +331,15 @@ class Patience:
         self.__exit__()
 
 
-def why(log: Path, written: str, status: int, this: Run, tier: Tier, model: Model | None) -> str:
+def why(
+    log: Path, written: str, status: int, this: Run, composed: Mapping[str, Any], tier: Tier, model: Model | None
+) -> str:
     """Why a training failed: out of memory with the planner's advice, a loss that is no number, else its error."""
     error = last_error(log)
     if re.search(r"OutOfMemoryError|out of memory", written):
         changes = []
         if model:
-            planned = plan.of(model, tier, plan.from_recipe(recipe.load(this.recipe), tier))
+            planned = plan.of(model, tier, plan.from_recipe(composed, tier))
             # The prediction was too low, so what wins little is no help. First what leaves the training as it is.
             changes = [each for each in plan.advice(planned) if each.won > LITTLE * planned.total]
             changes = sorted(changes, key=lambda each: not each.keys.keys() <= SAME_RESULT)[:3]

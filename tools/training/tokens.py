@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import orjson
 
 # The label of a token without loss.
 IGNORED = -100
+# Token ids and labels of one episode.
+Tokenised = tuple[list[int], list[int]]
 # A recipe's keys outside `datasets:` that decide which tokens come out.
 TOKEN_KEYS = (
     "added_tokens_overrides",
@@ -29,16 +32,16 @@ TOKEN_KEYS = (
 
 def tokenise(
     base: Path,
-    entry: dict[str, Any],
+    entry: Mapping[str, Any],
     conversations: list[dict[str, Any]],
     sequence_len: int,
-    recipe: dict[str, Any] | None = None,
-) -> list[tuple[list[int], list[int]]]:
+    settings: Mapping[str, Any] | None = None,
+) -> list[Tokenised]:
     """The token ids that Axolotl trains on, and their labels (IGNORED: no loss), a pair for each conversation.
 
     Axolotl itself makes them: its tokenizer loading, its JSON loading, its prompt strategy, short of dropping what is
-    too long. `base`: the base model's folder. `entry`: the recipe's `datasets:` entry, its path aside. `recipe`: the
-    whole recipe, when its other keys (TOKEN_KEYS) matter. Importing Axolotl takes 10 to 20 s.
+    too long. `base`: the base model's folder. `entry`: the recipe's `datasets:` entry, its path aside. `settings`: the
+    whole recipe's, when its other keys (TOKEN_KEYS) matter. Importing Axolotl takes 10 to 20 s.
     """
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
     import datasets
@@ -56,11 +59,11 @@ def tokenise(
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "conversations.jsonl"
         data.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in conversations))
-        settings = {key: (recipe or {})[key] for key in TOKEN_KEYS if key in (recipe or {})}
-        settings |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
-        settings |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
-        settings |= {"datasets": [entry | {"path": str(data)}], "dataset_keep_in_memory": True}
-        cfg = validate_config(DictDefault(settings))
+        known = {key: value for key, value in (settings or {}).items() if key in TOKEN_KEYS}
+        known |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
+        known |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
+        known |= {"datasets": [{**entry, "path": str(data)}], "dataset_keep_in_memory": True}
+        cfg = validate_config(DictDefault(known))
         cfg.dataset_num_proc = None  # Started for a few conversations, more processes cost time.
         # The library keeps a copy of all it ever loaded, unless its cache goes with the folder.
         kept, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, Path(folder) / "cache"

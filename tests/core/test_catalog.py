@@ -121,6 +121,12 @@ def test_methods_say_what_the_design_says() -> None:
         assert method.advised[0] <= method.rate(seven) <= method.advised[1]
 
 
+def test_every_family_has_its_sampling_or_a_source_that_names_none() -> None:
+    assert set(catalog.sampling().families) == {model.family for model in catalog.models().values()}
+    for each in catalog.sampling().families.values():
+        assert each.source.startswith("https://huggingface.co/")
+
+
 def test_every_package_is_pinned_with_its_hash() -> None:
     pins = (run_folder.ROOT / "downloads.lock").read_text()
     for model in catalog.models().values():

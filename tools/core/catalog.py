@@ -19,6 +19,7 @@ T = TypeVar("T", bound="Fact")
 Whole = TypeVar("Whole")
 # Any size of a model, its context in tokens too: the longest known, Llama 4 Scout's, is 10,485,760.
 Size = Annotated[int, Field(ge=1, le=2**24)]
+Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class Fact(BaseModel):
@@ -236,6 +237,41 @@ class Method(Fact):
         return self.by_size[sizes[-1]] if sizes else self.learning_rate
 
 
+class Sampling(Fact):
+    """How answers are sampled, each as Ollama names it; None: as the server does by default.
+
+    Temperature divides the logits (0: always the likeliest token); top_p and min_p are probabilities; top_k counts
+    tokens (0: all of them).
+    """
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0, strict=True)] | None = None
+    min_p: Probability | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What is set, by Ollama's names."""
+        return self.model_dump(include=set(Sampling.model_fields) - {"key"}, exclude_none=True)
+
+
+class AdvisedSampling(Sampling):
+    """What a family's makers advise. `replaces_own`: also where the base has a generation_config.json that samples."""
+
+    source: str
+    replaces_own: bool = False
+
+
+class SamplingFacts(BaseModel):
+    """catalog/sampling.yaml. `always`: for every model; `families`: by a model's `family`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    always: Sampling
+    families: Mapping[str, AdvisedSampling]
+
+
 def read(name: str, kind: type[T]) -> Mapping[str, T]:
     """All entries of catalog/<name>.yaml, by key. Raises BadInput, with file:line, for one that breaks its schema."""
     path = CATALOG / f"{name}.yaml"
@@ -313,6 +349,12 @@ def tiers() -> Mapping[str, Tier]:
 def methods() -> Mapping[str, Method]:
     """All methods, by key. Raises BadInput as `read`."""
     return read("methods", Method)
+
+
+@cache
+def sampling() -> SamplingFacts:
+    """How each family of models is sampled. Raises BadInput as `whole`."""
+    return whole("sampling", SamplingFacts)
 
 
 def pick(kind: str, key: str, entries: Mapping[str, T]) -> T:

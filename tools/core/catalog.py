@@ -11,10 +11,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tools import BadInput
+from tools.core import yaml_text
 
 CATALOG = Path(__file__).resolve().parents[2] / "catalog"
-# libyaml's loader is 8 times faster; PyYAML has it on every platform that publishes wheels.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 T = TypeVar("T", bound="Fact")
 Whole = TypeVar("Whole")
 # Any size of a model, its context in tokens too: the longest known, Llama 4 Scout's, is 10,485,760.
@@ -22,10 +21,14 @@ Size = Annotated[int, Field(ge=1, le=2**24)]
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
-class Fact(BaseModel):
-    """One entry of a catalog file. A field that is not named here is refused: most likely it is a misspelling."""
+class Part(BaseModel):
+    """A part of a catalog file. A key that its class does not name is refused: most likely it is misspelt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fact(Part):
+    """One entry of a file of entries; `key` is its own there."""
 
     key: str = ""
 
@@ -263,50 +266,39 @@ class AdvisedSampling(Sampling):
     replaces_own: bool = False
 
 
-class SamplingFacts(BaseModel):
+class SamplingFacts(Part):
     """catalog/sampling.yaml. `always`: for every model; `families`: by a model's `family`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     always: Sampling
     families: Mapping[str, AdvisedSampling]
 
 
 def read(name: str, kind: type[T]) -> Mapping[str, T]:
-    """All entries of catalog/<name>.yaml, by key. Raises BadInput, with file:line, for one that breaks its schema."""
-    path = CATALOG / f"{name}.yaml"
-    found = {}
-    for key, entry in loaded(path).items():
-        try:
-            found[key] = kind(key=key, **entry)
-        except ValidationError as error:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            line = next((number for number, text in enumerate(lines, 1) if text.startswith(f"{key}:")), 1)
-            raise BadInput(f"{path}:{line}: {key}: {first_wrong(error)}") from error
-    return found
+    """All entries of catalog/<name>.yaml, by key. Raises BadInput as `whole`."""
+    found: dict[str, T] = whole(name, dict[str, kind])  # type: ignore[valid-type]
+    return {key: each.model_copy(update={"key": key}) for key, each in found.items()}
 
 
 def whole(name: str, kind: type[Whole]) -> Whole:
-    """catalog/<name>.yaml, all of it as one `kind`. Raises BadInput, with the field, where it breaks that schema."""
+    """catalog/<name>.yaml, all of it as one `kind`.
+
+    Raises BadInput, with file:line, for what is no YAML or breaks the schema: a key that it does not know, most of all.
+    """
     path = CATALOG / f"{name}.yaml"
+    text = path.read_text(encoding="utf-8")
     try:
-        return TypeAdapter(kind).validate_python(loaded(path))
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_wrong(error)}") from error
-
-
-def loaded(path: Path) -> Any:
-    """What a catalog file holds. Raises BadInput for what is no YAML."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+        return TypeAdapter(kind).validate_python(yaml.load(text, Loader=yaml_text.LOADER))
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: {error}") from error
-
-
-def first_wrong(error: ValidationError) -> str:
-    """The first field that breaks a schema, and how."""
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        mark = getattr(error, "problem_mark", None)
+        why = getattr(error, "problem", None) or error
+        raise BadInput(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {why}") from error
+    except ValidationError as error:
+        # A required key that is misspelt is missing too.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        why = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise BadInput(
+            f"{path}:{yaml_text.line_of(text, *first['loc'])}: {'.'.join(map(str, first['loc']))}: {why}"
+        ) from error
 
 
 @cache

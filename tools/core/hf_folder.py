@@ -144,10 +144,10 @@ def end_ids(path: Path) -> list[int]:
 
 
 def sampling(path: Path) -> dict[str, float]:
-    """How a generation_config.json samples, as Ollama names it; {} where it does not say. Raises BadInput for no number.
+    """How a generation_config.json samples, by Ollama's names; {} where it does not say.
 
     Its penalty on repetition is left out, see catalog/sampling.yaml. Where it asks to sample and names no temperature,
-    that is 1.0 (transformers' GenerationConfig).
+    that is 1.0 (transformers' GenerationConfig). Raises BadInput for a value that cannot be.
     """
     said = settings(path)
     names = ("temperature", "top_p", "top_k", "min_p")
@@ -158,7 +158,8 @@ def sampling(path: Path) -> dict[str, float]:
         return catalog.Sampling(**found).values
     except ValidationError as error:
         first = error.errors()[0]
-        raise wrong(path, str(first["loc"][0]), first["input"], first["msg"].removeprefix("Input should be ")) from error
+        wanted = first["msg"].removeprefix("Input should be ")
+        raise wrong(path, str(first["loc"][0]), first["input"], wanted) from error
 
 
 def text_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from typing import Any
 import yaml
 
 from tools import BadInput
-from tools.core import catalog
 from tools.core.quote import visible
 
+# libyaml's loader is 8 times faster; PyYAML has it on every platform that publishes wheels.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # At most, aliases unfolded; the longest of Axolotl's own examples has some 200 values, and nests 5 deep. libyaml calls
 # itself for each level and ends the process at some 50,000.
 VALUES, DEPTH = 5000, 20
@@ -26,7 +27,7 @@ def parse(text: str, name: str | Path) -> Any:
     """
     try:
         check_events(text, name)
-        node = yaml.compose(text, Loader=catalog.LOADER)
+        node = yaml.compose(text, Loader=LOADER)
         if node is None:
             return None
         check_node(name, node, {})
@@ -45,7 +46,7 @@ def check_events(text: str, name: str | Path) -> None:
     if any("\ud800" <= each <= "\udfff" for each in text):
         raise BadInput(f"{name}:1: {shown(text)}: not UTF-8; write it anew")
     depth = values = 0
-    for event in yaml.parse(text, Loader=catalog.LOADER):
+    for event in yaml.parse(text, Loader=LOADER):
         values += isinstance(event, yaml.NodeEvent)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
@@ -121,6 +122,25 @@ def check_scalar(where: str, node: yaml.ScalarNode) -> None:
         raise BadInput(f"{where}: {shown(text)}: no number, date or truth; put a text in quotes") from error
     if len(text) > NUMBER or (node.tag == INT and not -(2**63) <= value < 2**63):
         raise BadInput(f"{where}: {shown(text)}: a number of more than 64 bits; no recipe has one")
+
+
+def line_of(text: str, *keys: str | int) -> int:
+    """The line (from 1) of a key in a YAML text, by the keys and list places above it.
+
+    Where it is not there, the line of the last of those above it that is, else 1. Raises yaml.YAMLError for no YAML.
+    """
+    node, line = yaml.compose(text, Loader=LOADER), 1
+    for key in keys:
+        if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+            continue
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next((pair for pair in pairs if pair[0].value == key), None)
+        if not found:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
 
 
 def shown(text: object) -> str:

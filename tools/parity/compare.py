@@ -123,21 +123,21 @@ def conversations(test_set: Iterable[Mapping[str, Any]], tokenizer: Any, count: 
 
 def made(taken: Sequence[list[Message]], tokenizer: Any) -> Iterator[list[Message]]:
     """Hard conversations, each with a system message and without: lengths first, then one for each text."""
-    facts = diagnose.facts()["conversations"]
+    facts = diagnose.facts().conversations
     tokens = {"{end}": tokenizer.eos_token or "", "{begin}": tokenizer.bos_token or ""}
     heads = [[turn for turn in taken[0] if turn["role"] == "system"] or [system("Answer in one line.")], []]
     talk = [turn for messages in taken for turn in messages if turn["role"] != "system"]
-    talk = list(itertools.islice(itertools.cycle(talk), 2 * max(facts["lengths"])))
+    talk = list(itertools.islice(itertools.cycle(talk), 2 * max(facts.lengths)))
     for head in heads:
-        for length in facts["lengths"]:
+        for length in facts.lengths:
             yield [*head, *talk[: 2 * length]]
-        for words in facts["user"]:
+        for words in facts.user:
             for token, its_text in tokens.items():
                 words = words.replace(token, its_text)
             yield [*head, *talk[:2], {"role": "user", "content": words}, talk[1]]
-        for words in facts["assistant"]:
+        for words in facts.assistant:
             yield [*head, talk[0], {"role": "assistant", "content": words}, *talk[2:4]]
-    for words in facts["system"]:
+    for words in facts.system:
         yield [system(words), *talk[:2]]
 
 

@@ -443,15 +443,4 @@ def named(path: Path, why: str) -> str:
 
 def line_of(path: Path, *keys: str | int) -> int:
     """The line (from 1) of a key, by the keys and list places above it; of the last that is there, else 1."""
-    node, line = yaml.compose(path.read_text(encoding="utf-8"), Loader=catalog.LOADER), 1
-    for key in keys:
-        if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-            continue
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next((pair for pair in pairs if pair[0].value == key), None)
-        if not found:
-            break
-        line, node = found[0].start_mark.line + 1, found[1]
-    return line
+    return yaml_text.line_of(path.read_text(encoding="utf-8"), *keys)

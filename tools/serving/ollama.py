@@ -53,8 +53,9 @@ class Spec:
     """All that Ollama is told of a model; the Modelfile and the API call are made of the same one.
 
     `family`: the file templates/ollama/FAMILY.gotmpl; None leaves it to the template in the GGUF. `parameters`:
-    num_ctx, temperature and what else Ollama samples by; `sampling_source`: who says so. `stop`: texts that end an answer. `quantize`: a type that
+    num_ctx, temperature and what else Ollama samples by. `stop`: texts that end an answer. `quantize`: a type that
     Ollama itself makes of an f16 GGUF. `adapter`: a LoRA GGUF over it. `base`: a model in Ollama in place of `gguf`.
+    `sampling_source`: who advises the temperature and the like; empty where nobody does.
     """
 
     name: str
@@ -63,13 +64,13 @@ class Spec:
     recipe_hash: str
     license: str
     parameters: dict[str, float]
-    sampling_source: str = ""
     family: str | None = "chatml"
     system: str | None = None
     stop: list[str] = field(default_factory=list)
     quantize: str | None = None
     adapter: Path | None = None
     base: str = ""
+    sampling_source: str = ""
 
     def template(self) -> str | None:
         """The chat template in Go's syntax. Raises BadInput for a family that has none."""

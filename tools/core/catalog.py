@@ -73,10 +73,12 @@ class Model(Fact):
     """A base model. `tower`: the `parameters` beside the language model; `stored_twice`: those that are loaded once.
 
     `strips`: control tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its
-    settings on the hub name code for an older transformers, which has a class of its own for it since.
+    settings on the hub name code for an older transformers, which has a class of its own for it since. `first_try`:
+    the one to try new data with.
     """
 
     title: str
+    first_try: bool = False
     hub: str
     licence: str
     gated: bool
@@ -219,10 +221,14 @@ class Tier(Fact):
 
 
 class Method(Fact):
-    """A way to train: the adapter (None: every weight), and what it sets for every tier."""
+    """A way to train: the adapter (None: every weight), and what it sets for every tier.
+
+    `effective_batch`: episodes an update; `variant_of`: the method that it is a more careful form of.
+    """
 
     title: str
     purpose: str
+    variant_of: str = ""
     adapter: Literal["lora", "qlora"] | None
     rank: int = 0
     alpha: int = 0
@@ -238,6 +244,23 @@ class Method(Fact):
         """The learning rate for a model of this size."""
         sizes = [size for size in sorted(self.by_size) if model.text_parameters >= size * 1e9]
         return self.by_size[sizes[-1]] if sizes else self.learning_rate
+
+
+class Training(Part):
+    """What every recipe says, by Axolotl's keys. `lora_kernels`: the keys that switch its fused LoRA kernels."""
+
+    seed: int
+    lr_scheduler: str
+    warmup_ratio: float
+    max_grad_norm: float
+    val_set_size: float
+    eval_batch_size: int
+    saves_per_epoch: int
+    evals_per_epoch: int
+    save_total_limit: int
+    logging_steps: int
+    fsdp_version: int
+    lora_kernels: tuple[str, ...]
 
 
 class Sampling(Fact):
@@ -341,6 +364,17 @@ def tiers() -> Mapping[str, Tier]:
 def methods() -> Mapping[str, Method]:
     """All methods, by key. Raises BadInput as `read`."""
     return read("methods", Method)
+
+
+def main_methods() -> list[Method]:
+    """The methods but for variants of others, which take the same memory. Raises BadInput as `read`."""
+    return [each for each in methods().values() if not each.variant_of]
+
+
+@cache
+def training() -> Training:
+    """What every recipe says. Raises BadInput as `whole`."""
+    return whole("training", Training)
 
 
 @cache

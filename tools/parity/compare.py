@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tools import BadInput, Failed
 from tools.core import chat_template, progress
 from tools.gguf import llamacpp
+from tools.gguf.llamacpp import Refused
 from tools.parity import diagnose
 from tools.parity.diagnose import Pair, text
 from tools.training import tokens
@@ -28,10 +29,6 @@ COUNT = 20
 ENTRY = {"ds_type": "json", "type": "chat_template", "roles_to_train": ["assistant"], "train_on_eos": "turn"}
 # How conversations are given to Axolotl here, whatever the shape of the recipe's own data.
 SHAPE = {"field_messages": "messages", "message_property_mappings": {"role": "role", "content": "content"}}
-
-
-class Refused(Failed):
-    """A chat template does not take a conversation."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,7 @@ def llama_server(url: str) -> Side:
     except httpx.HTTPError as error:
         raise Failed(f"{url}: no answer ({error})") from error
 
-    def render(messages: list[Message]) -> str:
-        try:
-            return llamacpp.apply_template(url, messages)
-        except llamacpp.Refused as error:
-            raise Refused(str(error)) from error
-
-    return Side(diagnose.LLAMA_SERVER, render, partial(llamacpp.tokenize, url), (end,))
+    return Side(diagnose.LLAMA_SERVER, partial(llamacpp.apply_template, url), partial(llamacpp.tokenize, url), (end,))
 
 
 def ollama(client: "Client", name: str, url: str, system: str | None = None) -> Side:

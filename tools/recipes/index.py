@@ -159,7 +159,7 @@ def changes(recipe: Plan, wanted: Plan) -> str:
     if needs.bits != has.bits:
         pairs["load_in_8bit"] = True
     if needs.kernels != has.kernels:
-        pairs |= dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
+        pairs |= dict.fromkeys(catalog.training().lora_kernels, False)
     if needs.offload != has.offload:
         pairs["deepspeed"] = f"recipes/deepspeed/{needs.sharding}_offload_optimizer.json"
     written = {key: value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in pairs.items()}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tools import BadInput, Failed
-from tools.core import files, progress, quote, run_folder
+from tools.core import files, progress, quote, run_folder, templates
 from tools.core.process import following
 from tools.gguf import llamacpp
 
@@ -32,7 +32,7 @@ PREFIX = "react-"
 PARALLEL = 4
 # Seconds that a program has to say whether it is Ollama.
 PATIENCE = 5.0
-TEMPLATES = run_folder.ROOT / "templates" / "ollama"
+TEMPLATES = templates.TEMPLATES / "ollama"
 
 
 class NoOllama(Failed):
@@ -262,8 +262,6 @@ def modelfile(spec: Spec) -> str:
     cannot carry (an ideographic space is enough) is left out, and a comment says so. Raises BadInput for any other such
     text, see quote.modelfile_value.
     """
-    from tools.core.templates import template
-
     facts = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
     # Ollama takes FROM as a pattern of names.
     file = re.sub(r"([*?\[\\])", r"\\\1", spec.gguf.name)
@@ -273,7 +271,7 @@ def modelfile(spec: Spec) -> str:
     }
     facts |= {"source": spec.base or f"./{file}", "template": spec.template()}
     facts |= {"adapter": f"./{spec.adapter.name}" if spec.adapter else ""}
-    return template("ollama/Modelfile.j2").render(facts)
+    return templates.template("ollama/Modelfile.j2").render(facts)
 
 
 def holder(client: "Client", spec: Spec) -> str | None:

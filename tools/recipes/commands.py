@@ -16,7 +16,7 @@ import yaml
 from tools import BadInput
 from tools.core import catalog, files, machine, quote
 from tools.core.catalog import Model, Tier
-from tools.recipes import plan, recipe, render
+from tools.recipes import index, plan, recipe, render
 from tools.recipes.plan import Plan
 
 if TYPE_CHECKING:
@@ -142,12 +142,7 @@ def plan_of(
         for each in changes[:6]:
             speed = f", {each.slower:+.0%} time" if found.seconds else ""
             mark = "fits" if each.plan.fits else "not enough alone"
-            print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {settings(each.keys)}")
-
-
-def settings(keys: Mapping[str, Any]) -> str:
-    """Keys as SET= takes them."""
-    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
+            print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {index.assignments(each.keys)}")
 
 
 def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any]) -> Plan:

@@ -71,10 +71,10 @@ def recipe(tier: Tier, model: Model, method: Method, found: Plan) -> str:
     values = catalog.training().model_dump() | {
         "save_steps": 0,
         "num_epochs": method.epochs,
-        "learning_rate": number(method.rate(model)),
+        "learning_rate": index.number(method.rate(model)),
         "lora_dropout": method.dropout,
     }
-    values |= {key: number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
+    values |= {key: index.number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
     changes = plan.advice(found)[:2]
     text = templates.template("axolotl/recipe.yaml.j2").render(
         values,
@@ -107,15 +107,6 @@ def chat(family: str) -> str:
     """
     path = templates.TEMPLATES / "chat" / f"{family}.jinja"
     return path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""
-
-
-def number(value: float) -> str:
-    """A figure as a person writes it: 0.1, 7e-4."""
-    return (
-        re.sub(r"e-0*", "e-", f"{value:.0e}")
-        if 0 < value < 1e-2 and f"{value:.0e}" == f"{value:.1e}".replace(".0", "")
-        else f"{value:g}"
-    )
 
 
 def generated() -> dict[str, str]:

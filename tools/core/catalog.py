@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from tools import BadInput
 from tools.core import yaml_text
@@ -38,7 +38,7 @@ class Package(Fact):
 
     project: str
     gguf: str
-    pre_tokenizer: dict[str, Any]
+    pre_tokenizer: dict[str, JsonValue]
 
 
 class Architecture(Fact):
@@ -70,11 +70,12 @@ class Sizes(Fact):
 
 
 class Model(Fact):
-    """A base model. `tower`: the `parameters` beside the language model; `stored_twice`: those that are loaded once.
+    """A base model. `context`: tokens; `parameters`: elements of all weights on the hub.
 
-    `strips`: control tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its
-    settings on the hub name code for an older transformers, which has a class of its own for it since. `first_try`:
-    the one to try new data with.
+    `tower`: those of them beside the language model; `stored_twice`: those that are loaded once. `strips`: control
+    tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its settings on the hub
+    name code for an older transformers, which has a class of its own for it since. `first_try`: the one to try new data
+    with.
     """
 
     title: str
@@ -200,7 +201,9 @@ class Licence(Fact):
 class Tier(Fact):
     """A class of machines: its nodes, the devices in each, what one device holds and how they are joined.
 
-    `trained`: the share of the layers that carry an adapter; `changes`: keys of a recipe that this tier sets itself.
+    `memory_gb`: of a device as sold, in 10^9 bytes; `usable_gib`: what a program can allocate of it; `host_gib`: the
+    machine's memory that plans may use, in GiB. `trained`: the share of the layers that carry an adapter; `changes`:
+    keys of a recipe that this tier sets itself.
     """
 
     nodes: int
@@ -212,7 +215,7 @@ class Tier(Fact):
     precision: Literal["bf16", "fp16", "fp32"]
     link: Literal["none", "nvlink"]
     trained: float | None = None
-    changes: dict[str, Any] = {}
+    changes: Mapping[str, int | float] = {}
 
     @property
     def world(self) -> int:
@@ -223,7 +226,8 @@ class Tier(Fact):
 class Method(Fact):
     """A way to train: the adapter (None: every weight), and what it sets for every tier.
 
-    `effective_batch`: episodes an update; `variant_of`: the method that it is a more careful form of.
+    `effective_batch`: episodes per update; `by_size`: learning rates from so many billion parameters on; `advised`: the
+    range of learning rates outside of which a check warns. `variant_of`: the method that it is a more careful form of.
     """
 
     title: str
@@ -247,7 +251,11 @@ class Method(Fact):
 
 
 class Training(Part):
-    """What every recipe says, by Axolotl's keys. `lora_kernels`: the keys that switch its fused LoRA kernels."""
+    """What every recipe says, by Axolotl's keys.
+
+    `val_set_size`: a share of the episodes; `warmup_ratio`: a share of the updates; `logging_steps`: updates.
+    `lora_kernels`: the keys that switch the fused LoRA kernels.
+    """
 
     seed: int
     lr_scheduler: str
@@ -263,7 +271,7 @@ class Training(Part):
     lora_kernels: tuple[str, ...]
 
 
-class Sampling(Fact):
+class Sampling(Part):
     """How answers are sampled, each as Ollama names it; None: as the server does by default.
 
     Temperature divides the logits (0: always the likeliest token); top_p and min_p are probabilities; top_k counts
@@ -279,7 +287,7 @@ class Sampling(Fact):
     @property
     def values(self) -> dict[str, float]:
         """What is set, by Ollama's names."""
-        return self.model_dump(include=set(Sampling.model_fields) - {"key"}, exclude_none=True)
+        return self.model_dump(include=set(Sampling.model_fields), exclude_none=True)
 
 
 class AdvisedSampling(Sampling):

@@ -315,9 +315,9 @@ def advice(plan: Plan) -> list[Change]:
     return sorted(found, key=lambda each: (not each.plan.fits, each.slower if each.plan.fits else -each.won))
 
 
-def disk(plan: Plan, checkpoints: int = 2) -> Mapping[str, float]:
+def disk(plan: Plan) -> Mapping[str, float]:
     """GiB on the disk by part, up to the GGUF."""
-    return memory.disk(plan.model, plan.settings, checkpoints)
+    return memory.disk(plan.model, plan.settings, catalog.training().save_total_limit)
 
 
 def for_gpu(gpu: Gpu, devices: int = 1, nodes: int = 1, host_gib: float = 0.0) -> Tier:

@@ -50,7 +50,7 @@ SHORT = {
 }
 PACKED = {"sample_packing": True}
 RECOMPUTED = {"gradient_checkpointing": True}
-NO_KERNELS = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
+NO_KERNELS = dict.fromkeys(catalog.training().lora_kernels, False)
 NO_LIGER = {"plugins": [], "liger_rope": None, "liger_rms_norm": None, "liger_fused_linear_cross_entropy": None}
 NO_LIGER |= {"liger_glu_activation": None}
 # What a CPU needs in place of a GPU's kernels, and the shape of a model that it trains in seconds.

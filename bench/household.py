@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools.core import files  # noqa: E402
 from tools.worlds.household import episodes  # noqa: E402
+from tools.worlds.household.facts import facts  # noqa: E402
 from tools.worlds.household.rooms import make_room_for  # noqa: E402
-from tools.worlds.household.world import facts  # noqa: E402
 
 NOTES = """Processor time of one process, the room drawn and played in the full style, one game in five with a slip;
 nothing is written. Won: within 30 actions. The tables are read, in 200 rooms, before the clock starts."""
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rooms", type=int, default=6000)
     rooms = parser.parse_args().rooms
-    pairs = [(task, place) for task, known in facts()["tasks"].items() for place in known["rooms"]]
+    pairs = [(task, place) for task, known in facts().tasks.items() for place in known.rooms]
     for task, place in islice(pairs, 4):
         measure(task, place, 50)
     cases = [measure(task, place, max(1, rooms // len(pairs))) for task, place in pairs]

@@ -126,7 +126,7 @@ def test_bad_data_is_one_line_with_its_place(tmp_path: Path, command: str, data:
         (("train", "smollm2-135m-lora", "--resume"), "no checkpoint to go on from"),
         (
             ("plan", "qwen7b-qlora", "--set", "lora_rr=8"),
-            "lora_rr: changes no memory that is planned; did you mean lora_r?",
+            "lora_rr: does not affect the memory plan; did you mean lora_r?",
         ),
         (("plan", "qwen7b-qlora", "--set", "sequence_len=long"), "sequence_len: 'long' is not a whole number"),
         (("plan", "qwen77b-qlora"), "qwen77b-qlora: no such recipe; nearest: qwen7b-qlora"),

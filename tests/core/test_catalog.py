@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tools import BadInput
 from tools.core import catalog, run_folder
@@ -121,6 +120,12 @@ def test_methods_say_what_the_design_says() -> None:
         assert method.advised[0] <= method.rate(seven) <= method.advised[1]
 
 
+def test_every_family_has_its_sampling_or_a_source_that_names_none() -> None:
+    assert set(catalog.sampling().families) == {model.family for model in catalog.models().values()}
+    for each in catalog.sampling().families.values():
+        assert each.source.startswith("https://huggingface.co/")
+
+
 def test_every_package_is_pinned_with_its_hash() -> None:
     pins = (run_folder.ROOT / "downloads.lock").read_text()
     for model in catalog.models().values():
@@ -130,13 +135,23 @@ def test_every_package_is_pinned_with_its_hash() -> None:
             )
 
 
-def test_a_field_that_the_schema_does_not_know_is_named_with_its_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("# facts\n8gb:\n  nodes: 1\n  device: 1\n", "4: 8gb.device: no such key"),
+        ("8gb: {nodes: 1}\n", "1: 8gb.devices: Field required"),
+        ("8gb:\n  nodes: 1\n  devices: one\n", "3: 8gb.devices: Input should be"),
+        ("8gb: 8\n", "1: 8gb: "),
+        ("", "1: "),
+        ("8gb:\n\tnodes: 1\n", "2: not YAML: "),
+    ],
+)
+def test_what_breaks_the_schema_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, why: str
 ) -> None:
-    entry = {"nodes": 1, "devices": 1, "memory_gb": 8, "usable_gib": 7.6, "host_gib": 16, "precision": "bf16"}
-    (tmp_path / "tiers.yaml").write_text("# facts\n" + yaml.safe_dump({"8gb": entry | {"link": "none", "lnk": "none"}}))
+    (tmp_path / "tiers.yaml").write_text(text)
     monkeypatch.setattr(catalog, "CATALOG", tmp_path)
-    with pytest.raises(BadInput, match=r"tiers.yaml:2: 8gb: lnk: "):
+    with pytest.raises(BadInput, match=rf"tiers.yaml:{why}"):
         catalog.read("tiers", catalog.Tier)
 
 

@@ -281,7 +281,7 @@ def test_a_server_that_is_gone() -> None:
 
 def test_every_cause_has_its_mend() -> None:
     fields = dict.fromkeys(("token", "stops"), "x")
-    for kind in diagnose.facts()["causes"]:
+    for kind in diagnose.facts().causes:
         for side in (diagnose.LLAMA_SERVER, diagnose.OLLAMA):
             named = diagnose.named(kind, side, **fields)
             assert named["cause"] and named["mend"] and "{" not in named["cause"].replace("{eos", ""), kind

@@ -4,6 +4,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from tools import BadInput
 from tools.core import files, run_folder
 from tools.pipeline.evaluation import sum_up
-from tools.pipeline.serving import proof_inputs, spec
+from tools.pipeline.serving import proof_inputs, sampling, spec
 from tools.pipeline.trained import tuned
 from tools.recipes import recipe
 from tools.serving import ollama
@@ -45,9 +46,42 @@ def test_ollama_is_told_what_training_saw(this: run_folder.Run) -> None:
     assert wanted.name == "react-smollm2"
     assert wanted.system == data["messages"][0]["content"]
     assert wanted.stop == ["<|im_end|>"]
-    assert wanted.parameters["num_ctx"] == 2048 and wanted.parameters["temperature"] == 0.7
-    assert wanted.parameters["top_p"] == 0.8 and wanted.parameters["top_k"] == 20
+    assert wanted.parameters["num_ctx"] == 2048
     assert "<|im_start|>" in ollama.modelfile(wanted) and "recipe abc" in ollama.modelfile(wanted)
+
+
+def said_by_modelfile(made: Any) -> dict[str, float]:
+    """The sampling that a Modelfile sets."""
+    lines = (line.split() for line in ollama.modelfile(made).splitlines() if line.startswith("PARAMETER"))
+    return {key: float(value) for _, key, value in lines if key not in ("num_ctx", "stop")}
+
+
+def test_each_family_is_sampled_as_its_makers_advise(this: run_folder.Run) -> None:
+    wanted = told()
+    assert said_by_modelfile(wanted) == {"temperature": 0.2, "top_p": 0.9, "repeat_penalty": 1.0}
+    assert "# Sampling: https://huggingface.co/HuggingFaceTB/SmolLM2" in ollama.modelfile(wanted)
+    values, source = sampling(this.adapter, "qwen2.5")
+    qwen = replace(wanted, parameters=values, sampling_source=source)
+    assert said_by_modelfile(qwen) == {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
+    assert sampling(this.adapter, "mistral") == ({"repeat_penalty": 1.0}, "")
+
+
+def test_the_bases_own_sampling_wins(tmp_path: Path) -> None:
+    own = tmp_path / "generation_config.json"
+    own.write_text('{"eos_token_id": 2, "do_sample": true, "top_k": 64, "top_p": 0.95, "repetition_penalty": 1.1}')
+    values = {"temperature": 1.0, "top_p": 0.95, "top_k": 64, "repeat_penalty": 1.0}
+    assert sampling(tmp_path, "qwen2.5") == (values, "the base's generation_config.json")
+    # Qwen3's own is for thinking, which we do not train.
+    assert sampling(tmp_path, "qwen3")[0]["temperature"] == 0.7
+    own.write_text('{"eos_token_id": 2}')
+    assert sampling(tmp_path, "llama3")[0] == {"temperature": 0.6, "top_p": 0.9, "repeat_penalty": 1.0}
+
+
+@pytest.mark.parametrize("wrong", ['"top_p": 1.5', '"temperature": "hot"', '"top_k": -1', '"temperature": true'])
+def test_a_base_that_says_nonsense_of_sampling_is_refused(tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "generation_config.json").write_text(f"{{{wrong}}}")
+    with pytest.raises(BadInput, match=rf"generation_config.json: {wrong.split(chr(34))[1]} is .* and must be "):
+        sampling(tmp_path, "")
 
 
 def test_every_end_token_stops_an_answer(this: run_folder.Run) -> None:

@@ -14,7 +14,7 @@ from tools.recipes import commands, plan, recipe, render
 def test_the_list_shows_models_by_tier(capsys: pytest.CaptureFixture[str]) -> None:
     commands.show("", "qwen7b")
     printed = capsys.readouterr().out
-    assert "qwen7b 7.6 12gb 16gb 48gb" in " ".join(printed.split())
+    assert "lora qlora full without a GPU qwen7b 7.6 16gb 12gb 48gb" in " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80
     commands.show("24gb", "qwen7b")
     assert "qwen7b-qlora" in capsys.readouterr().out
@@ -27,7 +27,7 @@ def test_a_gpu_gets_recommendations_that_there_are_recipes_for(capsys: pytest.Ca
         commands.recommend("", 2)
     commands.recommend("rtx3060", 0)
     printed = capsys.readouterr().out
-    assert "recipes/12gb" in printed
+    assert "recipes/12gb" in printed and "Start small: Qwen2.5-3B-Instruct" in printed
     for line in printed.splitlines():
         if "RECIPE=" in line:
             assert (recipe.RECIPES / "12gb" / f"{line.split('RECIPE=')[1].split()[0]}.yaml").exists()

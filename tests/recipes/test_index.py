@@ -107,8 +107,9 @@ def test_methods_and_the_usual_five_stand_there(made: dict[str, str]) -> None:
         assert f"{found.total:.1f}" == gib
 
 
-def test_rates_are_written_as_people_do() -> None:
-    assert [index.rate(value) for value in (1e-4, 5e-6, 2.5e-5)] == ["1e-4", "5e-6", "2.5e-5"]
+def test_numbers_are_written_as_people_do() -> None:
+    written = {1e-4: "1e-4", 7e-4: "7e-4", 5e-6: "5e-6", 2.5e-5: "2.5e-5", 1e-10: "1e-10", 0.05: "0.05", 0.0: "0"}
+    assert {value: index.number(value) for value in written} == written
 
 
 def test_the_page_is_small_and_asks_nobody(made: dict[str, str]) -> None:

@@ -133,9 +133,3 @@ def test_accelerate_takes_its_files(path: Path) -> None:
     made = load_config_from_file(str(path))
     tier = catalog.tiers()[path.stem]
     assert (made.num_processes, made.num_machines) == (tier.world, tier.nodes)
-
-
-def test_numbers_are_written_as_a_person_writes_them() -> None:
-    assert [render.number(value) for value in (1e-4, 7e-4, 5e-6, 0.05, 0.0, 1.5e-5)] == [
-        "1e-4", "7e-4", "5e-6", "0.05", "0", "1.5e-05",
-    ]  # fmt: skip

@@ -17,7 +17,7 @@ from tools.recipes import recipe
 from tools.serving import export
 
 NAME = "smollm2-135m-lora"
-SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
+SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0, "repeat_penalty": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_vllms_folder_loads_and_ends_its_answer_with_trainings_token(model: expo
     ).stdout.splitlines()
     folder, options = words[2], dict(zip(words[3::2], words[4::2], strict=True))
     assert options["--served-model-name"] == "react-smollm2" and options["--max-model-len"] == "512"
-    wanted = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.0}
+    wanted = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0, "repetition_penalty": 1.0}
     assert json.loads(options["--override-generation-config"]) == wanted
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

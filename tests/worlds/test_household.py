@@ -12,11 +12,12 @@ import pytest
 
 from tests.parts.household import problem
 from tools import BadInput, Failed
-from tools.core import run_folder
+from tools.core import catalog, run_folder
 from tools.worlds.household import alfworld, episodes
 from tools.worlds.household.expert import STYLES, Expert, Lost
+from tools.worlds.household.facts import facts
 from tools.worlds.household.rooms import make_room, make_room_for
-from tools.worlds.household.world import NOTHING, Room, World, facts, kind
+from tools.worlds.household.world import NOTHING, Room, World, kind
 
 ROOM = Room(
     seed=0,
@@ -120,7 +121,7 @@ def test_the_expert_knows_only_what_it_was_told() -> None:
 
 def wide_rooms() -> Iterator[Room]:
     """All tasks and all rooms by turns."""
-    return episodes.drawn_rooms(0, list(facts()["tasks"]), list(facts()["rooms"]))
+    return episodes.drawn_rooms(0, list(facts().tasks), list(facts().rooms))
 
 
 def actions_of(episode: dict[str, Any]) -> list[str]:
@@ -196,18 +197,27 @@ def test_a_thing_is_sliced_with_a_knife_in_hand() -> None:
     assert world.step("examine tomato 1") == "This is a clean sliced tomato 1."
 
 
+def test_a_misspelt_key_of_the_catalog_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (catalog.CATALOG / "household.yaml").read_text()
+    line = next(number for number, each in enumerate(text.splitlines(), 1) if each.startswith("  safe:"))
+    (tmp_path / "household.yaml").write_text(
+        text.replace("safe:              {most: 2, openable", "safe: {most: 2, opens")
+    )
+    monkeypatch.setattr(catalog, "CATALOG", tmp_path)
+    with pytest.raises(BadInput, match=rf"household.yaml:{line}: receptacles.safe.opens: no such key"):
+        facts.__wrapped__()
+
+
 def test_all_tasks_in_all_their_rooms_are_made_told_in_alfworlds_order() -> None:
     met: Counter[tuple[str, str]] = Counter()
     for room in itertools.islice(wide_rooms(), 600):
         place = next(
-            name
-            for name, known in facts()["rooms"].items()
-            if {*map(kind, room.receptacles)} <= {*known["receptacles"]}
+            name for name, known in facts().rooms.items() if {*map(kind, room.receptacles)} <= {*known.receptacles}
         )
         met[room.task, place] += 1
         for names in (list(room.receptacles), *room.receptacles.values()):
             assert list(names) == sorted(names, key=lambda name: (kind(name), -int(name.split()[1])))
-    asked = {(task, place) for task, known in facts()["tasks"].items() for place in known["rooms"]}
+    asked = {(task, place) for task, known in facts().tasks.items() for place in known.rooms}
     assert set(met) == asked
     assert make_room_for(7, "look", "bedroom") == make_room_for(7, "look", "bedroom")
     assert make_room_for(7, "look", "bedroom") != make_room_for(8, "look", "bedroom")
@@ -267,7 +277,7 @@ def test_episodes_are_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
 
     one = made("one.jsonl")
     assert one == made("two.jsonl") != made("three.jsonl", seed=2)
-    assert Counter(orjson.loads(line)["task"] for line in one.splitlines()) == dict.fromkeys(facts()["tasks"], 5)
+    assert Counter(orjson.loads(line)["task"] for line in one.splitlines()) == dict.fromkeys(facts().tasks, 5)
     heat = made("heat.jsonl", tasks="heat,look", rooms="kitchen")
     assert {orjson.loads(line)["task"] for line in heat.splitlines()} == {"heat"}
 

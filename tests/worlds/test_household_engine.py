@@ -16,8 +16,9 @@ from tests.parts.household import problem
 from tests.parts.household.engine import Engine
 from tools.worlds.household import alfworld, episodes
 from tools.worlds.household.expert import Expert
+from tools.worlds.household.facts import facts
 from tools.worlds.household.rooms import make_room
-from tools.worlds.household.world import NOTHING, Room, World, facts
+from tools.worlds.household.world import NOTHING, Room, World
 
 pytestmark = pytest.mark.slow
 ROOMS = int(os.environ.get("REACT_RECIPES_ENGINE_ROOMS", "60"))
@@ -40,7 +41,7 @@ def logic(engine: Engine) -> dict[str, str]:
 
 def rooms() -> Iterator[Room]:
     """All tasks and rooms by turns."""
-    return episodes.drawn_rooms(7, list(facts()["tasks"]), list(facts()["rooms"]))
+    return episodes.drawn_rooms(7, list(facts().tasks), list(facts().rooms))
 
 
 def save(path: Path, logic: dict[str, str], room: Room, text: str) -> None:
@@ -148,25 +149,23 @@ def test_games_of_alfworlds_own_layout_are_played_as_in_its_engine(engine: Engin
             compare(engine, game, found)
             played.append(found.task)
     assert len(played) == len(list(alfworld.games(tmp_path / "made"))) == solved
-    assert set(played) == set(facts()["tasks"])
+    assert set(played) == set(facts().tasks)
 
 
 def test_the_catalog_has_alfworlds_facts(engine: Engine) -> None:
     told, known = engine.ask(facts=True), facts()
     holds = {place.lower(): {thing.lower() for thing in things} for place, things in told["holds"].items()}
-    for thing, fact in known["objects"].items():
-        assert set(fact["in"]) == {place for place in known["receptacles"] if thing in holds.get(place, ())}, thing
+    for thing, fact in known.objects.items():
+        assert set(fact.taken_by) == {place for place in known.receptacles if thing in holds.get(place, ())}, thing
     for verb, kind in {"heat": "Heatable", "cool": "Coolable", "clean": "Cleanable", "slice": "Sliceable"}.items():
         able = {thing.lower() for thing in told["can"][kind]}
-        assert {thing for thing, fact in known["objects"].items() if verb in fact["can"]} == able & set(
-            known["objects"]
-        )
+        assert {thing for thing, fact in known.objects.items() if verb in fact.can} == able & set(known.objects)
     openable = {place.lower() for place in told["openable"]}
-    assert {place for place, fact in known["receptacles"].items() if fact.get("openable")} == openable - {"box"}
+    assert {place for place, fact in known.receptacles.items() if fact.openable} == openable - {"box"}
     vessels = {thing.lower() for thing in told["vessels"]}
-    assert {thing for thing, fact in known["objects"].items() if "hold" in fact["can"]} == vessels
-    for task, fact in known["tasks"].items():
-        assert set(fact["rooms"]) == {room.lower() for room in told["rooms"][fact["alfworld"]]}, task
-        assert [say.format(object="{obj}", target="{t}") for say in fact["say"]] == [
-            say.replace("{recep}", "{t}").replace("{toggle}", "{t}") for say in told["say"][fact["alfworld"]]
+    assert {thing for thing, fact in known.objects.items() if "hold" in fact.can} == vessels
+    for task, fact in known.tasks.items():
+        assert set(fact.rooms) == {room.lower() for room in told["rooms"][fact.alfworld]}, task
+        assert [say.format(object="{obj}", target="{t}") for say in fact.say] == [
+            say.replace("{recep}", "{t}").replace("{toggle}", "{t}") for say in told["say"][fact.alfworld]
         ]

@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from tools import BadInput
+from tools.core import yaml_text
 
 CATALOG = Path(__file__).resolve().parents[2] / "catalog"
-# libyaml's loader is 8 times faster; PyYAML has it on every platform that publishes wheels.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 T = TypeVar("T", bound="Fact")
 Whole = TypeVar("Whole")
 # Any size of a model, its context in tokens too: the longest known, Llama 4 Scout's, is 10,485,760.
 Size = Annotated[int, Field(ge=1, le=2**24)]
+Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
-class Fact(BaseModel):
-    """One entry of a catalog file. A field that is not named here is refused: most likely it is a misspelling."""
+class Part(BaseModel):
+    """A part of a catalog file. A key that its class does not name is refused: most likely it is misspelt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fact(Part):
+    """One entry of a file of entries; `key` is its own there."""
 
     key: str = ""
 
@@ -34,7 +38,7 @@ class Package(Fact):
 
     project: str
     gguf: str
-    pre_tokenizer: dict[str, Any]
+    pre_tokenizer: dict[str, JsonValue]
 
 
 class Architecture(Fact):
@@ -66,13 +70,16 @@ class Sizes(Fact):
 
 
 class Model(Fact):
-    """A base model. `tower`: the `parameters` beside the language model; `stored_twice`: those that are loaded once.
+    """A base model. `context`: tokens; `parameters`: elements of all weights on the hub.
 
-    `strips`: control tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its
-    settings on the hub name code for an older transformers, which has a class of its own for it since.
+    `tower`: those of them beside the language model; `stored_twice`: those that are loaded once. `strips`: control
+    tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its settings on the hub
+    name code for an older transformers, which has a class of its own for it since. `first_try`: the one to try new data
+    with.
     """
 
     title: str
+    first_try: bool = False
     hub: str
     licence: str
     gated: bool
@@ -194,7 +201,9 @@ class Licence(Fact):
 class Tier(Fact):
     """A class of machines: its nodes, the devices in each, what one device holds and how they are joined.
 
-    `trained`: the share of the layers that carry an adapter; `changes`: keys of a recipe that this tier sets itself.
+    `memory_gb`: of a device as sold, in 10^9 bytes; `usable_gib`: what a program can allocate of it; `host_gib`: the
+    machine's memory that plans may use, in GiB. `trained`: the share of the layers that carry an adapter; `changes`:
+    keys of a recipe that this tier sets itself.
     """
 
     nodes: int
@@ -206,7 +215,7 @@ class Tier(Fact):
     precision: Literal["bf16", "fp16", "fp32"]
     link: Literal["none", "nvlink"]
     trained: float | None = None
-    changes: dict[str, Any] = {}
+    changes: Mapping[str, int | float] = {}
 
     @property
     def world(self) -> int:
@@ -215,10 +224,15 @@ class Tier(Fact):
 
 
 class Method(Fact):
-    """A way to train: the adapter (None: every weight), and what it sets for every tier."""
+    """A way to train: the adapter (None: every weight), and what it sets for every tier.
+
+    `effective_batch`: episodes per update; `by_size`: learning rates from so many billion parameters on; `advised`: the
+    range of learning rates outside of which a check warns. `variant_of`: the method that it is a more careful form of.
+    """
 
     title: str
     purpose: str
+    variant_of: str = ""
     adapter: Literal["lora", "qlora"] | None
     rank: int = 0
     alpha: int = 0
@@ -236,41 +250,86 @@ class Method(Fact):
         return self.by_size[sizes[-1]] if sizes else self.learning_rate
 
 
+class Training(Part):
+    """What every recipe says, by Axolotl's keys.
+
+    `val_set_size`: a share of the episodes; `warmup_ratio`: a share of the updates; `logging_steps`: updates.
+    `lora_kernels`: the keys that switch the fused LoRA kernels.
+    """
+
+    seed: int
+    lr_scheduler: str
+    warmup_ratio: float
+    max_grad_norm: float
+    val_set_size: float
+    eval_batch_size: int
+    saves_per_epoch: int
+    evals_per_epoch: int
+    save_total_limit: int
+    logging_steps: int
+    fsdp_version: int
+    lora_kernels: tuple[str, ...]
+
+
+class Sampling(Part):
+    """How answers are sampled, each as Ollama names it; None: as the server does by default.
+
+    Temperature divides the logits (0: always the likeliest token); top_p and min_p are probabilities; top_k counts
+    tokens (0: all of them).
+    """
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0, strict=True)] | None = None
+    min_p: Probability | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What is set, by Ollama's names."""
+        return self.model_dump(include=set(Sampling.model_fields), exclude_none=True)
+
+
+class AdvisedSampling(Sampling):
+    """What a family's makers advise. `replaces_own`: also where the base has a generation_config.json that samples."""
+
+    source: str
+    replaces_own: bool = False
+
+
+class SamplingFacts(Part):
+    """catalog/sampling.yaml. `always`: for every model; `families`: by a model's `family`."""
+
+    always: Sampling
+    families: Mapping[str, AdvisedSampling]
+
+
 def read(name: str, kind: type[T]) -> Mapping[str, T]:
-    """All entries of catalog/<name>.yaml, by key. Raises BadInput, with file:line, for one that breaks its schema."""
-    path = CATALOG / f"{name}.yaml"
-    found = {}
-    for key, entry in loaded(path).items():
-        try:
-            found[key] = kind(key=key, **entry)
-        except ValidationError as error:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            line = next((number for number, text in enumerate(lines, 1) if text.startswith(f"{key}:")), 1)
-            raise BadInput(f"{path}:{line}: {key}: {first_wrong(error)}") from error
-    return found
+    """All entries of catalog/<name>.yaml, by key. Raises BadInput as `whole`."""
+    found: dict[str, T] = whole(name, dict[str, kind])  # type: ignore[valid-type]
+    return {key: each.model_copy(update={"key": key}) for key, each in found.items()}
 
 
 def whole(name: str, kind: type[Whole]) -> Whole:
-    """catalog/<name>.yaml, all of it as one `kind`. Raises BadInput, with the field, where it breaks that schema."""
+    """catalog/<name>.yaml, all of it as one `kind`.
+
+    Raises BadInput, with file:line, for what is no YAML or breaks the schema: a key that it does not know, most of all.
+    """
     path = CATALOG / f"{name}.yaml"
+    text = path.read_text(encoding="utf-8")
     try:
-        return TypeAdapter(kind).validate_python(loaded(path))
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_wrong(error)}") from error
-
-
-def loaded(path: Path) -> Any:
-    """What a catalog file holds. Raises BadInput for what is no YAML."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+        return TypeAdapter(kind).validate_python(yaml.load(text, Loader=yaml_text.LOADER))
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: {error}") from error
-
-
-def first_wrong(error: ValidationError) -> str:
-    """The first field that breaks a schema, and how."""
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        mark = getattr(error, "problem_mark", None)
+        why = getattr(error, "problem", None) or error
+        raise BadInput(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {why}") from error
+    except ValidationError as error:
+        # A required key that is misspelt is missing too.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        why = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise BadInput(
+            f"{path}:{yaml_text.line_of(text, *first['loc'])}: {'.'.join(map(str, first['loc']))}: {why}"
+        ) from error
 
 
 @cache
@@ -313,6 +372,23 @@ def tiers() -> Mapping[str, Tier]:
 def methods() -> Mapping[str, Method]:
     """All methods, by key. Raises BadInput as `read`."""
     return read("methods", Method)
+
+
+def main_methods() -> list[Method]:
+    """The methods but for variants of others, which take the same memory. Raises BadInput as `read`."""
+    return [each for each in methods().values() if not each.variant_of]
+
+
+@cache
+def training() -> Training:
+    """What every recipe says. Raises BadInput as `whole`."""
+    return whole("training", Training)
+
+
+@cache
+def sampling() -> SamplingFacts:
+    """How each family of models is sampled. Raises BadInput as `whole`."""
+    return whole("sampling", SamplingFacts)
 
 
 def pick(kind: str, key: str, entries: Mapping[str, T]) -> T:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tools import BadInput
-from tools.core import files
+from tools.core import catalog, files
 from tools.core.quote import visible
 
 INDEX = "model.safetensors.index.json"
@@ -139,6 +141,25 @@ def end_ids(path: Path) -> list[int]:
     if any(type(each) is not int for each in found):
         raise wrong(path, "eos_token_id", ids, "a token id or a list of them")
     return found
+
+
+def sampling(path: Path) -> dict[str, float]:
+    """How a generation_config.json samples, by Ollama's names; {} where it does not say.
+
+    Its penalty on repetition is left out, see catalog/sampling.yaml. Where it asks to sample and names no temperature,
+    that is 1.0 (transformers' GenerationConfig). Raises BadInput for a value that cannot be.
+    """
+    said = settings(path)
+    names = ("temperature", "top_p", "top_k", "min_p")
+    found = {name: said[name] for name in names if said.get(name) is not None}
+    if found and said.get("do_sample") is True:
+        found.setdefault("temperature", 1.0)
+    try:
+        return catalog.Sampling(**found).values
+    except ValidationError as error:
+        first = error.errors()[0]
+        wanted = first["msg"].removeprefix("Input should be ")
+        raise wrong(path, str(first["loc"][0]), first["input"], wanted) from error
 
 
 def text_settings(config: dict[str, Any]) -> dict[str, Any]:

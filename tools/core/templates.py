@@ -1,4 +1,4 @@
-"""The one way to a template: a file of templates/, in which an unknown name is an error."""
+"""The one way to render a file of templates/, in one strict environment. Chat templates render in template_sandbox."""
 
 from functools import cache
 
@@ -10,13 +10,18 @@ from tools.core import quote, run_folder
 TEMPLATES = run_folder.ROOT / "templates"
 
 
-@cache
 def template(name: str) -> jinja2.Template:
-    """A template by its path in templates/; an unknown name in it is an error.
+    """A template by its path in templates/. Raises jinja2.TemplateNotFound; rendering raises UndefinedError.
 
-    What stands in an .html.j2 is escaped. Elsewhere the filters of quote.py quote what may be a stranger's.
+    Values in an .html.j2 are escaped. Elsewhere the filters of quote.py quote values that a user or a model wrote.
     """
-    environment = jinja2.Environment(
+    return environment().get_template(name)
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The one Jinja environment of all templates: a name that nobody gave is an error."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -24,7 +29,7 @@ def template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
         autoescape=lambda path: path is not None and path.endswith(".html.j2"),
     )
-    environment.filters |= quote.FILTERS
+    made.filters |= quote.FILTERS
     # JSON in a script element: in the order and the short form of orjson.
-    environment.policies |= {"json.dumps_function": lambda value: orjson.dumps(value).decode(), "json.dumps_kwargs": {}}
-    return environment.get_template(name)
+    made.policies |= {"json.dumps_function": lambda value: orjson.dumps(value).decode(), "json.dumps_kwargs": {}}
+    return made

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 from tools import BadInput
-from tools.core import catalog
 from tools.core.quote import visible
 
+# libyaml's loader is 8 times faster; PyYAML has it on every platform that publishes wheels.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # At most, aliases unfolded; the longest of Axolotl's own examples has some 200 values, and nests 5 deep. libyaml calls
 # itself for each level and ends the process at some 50,000.
 VALUES, DEPTH = 5000, 20
@@ -34,7 +35,7 @@ def parse_with_lines(text: str, name: str | Path) -> tuple[Any, Mapping[Keys, in
     """The value of a YAML text, as `parse`, and the line (from 1) of each key and list entry, by the keys above it."""
     try:
         check_events(text, name)
-        node = yaml.compose(text, Loader=catalog.LOADER)
+        node = yaml.compose(text, Loader=LOADER)
         if node is None:
             return None, {}
         check_node(name, node, {})
@@ -65,7 +66,7 @@ def check_events(text: str, name: str | Path) -> None:
     if any("\ud800" <= each <= "\udfff" for each in text):
         raise BadInput(f"{name}:1: {shown(text)}: not UTF-8; write it anew")
     depth = values = 0
-    for event in yaml.parse(text, Loader=catalog.LOADER):
+    for event in yaml.parse(text, Loader=LOADER):
         values += isinstance(event, yaml.NodeEvent)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
@@ -141,6 +142,17 @@ def check_scalar(where: str, node: yaml.ScalarNode) -> None:
         raise BadInput(f"{where}: {shown(text)}: no number, date or truth; put a text in quotes") from error
     if len(text) > NUMBER or (node.tag == INT and not -(2**63) <= value < 2**63):
         raise BadInput(f"{where}: {shown(text)}: a number of more than 64 bits; no recipe has one")
+
+
+def line_of(text: str, *keys: str | int) -> int:
+    """The line of a key in a YAML text, see `line_in`. Raises yaml.YAMLError for no YAML."""
+    return line_in(dict(lines(yaml.compose(text, Loader=LOADER))), keys)
+
+
+def line_in(known: Mapping[Keys, int], keys: Keys) -> int:
+    """The line (from 1) of a key, by the keys and list places above it; of the last that is there, else 1."""
+    there = (known[keys[:depth]] for depth in range(len(keys), 0, -1) if keys[:depth] in known)
+    return next(there, 1)
 
 
 def shown(text: object) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
-from typing_extensions import TypedDict  # Pydantic reads no other before Python 3.12
 
 from tools import BadInput, Failed
-from tools.core import files, progress, quote, trajectory
+from tools.core import catalog, files, progress, quote, trajectory
 from tools.data import near_duplicates
 from tools.gguf import base, find_base
 
@@ -75,7 +74,7 @@ class Limits:
     sequence_len: int = 2048
 
 
-class Private(TypedDict):
+class Private(catalog.Part):
     """catalog/secrets.yaml: shapes of secrets by name, and of mail addresses."""
 
     secrets: dict[str, str]
@@ -85,11 +84,9 @@ class Private(TypedDict):
 @cache
 def private() -> list[tuple[str, str, re.Pattern[str]]]:
     """(kind, name, shape) of what must not stand in training data: catalog/secrets.yaml."""
-    from tools.core import catalog
-
     known = catalog.whole("secrets", Private)
-    shapes = [("secret", name, re.compile(shape)) for name, shape in known["secrets"].items()]
-    return [*shapes, ("mail", "mail address", re.compile(known["mail"]))]
+    shapes = [("secret", name, re.compile(shape)) for name, shape in known.secrets.items()]
+    return [*shapes, ("mail", "mail address", re.compile(known.mail))]
 
 
 def text(turn: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ LAST = 10.0
 
 
 class Refused(Failed):
-    """A server answered, and would not do what it was asked."""
+    """A server or a chat template does not take what it was given."""
 
 
 def home() -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tools import BadInput, Failed
 from tools.core import chat_template, progress
 from tools.gguf import llamacpp
+from tools.gguf.llamacpp import Refused
 from tools.parity import diagnose
 from tools.parity.diagnose import Pair, text
 from tools.training import tokens
@@ -28,10 +29,6 @@ COUNT = 20
 ENTRY = {"ds_type": "json", "type": "chat_template", "roles_to_train": ["assistant"], "train_on_eos": "turn"}
 # How conversations are given to Axolotl here, whatever the shape of the recipe's own data.
 SHAPE = {"field_messages": "messages", "message_property_mappings": {"role": "role", "content": "content"}}
-
-
-class Refused(Failed):
-    """A chat template does not take a conversation."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,7 @@ def llama_server(url: str) -> Side:
     except httpx.HTTPError as error:
         raise Failed(f"{url}: no answer ({error})") from error
 
-    def render(messages: list[Message]) -> str:
-        try:
-            return llamacpp.apply_template(url, messages)
-        except llamacpp.Refused as error:
-            raise Refused(str(error)) from error
-
-    return Side(diagnose.LLAMA_SERVER, render, partial(llamacpp.tokenize, url), (end,))
+    return Side(diagnose.LLAMA_SERVER, partial(llamacpp.apply_template, url), partial(llamacpp.tokenize, url), (end,))
 
 
 def ollama(client: "Client", name: str, url: str, system: str | None = None) -> Side:
@@ -123,21 +114,21 @@ def conversations(test_set: Iterable[Mapping[str, Any]], tokenizer: Any, count: 
 
 def made(taken: Sequence[list[Message]], tokenizer: Any) -> Iterator[list[Message]]:
     """Hard conversations, each with a system message and without: lengths first, then one for each text."""
-    facts = diagnose.facts()["conversations"]
+    facts = diagnose.facts().conversations
     tokens = {"{end}": tokenizer.eos_token or "", "{begin}": tokenizer.bos_token or ""}
     heads = [[turn for turn in taken[0] if turn["role"] == "system"] or [system("Answer in one line.")], []]
     talk = [turn for messages in taken for turn in messages if turn["role"] != "system"]
-    talk = list(itertools.islice(itertools.cycle(talk), 2 * max(facts["lengths"])))
+    talk = list(itertools.islice(itertools.cycle(talk), 2 * max(facts.lengths)))
     for head in heads:
-        for length in facts["lengths"]:
+        for length in facts.lengths:
             yield [*head, *talk[: 2 * length]]
-        for words in facts["user"]:
+        for words in facts.user:
             for token, its_text in tokens.items():
                 words = words.replace(token, its_text)
             yield [*head, *talk[:2], {"role": "user", "content": words}, talk[1]]
-        for words in facts["assistant"]:
+        for words in facts.assistant:
             yield [*head, talk[0], {"role": "assistant", "content": words}, *talk[2:4]]
-    for words in facts["system"]:
+    for words in facts.system:
         yield [system(words), *talk[:2]]
 
 

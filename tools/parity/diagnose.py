@@ -6,12 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import (
-    Any,
-    NotRequired,  # Pydantic reads no other before Python 3.12
-)
-
-from typing_extensions import TypedDict
+from typing import Any
 
 from tools.core import catalog
 
@@ -27,7 +22,7 @@ MARKER = re.compile(r"<[|\w][^>\s]*>|\[/?[A-Z]+\]|###? \w+")
 SEEMING = {"thinking", "space", "message_lost", "default_system", "another_system", "no_end", "unknown"}
 
 
-class Conversations(TypedDict):
+class Conversations(catalog.Part):
     """Texts that are hard to bring through a template and a tokenizer, by role; `lengths`: exchanges of a talk."""
 
     lengths: list[int]
@@ -36,15 +31,15 @@ class Conversations(TypedDict):
     system: list[str]
 
 
-class Cause(TypedDict):
+class Cause(catalog.Part):
     """Why tokens differ, and what to do about it; `modelfile`: where Ollama renders."""
 
     cause: str
     mend: str
-    modelfile: NotRequired[str]
+    modelfile: str = ""
 
 
-class Facts(TypedDict):
+class Facts(catalog.Part):
     """catalog/parity.yaml."""
 
     conversations: Conversations
@@ -60,10 +55,10 @@ def facts() -> Facts:
 
 def named(kind: str, side: str, **fields: str) -> dict[str, str]:
     """A cause by its key, with its mend: {"kind", "cause", "mend"}, each one line."""
-    entry = facts()["causes"][kind]
-    mend = entry.get("modelfile", entry["mend"]) if side == OLLAMA else entry["mend"]
+    entry = facts().causes[kind]
+    mend = entry.modelfile or entry.mend if side == OLLAMA else entry.mend
     filled = {"side": side, "who": side, "other": TRAINING, "token": "", "stops": ""} | fields
-    return {"kind": kind, "cause": entry["cause"].format(**filled), "mend": mend.format(**filled)}
+    return {"kind": kind, "cause": entry.cause.format(**filled), "mend": mend.format(**filled)}
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ def prompt_end(pair: Pair) -> dict[str, str] | None:
 
 def marked(pair: Pair, words: str, who: str, other: str) -> dict[str, str] | None:
     """Thinking marks in what one side writes more than the other; None without."""
-    marks = [mark for mark in facts()["thinking"] if mark in words]
+    marks = [mark for mark in facts().thinking if mark in words]
     return named("thinking", pair.side, who=who, other=other, token=words.strip()) if marks else None
 
 

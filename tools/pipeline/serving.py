@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tools import BadInput, Failed
-from tools.core import catalog, files, progress, quote, run_folder
+from tools.core import catalog, files, hf_folder, progress, quote, run_folder
 from tools.core.trajectory import test_set
 from tools.gguf import base
 from tools.pipeline.model import f16_files, make_adapter_gguf, make_gguf, merge_adapter, tell_f16
@@ -23,8 +24,6 @@ CLASSIC = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
     "a countertop 1, a diningtable 1. Your task is to: heat some potato and put it in diningtable."
 )
-# Qwen2.5-Instruct's own generation_config.json; no penalty, since ReAct repeats names on purpose.
-SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.0}
 
 
 def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> Any:
@@ -44,13 +43,15 @@ def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> 
     known = catalog.model_of(model.base_name)
     called = name or model.served
     ends = base.end_texts(model.tokenizer, model.base)
+    sampled, source = sampling(model.base, known.family if known else "")
     return ollama.Spec(
         name=called if who == "tuned" else f"{called}-base",
         gguf=f16 if by_ollama else file,
         recipe=model.name,
         recipe_hash=model.hashes.get("recipe", model.hashes["adapter"]),
         license=known.licence if known else "that of the base model",
-        parameters={"num_ctx": model.sequence_len, **SAMPLING},
+        parameters={"num_ctx": model.sequence_len, **sampled},
+        sampling_source=source,
         # Where there is no such template in Go, the one in the GGUF serves.
         family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
         system=model.system,
@@ -58,6 +59,22 @@ def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> 
         stop=list(dict.fromkeys([*ends, *([known.eos] if known else [])])),
         quantize=quant if by_ollama else None,
     )
+
+
+def sampling(folder: Path, family: str) -> tuple[dict[str, float], str]:
+    """How a server samples answers of a base in `folder`, by Ollama's names, and where that is from.
+
+    By its generation_config.json, else by the catalog's entry of its family. Raises BadInput for a file that says it
+    wrongly.
+    """
+    facts = catalog.sampling()
+    advised = facts.families.get(family)
+    own = {} if advised and advised.replaces_own else hf_folder.sampling(folder / "generation_config.json")
+    if own:
+        return own | facts.always.values, "the base's generation_config.json"
+    if advised and advised.values:
+        return advised.values | facts.always.values, advised.source
+    return facts.always.values, ""
 
 
 def give_to_ollama(name: str, other: str, quant: str, called: str, force: bool = False, adapter: str = "") -> None:

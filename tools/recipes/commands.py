@@ -13,7 +13,7 @@ import orjson
 from tools import BadInput
 from tools.core import catalog, files, machine, quote
 from tools.core.catalog import Method, Model, Tier
-from tools.recipes import plan, recipe, render, schema, values
+from tools.recipes import index, plan, recipe, render, schema, values
 from tools.recipes.memory import Settings
 from tools.recipes.plan import Plan
 
@@ -56,11 +56,12 @@ def of_all_tiers(models: list[Model]) -> "Table":
     from rich.table import Table
 
     title = "the smallest tier for each method (make list TIER=24gb: one tier's recipes)"
-    heads = ("model", "billion parameters", "qlora", "lora", "full", "without a GPU")
+    methods = [method.key for method in catalog.main_methods()]
+    heads = ("model", "billion parameters", *methods, "without a GPU")
     drawn = Table(*heads, title=title, title_justify="left", box=None, pad_edge=False)
     gpus = [tier for tier in catalog.tiers().values() if tier.gpu]
     for each in models:
-        there = {method: recipe.tiers_of(f"{each.key}-{method}") for method in ("qlora", "lora", "full")}
+        there = {method: recipe.tiers_of(f"{each.key}-{method}") for method in methods}
         least = [next((tier.key for tier in gpus if tier.key in found), "") for found in there.values()]
         cpu = next((method for method, found in there.items() if "cpu" in found), "")
         drawn.add_row(quote.cell(each.key), f"{each.text_parameters / 1e9:.1f}", *least, cpu)
@@ -83,8 +84,8 @@ def recommend(gpu: str, gpus: int) -> None:
         what = f"this machine ({machine.gpu() or 'no GPU'})"
     named = tier if tier.key in catalog.tiers() else catalog.tiers()[near(tier)]
     print(f"{what}: recipes/{named.key}, {named.usable_gib} GiB a device\n")
-    # The variant against over-fitting takes what LoRA takes.
-    for method in (catalog.methods()[key] for key in ("lora", "qlora", "full")):
+    methods = catalog.main_methods()
+    for method in methods:
         fits = [found for model in catalog.models().values() if (found := plan.choose(model, method, named))]
         largest = sorted(fits, key=lambda each: -each.model.text_parameters)[:3]
         for found in largest:
@@ -95,7 +96,9 @@ def recommend(gpu: str, gpus: int) -> None:
             base = " over a base in 8 bits" if s.bits == 8 else ""
             line = f"  make train RECIPE={title:24} {found.model.title}, {method.title}{base}: {takes}"
             print(quote.visible(line))
-    print("\nStart small: the 3B model shows in an hour whether the data teach what they should.")
+    for first in (each for each in catalog.models().values() if each.first_try):
+        if any(plan.choose(first, method, named) for method in methods):
+            print(f"\nStart small: {first.title} soon shows whether your data teach what they should.")
 
 
 def near(tier: Tier) -> str:
@@ -137,12 +140,7 @@ def plan_of(
         for each in changes[:6]:
             speed = f", {each.slower:+.0%} time" if found.seconds else ""
             mark = "fits" if each.plan.fits else "not enough alone"
-            print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {settings(each.keys)}")
-
-
-def settings(keys: Mapping[str, Any]) -> str:
-    """Keys as SET= takes them."""
-    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
+            print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {index.assignments(each.keys)}")
 
 
 def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any]) -> Plan:
@@ -209,7 +207,7 @@ def changed(s: Settings, changes: Mapping[str, Any]) -> Settings:
         elif key in fields:
             own: dict[str, Any] = {fields[key]: type(getattr(s, fields[key]))(value)}
             s = replace(s, **own)
-        elif key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"):
+        elif key in catalog.training().lora_kernels:
             s = replace(s, kernels=bool(value))
         elif key not in ("adapter", "lora_alpha", "learning_rate", "lora_target_linear"):
             known = [*fields, "load_in_4bit", "load_in_8bit"]

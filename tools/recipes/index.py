@@ -54,9 +54,15 @@ def label(tier: Tier) -> str:
     return f"{words} of {tier.memory_gb} GB{kind}"
 
 
-def rate(value: float) -> str:
-    """A learning rate as a person writes it: 1e-4."""
-    return re.sub(r"(\.0)?e-0*", "e-", f"{value:.1e}")
+def number(value: float) -> str:
+    """A figure as a person writes it: 0.1, 7e-4, 2.5e-5."""
+    return re.sub(r"\.?0*e-0*", "e-", f"{value:e}") if 0 < value < 1e-2 else f"{value:g}"
+
+
+def assignments(keys: Mapping[str, Any]) -> str:
+    """A recipe's keys with their values as SET= takes them: texts bare, all else as JSON, which is YAML."""
+    written = {key: value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in keys.items()}
+    return " ".join(f"{key}={value}" for key, value in written.items())
 
 
 def readme(planned: Planned) -> dict[str, Any]:
@@ -78,8 +84,8 @@ def readme(planned: Planned) -> dict[str, Any]:
     }
     rates = {
         method.key: "; ".join(
-            [rate(method.learning_rate)]
-            + [f"{rate(value)} from {size:g} billion parameters on" for size, value in sorted(method.by_size.items())]
+            [number(method.learning_rate)]
+            + [f"{number(value)} from {size:g} billion parameters on" for size, value in sorted(method.by_size.items())]
         )
         for method in catalog.methods().values()
     }
@@ -159,11 +165,10 @@ def changes(recipe: Plan, wanted: Plan) -> str:
     if needs.bits != has.bits:
         pairs["load_in_8bit"] = True
     if needs.kernels != has.kernels:
-        pairs |= dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
+        pairs |= dict.fromkeys(catalog.training().lora_kernels, False)
     if needs.offload != has.offload:
         pairs["deepspeed"] = f"recipes/deepspeed/{needs.sharding}_offload_optimizer.json"
-    written = {key: value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in pairs.items()}
-    return " ".join(f"{key}={value}" for key, value in written.items())
+    return assignments(pairs)
 
 
 def next_up(tier: Tier) -> Tier | None:

@@ -283,7 +283,7 @@ def advice(plan: Plan) -> list[Change]:
         tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
         eight = {"load_in_8bit": True}
         if s.kernels:
-            eight |= dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)
+            eight |= dict.fromkeys(catalog.training().lora_kernels, False)
         tried.append(("a base in 8 bits", eight, replace(s, bits=8, kernels=False)))
     if s.bits == 8:
         four = {"adapter": "qlora", "load_in_8bit": False, "load_in_4bit": True}
@@ -300,9 +300,11 @@ def advice(plan: Plan) -> list[Change]:
         tried.append(("rank 8", {"lora_r": 8, "lora_alpha": 16}, replace(s, rank=8)))
     if not s.rank:
         words = "LoRA in place of full training"
-        adapter = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True, "learning_rate": 1e-4}
+        lora = catalog.methods()["lora"]
+        adapter = {"adapter": "lora", "lora_r": lora.rank, "lora_alpha": lora.alpha, "lora_target_linear": True}
+        adapter |= {"learning_rate": lora.rate(model)}
         tried.append(
-            (words, adapter, replace(s, rank=16, sharding="none" if tier.world == 1 else "ddp", offload="none"))
+            (words, adapter, replace(s, rank=lora.rank, sharding="none" if tier.world == 1 else "ddp", offload="none"))
         )
     found = []
     for words, keys, settings in tried:
@@ -313,9 +315,9 @@ def advice(plan: Plan) -> list[Change]:
     return sorted(found, key=lambda each: (not each.plan.fits, each.slower if each.plan.fits else -each.won))
 
 
-def disk(plan: Plan, checkpoints: int = 2) -> Mapping[str, float]:
+def disk(plan: Plan) -> Mapping[str, float]:
     """GiB on the disk by part, up to the GGUF."""
-    return memory.disk(plan.model, plan.settings, checkpoints)
+    return memory.disk(plan.model, plan.settings, catalog.training().save_total_limit)
 
 
 def for_gpu(gpu: Gpu, devices: int = 1, nodes: int = 1, host_gib: float = 0.0) -> Tier:
@@ -370,7 +372,7 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         checkpointing=bool(recipe.get("gradient_checkpointing")),
         attention="flash" if "flash" in attention else "eager" if attention == "eager" else "sdpa",
         loss="cut" if cut else "fused" if fused else "chunked" if recipe.get("chunked_cross_entropy") else "plain",
-        kernels=bool(recipe.get("lora_mlp_kernel")),
+        kernels=any(recipe.get(key) for key in catalog.training().lora_kernels),
         liger="Liger" in plugins,
         optimizer=str(recipe.get("optimizer") or "adamw_torch_fused"),
         sharding=sharding,  # type: ignore[arg-type]

@@ -71,8 +71,7 @@ class Recipe:
 
     def line(self, *keys: str | int) -> int:
         """The line (from 1) of a key, by the keys and list places above it; of the last that is there, else 1."""
-        there = (self.lines[keys[:depth]] for depth in range(len(keys), 0, -1) if keys[:depth] in self.lines)
-        return next(there, 1)
+        return yaml_text.line_in(self.lines, keys)
 
     def at(self, *keys: str | int) -> str:
         """Where a key stands: file:line."""

@@ -16,8 +16,6 @@ from tools.recipes.plan import Plan
 RECIPES = run_folder.ROOT / "recipes"
 # The line that says that a file is ours, and whether it is still as we wrote it.
 HASH = re.compile(r"^(?:# |<!-- |  \"hash\": \")hash ([0-9a-f]{16})(?: -->|\",)?$", re.MULTILINE)
-# What a tier may set in place of the template's own (Tier.changes).
-OWN = {"val_set_size": 0.1, "warmup_ratio": 0.1, "save_steps": 0}
 
 
 def planned() -> Iterator[tuple[Tier, Model, Method, Plan]]:
@@ -70,12 +68,13 @@ def sizes(parts: dict[str, float], least: float = 0.05) -> str:
 def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
     """The text of one recipe, with its hash."""
     s, title = found.settings, name(model, method)
-    values = OWN | {
+    values = catalog.training().model_dump() | {
+        "save_steps": 0,
         "num_epochs": method.epochs,
-        "learning_rate": number(method.rate(model)),
+        "learning_rate": index.number(method.rate(model)),
         "lora_dropout": method.dropout,
     }
-    values |= {key: number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
+    values |= {key: index.number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
     changes = plan.advice(found)[:2]
     text = templates.template("axolotl/recipe.yaml.j2").render(
         values,
@@ -91,10 +90,11 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         parts=sizes(dict(found.parts)),
         host=sizes(dict(found.host), 1.0) if s.offload != "none" else "",
         by_hand=by_hand(tier, f"recipes/{tier.key}/{title}.yaml"),
-        short="; ".join(f"{each.words} wins {each.won:.1f} GiB" for each in changes) or "a smaller model",
+        short="; ".join(f"{each.words} (saves {each.won:.1f} GiB)" for each in changes) or "a smaller model",
         evaluates=bool(values["val_set_size"]),
         deepspeed=zero(s),
         chat=chat(model.family),
+        careful=next((each.key for each in catalog.methods().values() if each.variant_of == method.key), ""),
     )
     return sealed(text)
 
@@ -107,15 +107,6 @@ def chat(family: str) -> str:
     """
     path = templates.TEMPLATES / "chat" / f"{family}.jinja"
     return path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""
-
-
-def number(value: float) -> str:
-    """A figure as a person writes it: 0.1, 7e-4."""
-    return (
-        re.sub(r"e-0*", "e-", f"{value:.0e}")
-        if 0 < value < 1e-2 and f"{value:.0e}" == f"{value:.1e}".replace(".0", "")
-        else f"{value:g}"
-    )
 
 
 def generated() -> dict[str, str]:

@@ -25,7 +25,7 @@ MOST: Mapping[str, float] = {
     **{"lora_dropout": 1, "learning_rate": 1e38, "num_epochs": 100_000, "warmup_ratio": 1, "weight_decay": 100},
     **{"val_set_size": 2**32},
 }
-SWITCHES = ("load_in_4bit", "load_in_8bit", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
+SWITCHES = ("load_in_4bit", "load_in_8bit", *catalog.training().lora_kernels)
 WORDS = ("base_model", "optimizer", "adapter", "deepspeed", "attn_implementation")
 LISTS, MAPPINGS, TABLES = ("plugins", "lora_modules_to_save"), ("fsdp_config",), ("datasets", "test_datasets")
 

@@ -32,11 +32,18 @@ SETTINGS = {
     "sequence_len": "sequence length",
 }
 # What each server calls a sampling parameter of Ollama's.
-VLLM = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repeat_penalty": "repetition_penalty"}
+VLLM = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repeat_penalty": "repetition_penalty",
+}
 LLAMA_SERVER = {
     "temperature": "--temp",
     "top_p": "--top-p",
     "top_k": "--top-k",
+    "min_p": "--min-p",
     "repeat_penalty": "--repeat-penalty",
 }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tools import BadInput, Failed
-from tools.core import files, progress, quote, run_folder
+from tools.core import files, progress, quote, run_folder, templates
 from tools.core.process import following
 from tools.gguf import llamacpp
 
@@ -32,7 +32,7 @@ PREFIX = "react-"
 PARALLEL = 4
 # Seconds that a program has to say whether it is Ollama.
 PATIENCE = 5.0
-TEMPLATES = run_folder.ROOT / "templates" / "ollama"
+TEMPLATES = templates.TEMPLATES / "ollama"
 
 
 class NoOllama(Failed):
@@ -55,6 +55,7 @@ class Spec:
     `family`: the file templates/ollama/FAMILY.gotmpl; None leaves it to the template in the GGUF. `parameters`:
     num_ctx, temperature and what else Ollama samples by. `stop`: texts that end an answer. `quantize`: a type that
     Ollama itself makes of an f16 GGUF. `adapter`: a LoRA GGUF over it. `base`: a model in Ollama in place of `gguf`.
+    `sampling_source`: who advises the temperature and the like; empty where nobody does.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Spec:
     quantize: str | None = None
     adapter: Path | None = None
     base: str = ""
+    sampling_source: str = ""
 
     def template(self) -> str | None:
         """The chat template in Go's syntax. Raises BadInput for a family that has none."""
@@ -260,8 +262,6 @@ def modelfile(spec: Spec) -> str:
     cannot carry (an ideographic space is enough) is left out, and a comment says so. Raises BadInput for any other such
     text, see quote.modelfile_value.
     """
-    from tools.core.templates import template
-
     facts = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
     # Ollama takes FROM as a pattern of names.
     file = re.sub(r"([*?\[\\])", r"\\\1", spec.gguf.name)
@@ -271,7 +271,7 @@ def modelfile(spec: Spec) -> str:
     }
     facts |= {"source": spec.base or f"./{file}", "template": spec.template()}
     facts |= {"adapter": f"./{spec.adapter.name}" if spec.adapter else ""}
-    return template("ollama/Modelfile.j2").render(facts)
+    return templates.template("ollama/Modelfile.j2").render(facts)
 
 
 def holder(client: "Client", spec: Spec) -> str | None:

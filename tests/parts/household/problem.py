@@ -6,7 +6,8 @@ from pathlib import Path
 
 import orjson
 
-from tools.worlds.household.world import Room, facts, kind
+from tools.worlds.household.facts import facts
+from tools.worlds.household.world import Room, kind
 
 PUT = "(objectType ?o {object}Type) (receptacleType ?r {target}Type) (inReceptacle ?o ?r)"
 GOALS = {
@@ -58,16 +59,16 @@ def problem(room: Room, keys: Mapping[str, str], together: int = 1) -> str:
     init = ["(atLocation agent1 loc_bar_99_bar_30)"]
     for name, place in places.items():
         init += [f"(receptacleType {keys[name]} {kind(name)}Type)", f"(receptacleAtLocation {keys[name]} {place})"]
-        init += [f"(openable {keys[name]})"] * bool(known["receptacles"][kind(name)].get("openable"))
+        init += [f"(openable {keys[name]})"] * bool(known.receptacles[kind(name)].openable)
     for thing, name in lying.items():
         init += [f"(objectType {keys[thing]} {kind(thing)}Type)", f"(inReceptacle {keys[thing]} {keys[name]})"]
         init += [f"(objectAtLocation {keys[thing]} {places[name]})"]
-        init += [f"(pickupable {keys[thing]})"] * bool(known["objects"][kind(thing)]["in"])
-        init += [f"({CAN[verb]} {keys[thing]})" for verb in known["objects"][kind(thing)]["can"] if verb in CAN]
+        init += [f"(pickupable {keys[thing]})"] * bool(known.objects[kind(thing)].taken_by)
+        init += [f"({CAN[verb]} {keys[thing]})" for verb in known.objects[kind(thing)].can if verb in CAN]
     init += [
         f"(canContain {place}Type {each}Type)"
-        for each, thing in known["objects"].items()
-        for place in thing["in"]
+        for each, thing in known.objects.items()
+        for place in thing.taken_by
         if each in map(kind, lying) and place in map(kind, places)
     ]
     goal = (
@@ -75,8 +76,8 @@ def problem(room: Room, keys: Mapping[str, str], together: int = 1) -> str:
     )
     objects = ["agent1 - agent", "loc_bar_99_bar_30 - location"]
     objects += [f"{place} - location" for place in dict.fromkeys(places.values())]
-    objects += [f"{each}Type - otype" for each in known["objects"]]
-    objects += [f"{each}Type - rtype" for each in known["receptacles"]]
+    objects += [f"{each}Type - otype" for each in known.objects]
+    objects += [f"{each}Type - rtype" for each in known.receptacles]
     objects += [f"{keys[name]} - receptacle" for name in places] + [f"{keys[thing]} - object" for thing in lying]
     lines = ["(define (problem plan)", "(:domain alfred)", "(:objects", *objects, ")", "(:init", *init, ")"]
     return "\n".join([*lines, f"(:goal (and {goal.format(object=room.object, target=room.target)})))", ""])
@@ -87,9 +88,7 @@ def oddities(room: Room, keys: Mapping[str, str]) -> list[str]:
     lying = {each: name for name, things in room.receptacles.items() for each in things}
     others = [each for each in lying if kind(each) not in (room.object, room.target)]
     first, last = next(iter(room.receptacles)), list(room.receptacles)[-1]
-    odd = [f"(opened {keys[name]})" for name in room.receptacles if facts()["receptacles"][kind(name)].get("openable")][
-        :2
-    ]
+    odd = [f"(opened {keys[name]})" for name in room.receptacles if facts().receptacles[kind(name)].openable][:2]
     for each in others[:2]:
         odd += [f"(inReceptacle {keys[each]} {keys[name]})" for name in (first, last) if name != lying[each]]
         odd += [
@@ -97,7 +96,7 @@ def oddities(room: Room, keys: Mapping[str, str]) -> list[str]:
             f"(isClean {keys[each]})",
             f"(objectAtLocation {keys[each]} loc_bar_99_bar_30)",
         ]
-    vessels = [each for each in lying if "hold" in facts()["objects"][kind(each)]["can"]]
+    vessels = [each for each in lying if "hold" in facts().objects[kind(each)].can]
     return odd + [f"(inReceptacleObject {keys[each]} {keys[vessel]})" for vessel in vessels[:1] for each in others[-2:]]
 
 
@@ -107,7 +106,7 @@ def trial(room: Room) -> dict[str, object]:
     params = {"object_target": room.object, "parent_target": "", "toggle_target": "", "mrecep_target": ""}
     return {
         "task_id": f"trial_{room.seed}",
-        "task_type": facts()["tasks"][room.task]["alfworld"],
+        "task_type": facts().tasks[room.task].alfworld,
         "pddl_params": {**params, **target, "object_sliced": False},
         "turk_annotations": {"anns": [{"task_desc": "Do it.", "high_descs": []}]},
     }

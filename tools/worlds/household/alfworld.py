@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from tools import BadInput
-from tools.worlds.household.world import Room, Rules, facts
+from tools.worlds.household.facts import facts
+from tools.worlds.household.world import Room, Rules
 
 FACT = re.compile(r"\((\w+) +([\w ]+?) *\)")
 GOAL = re.compile(r'Your task is to: (.*)\."')
@@ -61,7 +62,7 @@ def games(path: Path) -> Iterator[Room]:
 
 def game(path: Path, seed: int = 0) -> Room | None:
     """The game in a folder; None when it is marked unsolvable or its task is none of the six. Raises BadInput."""
-    tasks = {known["alfworld"]: name for name, known in facts()["tasks"].items()}
+    tasks = {known.alfworld: name for name, known in facts().tasks.items()}
     told, trial = _json(path / "game.tw-pddl"), _json(path / "traj_data.json")
     try:
         task, asked = tasks.get(trial["task_type"]), trial["pddl_params"]
@@ -150,7 +151,7 @@ def _rules(found: dict[str, list[list[str]]], names: dict[str, str]) -> Rules:
         taken[sort] |= of_kind[other]
     sorts = [(names.get(each, each), sort) for each, sort in found["receptacletype"]]
     can = {verb: {names[each] for (each,) in found[predicate]} for verb, predicate in VERBS.items()}
-    tasks = {task: f"{known['at']}type" for task, known in facts()["tasks"].items() if "at" in known}
+    tasks = {task: f"{known.at}type" for task, known in facts().tasks.items() if known.at}
     return Rules(
         openable={names[each] for (each,) in found["openable"]},
         takes={name: taken[sort] for name, sort in sorts},

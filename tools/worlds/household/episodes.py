@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from tools import BadInput, Failed
 from tools.core import files, progress, run_folder
 from tools.worlds.household import alfworld
 from tools.worlds.household.expert import STYLES, SYSTEM, Expert, Lost, system
+from tools.worlds.household.facts import facts
 from tools.worlds.household.rooms import make_room, make_room_for
-from tools.worlds.household.world import Room, World, facts
+from tools.worlds.household.world import Room, World
 
 MOST_STEPS = 30
 # Long games teach little that short ones do not, and cost most of all to train on.
@@ -108,7 +109,7 @@ def drawn_rooms(seed: int, tasks: Sequence[str], rooms: Sequence[str]) -> Iterat
 
     Raises BadInput when ALFRED sets none of the tasks in any of the rooms.
     """
-    places = {task: [each for each in facts()["tasks"][task]["rooms"] if each in rooms] for task in tasks}
+    places = {task: [each for each in facts().tasks[task].rooms if each in rooms] for task in tasks}
     turns = [task for task in tasks if places[task]]
     if not turns:
         raise BadInput(f"{', '.join(tasks)}: set in none of {', '.join(rooms)}; see catalog/household.yaml")
@@ -156,17 +157,16 @@ def make(
     if style not in STYLES:
         raise BadInput(f"{style}: the expert's styles are {', '.join(STYLES)}")
     files.check_output(out, force)
-    asked = _chosen("tasks", tasks)
+    asked = _chosen("tasks", tasks, facts().tasks)
     if games:
         own: Iterable[Room] = (room for room in alfworld.games(alfworld.folder(games)) if room.task in asked)
     else:
-        own = drawn_rooms(seed, asked, _chosen("rooms", rooms))
+        own = drawn_rooms(seed, asked, _chosen("rooms", rooms, facts().rooms))
     with files.output(out, force) as beside:
         return write(beside, own, asked, count, slip, style, steps)
 
 
-def _chosen(what: str, names: str) -> list[str]:
-    known = facts()[what]
+def _chosen(what: str, names: str, known: Collection[str]) -> list[str]:
     chosen = list(known) if names == "all" else names.split(",")
     for each in chosen:
         if each not in known:

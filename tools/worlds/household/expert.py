@@ -11,7 +11,8 @@ from collections.abc import Collection
 from functools import cache
 from typing import NamedTuple
 
-from tools.worlds.household.world import NOTHING, facts, kind, listing
+from tools.worlds.household.facts import facts
+from tools.worlds.household.world import NOTHING, kind, listing
 
 SYSTEM = (
     "Solve the household task. Each turn: one Thought, one Action. Actions: go to R, open R, take O from R, "
@@ -50,8 +51,8 @@ class Lost(Exception):
 def _goals() -> list[tuple[str, re.Pattern[str]]]:
     """Each way to put a task, as a pattern."""
     words = {"object": r"(?P<object>\w+)", "target": r"(?P<target>\w+)"}
-    tasks = facts()["tasks"]
-    return [(task, re.compile(say.format(**words))) for task in tasks for say in tasks[task]["say"]]
+    tasks = facts().tasks
+    return [(task, re.compile(say.format(**words))) for task in tasks for say in tasks[task].say]
 
 
 def read_goal(goal: str) -> Goal:
@@ -72,9 +73,9 @@ class Expert:
         told, goal = introduction.split("Your task is to: ")
         self.receptacles = NAMED.findall(told)
         self.task, self.object, self.target = read_goal(goal.rstrip("."))
-        known = facts()["tasks"][self.task]
-        self.state: str | None = known.get("state")
-        self.state_at: str | None = known.get("at")
+        known = facts().tasks[self.task]
+        self.state = known.state
+        self.state_at = known.at
         self.style = style
         self.slip = rng.choice(["absent", "closed", "far", "unseen"]) if rng.random() < slip else None
         # What was planned and what was seen: the places still to look in, what lies where, what was done.
@@ -153,8 +154,8 @@ class Expert:
 
     def likely_first(self, wanted: str) -> list[str]:
         """All receptacles, those first where a thing of this kind mostly is; as told, for what is not known."""
-        thing = facts()["objects"].get(wanted)
-        likely = facts()["likely"][thing["kind"]] if thing else []
+        thing = facts().objects.get(wanted)
+        likely = facts().likely[thing.kind] if thing else ()
         first = [name for each in likely for name in self.receptacles if kind(name) == each]
         return first + [name for name in self.receptacles if name not in first]
 

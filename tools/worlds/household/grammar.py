@@ -2,7 +2,8 @@
 
 import re
 
-from tools.worlds.household.world import facts, kind
+from tools.worlds.household.facts import facts
+from tools.worlds.household.world import kind
 
 # ALFWorld's own commands: alfworld 0.4.2, data/alfred.twl2 and alfworld/agents/environment.
 THING = r"[a-z]+ \d+"
@@ -29,16 +30,16 @@ def refusal(action: str) -> str | None:
     if not found:
         return "the household has no such action; things are named with their numbers"
     verb, parts = found[1], {name: kind(part) for name, part in found.groupdict().items()}
-    receptacles, objects = facts()["receptacles"], facts()["objects"]
+    receptacles, objects = facts().receptacles, facts().objects
     door, thing, tool = (parts.get(name) for name in ("door", "thing", "tool"))
-    if door in objects or (door in receptacles and not receptacles[door].get("openable")):
+    if door in objects or (door in receptacles and not receptacles[door].openable):
         return f"no {door} can be opened or closed"
     if parts.get("place") in objects and parts["place"] not in receptacles:
         return f"no {parts['place']} is a place"
-    known = facts()["tasks"].get(verb, {})
-    if tool and tool != known.get("at", tool):
-        return f"things are {verb}ed with a {known['at']}"
-    if tool and thing in objects and verb not in objects[thing]["can"]:
+    task = facts().tasks.get(verb)
+    if tool and task and task.at and tool != task.at:
+        return f"things are {verb}ed with a {task.at}"
+    if tool and thing in objects and verb not in objects[thing].can:
         return f"no {thing} can be {verb}ed"
     return None
 

@@ -3,15 +3,15 @@
 import random
 from collections.abc import Collection, Sequence
 from functools import cache
-from typing import Any
 
-from tools.worlds.household.world import Room, facts, kind
+from tools.worlds.household.facts import facts
+from tools.worlds.household.world import Room, kind
 
 
 def make_room(seed: int) -> Room:
     """A room as the committed episodes have them; the same seed gives the same room on every machine."""
-    committed = facts()["committed"]
-    return _make(seed, committed["room"], committed["tasks"])
+    committed = facts().committed
+    return _make(seed, committed.room, committed.tasks)
 
 
 def make_room_for(seed: int, task: str, place: str) -> Room:
@@ -40,43 +40,44 @@ def _make(seed: int, place: str, tasks: Sequence[str]) -> Room:
 def _fitting(place: str) -> dict[str, list[str]]:
     """For each receptacle, the room's objects that it takes."""
     known = facts()
-    things = known["rooms"][place]["objects"]
-    return {each: [thing for thing in things if each in known["objects"][thing]["in"]] for each in known["receptacles"]}
+    things = known.rooms[place].objects
+    return {each: [thing for thing in things if each in known.objects[thing].taken_by] for each in known.receptacles}
 
 
 @cache
 def _doable(place: str, task: str) -> list[str]:
     """The room's objects that a task can be about."""
     known = facts()
-    things = known["rooms"][place]["objects"]
-    return [thing for thing in things if task in ("put", "look", "two", *known["objects"][thing]["can"])]
+    things = known.rooms[place].objects
+    return [thing for thing in things if task in ("put", "look", "two", *known.objects[thing].can)]
 
 
 def _draw(rng: random.Random, seed: int, place: str, tasks: Sequence[str]) -> Room | None:
     """One try at a room; None when the drawn task cannot be set in it."""
     known = facts()
-    room: dict[str, Any] = known["rooms"][place]
-    kinds = sorted(room["receptacles"])
+    room = known.rooms[place]
+    kinds = sorted(room.receptacles)
     if rng.random() < 0.5:
         rng.shuffle(kinds)
     names: list[str] = []
     for each in kinds:
-        numbers = list(range(1, rng.randint(*room["receptacles"][each]) + 1))
+        numbers = list(range(1, rng.randint(*room.receptacles[each]) + 1))
         names += [f"{each} {number}" for number in (numbers if rng.random() < 0.5 else reversed(numbers))]
 
     task = rng.choice(tasks)
     object_kind = rng.choice(_doable(place, task))
-    thing = known["objects"][object_kind]
+    thing = known.objects[object_kind]
     if task == "look":
-        target = room["lamp"]
+        assert room.lamp, "ALFRED sets this task where there is a lamp"
+        target = room.lamp
     else:
         present = {kind(name) for name in names}
-        targets = [each for each in thing["in"] if each in present and each != known["tasks"][task].get("at")]
+        targets = [each for each in thing.taken_by if each in present and each != known.tasks[task].at]
         if not targets:
             return None
         target = rng.choice(targets)
-    places = [name for name in names if kind(name) in thing["in"] and kind(name) != target]
-    likely = [name for name in places if kind(name) in known["likely"][thing["kind"]]]
+    places = [name for name in names if kind(name) in thing.taken_by and kind(name) != target]
+    likely = [name for name in places if kind(name) in known.likely[thing.kind]]
     unlikely = [name for name in places if name not in likely]
     if not likely:
         return None
@@ -87,11 +88,11 @@ def _draw(rng: random.Random, seed: int, place: str, tasks: Sequence[str]) -> Ro
     if rng.random() < 0.25:
         wanted.append(rng.choice(likely))
     set_out = [(name, object_kind) for name in wanted]
-    if lamp := room.get("lamp"):
-        stands = known["likely"][known["objects"][lamp]["kind"]]
+    if lamp := room.lamp:
+        stands = known.likely[known.objects[lamp].kind]
         set_out.append((rng.choice([name for name in names if kind(name) in stands]), lamp))
     inside = _fill(rng, names, object_kind, set_out, _fitting(place))
-    goal = rng.choice(known["tasks"][task]["say"]).format(object=object_kind, target=target)
+    goal = rng.choice(known.tasks[task].say).format(object=object_kind, target=target)
     return Room(seed, task, object_kind, target, goal, inside)
 
 
@@ -103,12 +104,12 @@ def _fill(
     fitting: dict[str, list[str]],
 ) -> dict[str, tuple[str, ...]]:
     """What lies where: things as `set_out` has them, others around them but for the task's, all numbered at random."""
-    receptacles = facts()["receptacles"]
+    receptacles = facts().receptacles
     lying: dict[str, list[str]] = {name: [] for name in names}
     for name, thing in set_out:
         lying[name].append(thing)
     for name in names:
-        room_for = rng.randint(0, receptacles[kind(name)]["most"]) - len(lying[name])
+        room_for = rng.randint(0, receptacles[kind(name)].most) - len(lying[name])
         fits = [each for each in fitting[kind(name)] if each != object_kind]
         lying[name] += rng.sample(fits, min(max(room_for, 0), len(fits)))
     spots = [(name, index) for name in names for index in range(len(lying[name]))]

@@ -7,11 +7,8 @@ Left out is what ALFWorld leaves out itself: tasks of slices and of vessels, and
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
-import yaml
-
-from tools.core import run_folder
+from tools.worlds.household.facts import facts
 
 NOTHING = "Nothing happens."
 INTRO = "You are in the middle of a room. Looking quickly around you, you see {}."
@@ -32,12 +29,6 @@ HELP = """Available commands:
 """
 # Names reach this number in a generated room; it never has so many of a kind.
 HIGHEST = 24
-
-
-@cache
-def facts() -> dict[str, Any]:
-    """catalog/household.yaml: rooms, receptacles, objects, where things are, tasks."""
-    return yaml.load((run_folder.ROOT / "catalog" / "household.yaml").read_bytes(), yaml.CSafeLoader)
 
 
 @dataclass(frozen=True)
@@ -63,18 +54,18 @@ def rules() -> Rules:
     def numbered(kinds: Iterable[str]) -> frozenset[str]:
         return frozenset(f"{each} {number}" for each in kinds for number in range(1, HIGHEST + 1))
 
-    things, places, tasks = known["objects"], known["receptacles"], known["tasks"]
+    things, places, tasks = known.objects, known.receptacles, known.tasks
     takes: dict[str, Collection[str]] = {}
     for place in places:
-        taken = numbered(each for each, thing in things.items() if place in thing["in"])
+        taken = numbered(each for each, thing in things.items() if place in thing.taken_by)
         takes |= dict.fromkeys(numbered([place]), taken)
     verbs = ("heat", "cool", "clean", "use", "slice", "cut", "hold")
-    can = {verb: numbered(each for each, thing in things.items() if verb in thing["can"]) for verb in verbs}
+    can = {verb: numbered(each for each, thing in things.items() if verb in thing.can) for verb in verbs}
     return Rules(
-        openable=numbered(place for place, fact in places.items() if fact.get("openable")),
+        openable=numbered(place for place, fact in places.items() if fact.openable),
         takes=takes,
-        can=can | {"take": numbered(each for each, thing in things.items() if thing["in"])},
-        at={task: numbered([fact["at"]]) for task, fact in tasks.items() if "at" in fact},
+        can=can | {"take": numbered(each for each, thing in things.items() if thing.taken_by)},
+        at={task: numbered([fact.at]) for task, fact in tasks.items() if fact.at},
     )
 
 
@@ -155,7 +146,7 @@ class World:
             lamps = [each for name in self.near for each in self.inside[name] if each.startswith(f"{room.target} ")]
             held = self.held is not None and self.held.startswith(wanted)
             return held and any(self.is_(each, "on") for each in lamps)
-        target, state = f"{room.target} ", facts()["tasks"][room.task].get("state")
+        target, state = f"{room.target} ", facts().tasks[room.task].state
         needed = 2 if room.task == "two" else 1
         for name, things in self.inside.items():
             if name.startswith(target):
@@ -261,7 +252,7 @@ class World:
             return None
         states = self.states.setdefault(thing, set())
         states -= {"heat": {"cool"}, "cool": {"hot"}}.get(verb, set())
-        states.add(facts()["tasks"][verb]["state"])
+        states.add(str(facts().tasks[verb].state))
         return f"You {verb} the {thing} using the {name}."
 
     def _use(self, thing: str) -> str | None:

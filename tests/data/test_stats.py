@@ -64,8 +64,28 @@ def test_a_histogram_holds_all_and_its_ends_are_the_values(values: list[int]) ->
     assert 1 <= len(bins["counts"]) <= stats.BINS + 1
     assert bins["start"] <= min(values) and max(values) < bins["start"] + len(bins["counts"]) * bins["width"]
     assert bins["counts"][0] and bins["counts"][-1]
-    assert sum(each <= found["p90"] for each in values) >= 0.9 * len(values)
-    assert min(values) <= found["p50"] <= found["p90"] <= found["p99"] <= max(values)
+    assert sum(each <= found["p95"] for each in values) >= 0.95 * len(values)
+    assert min(values) <= found["p50"] <= found["p95"] <= found["p99"] <= max(values)
+
+
+@settings(deadline=None)
+@given(some.lists(some.integers(1, 20_000), min_size=1, max_size=60))
+def test_a_plot_has_everything_between_its_ends(values: list[int]) -> None:
+    found = stats.spread(values)
+    drawn: dict[str, Any] = stats.plot(found, stats.SEQUENCES)
+    assert drawn["bars"][0][0] == 0 and sum(bar[4] for bar in drawn["bars"]) == len(values)
+    assert all(0 <= place <= 100 for axis in ("x", "y", "marks") for place, _ in drawn[axis])
+    assert max(bar[0] for bar in drawn["bars"]) + drawn["width"] <= 100.01
+    assert (
+        1 <= len(drawn["x"]) <= 7
+        and 2 <= len(drawn["y"]) <= 8
+        and drawn["y"][-1][1] >= max(bar[4] for bar in drawn["bars"])
+    )
+    words = [words for _, words in drawn["marks"]]
+    assert f"median {found['p50']:,}" in words and f"p95 {found['p95']:,}" in words
+    # The first length that holds every episode is marked, wherever there is one.
+    holding = [f"sequence {each:,}" for each in stats.SEQUENCES if each >= max(values)]
+    assert holding[:1] == [each for each in holding if each in words]
 
 
 def test_another_tokenizers_folder_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +134,12 @@ def test_the_page_draws_what_was_measured_and_asks_for_nothing(made: tuple[dict[
         assert tallest > 100
         for height, count in zip(heights, counts, strict=True):
             assert height == pytest.approx(tallest * count / max(counts), abs=0.5)
-        assert page.evaluate(f"document.querySelectorAll('#{unit} line').length") == len(stats.PERCENTILES)
+    tokens = found["tokens"]
+    marked = [f"{words} {tokens[key]:,}" for words, key in (("median", "p50"), ("p95", "p95"), ("p99", "p99"))]
+    assert tokens["max"] < 2048
+    marked += ["sequence 1,024", "sequence 2,048"]
+    assert sorted(page.locator("#tokens .name").all_text_contents()) == sorted(marked)
+    assert page.locator("#answers .name").count() == len(stats.PERCENTILES)
     rows = page.evaluate(
         "[...document.querySelectorAll('#actions tr')].map(row => [row.cells[0].innerText, row.cells[2].innerText])"
     )
@@ -126,6 +151,22 @@ def test_the_page_is_read_on_a_phone_and_in_the_dark(made: tuple[dict[str, Any],
     page.emulate_media(color_scheme="dark")
     open_page(page, made[1])
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # All that is written in a plot can be read: it is large enough, inside its section, and covers nothing else.
+    page.add_style_tag(content="svg text { stroke: none !important }")  # The halo counts as part of a text's box.
+    for unit in ("tokens", "answers"):
+        section = page.locator(f"#{unit}").bounding_box()
+        boxes = [each.bounding_box() for each in page.locator(f"#{unit} svg text").all()]
+        assert section and len(boxes) > 10
+        for at, box in enumerate(boxes):
+            assert box and box["height"] > 12
+            assert section["x"] <= box["x"] and box["x"] + box["width"] <= section["x"] + section["width"]
+            for other in boxes[:at]:
+                assert other and (
+                    box["x"] >= other["x"] + other["width"]
+                    or other["x"] >= box["x"] + box["width"]
+                    or box["y"] >= other["y"] + other["height"]
+                    or other["y"] >= box["y"] + box["height"]
+                )
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 20)"
 
 

@@ -57,9 +57,6 @@ def total(method: str, model: str, tier: str) -> str:
     return f"{found.total:.1f}"
 
 
-METHODS = "[...document.querySelectorAll('article')].map(each => each.dataset.method)"
-
-
 def test_the_same_bytes_each_time_and_ours_when_sealed(made: dict[str, str]) -> None:
     assert index.pages(render.planned()) == made
     for text in made.values():
@@ -231,7 +228,8 @@ def test_the_page_shows_what_fits_a_gpu(page: Page, file: Path) -> None:
 
 def test_what_fits_comes_first_and_what_does_not_says_why(page: Page, file: Path) -> None:
     open_page(page, file, "gpu=rtx3060&gpus=1&model=qwen7b&seq=2048")
-    assert page.evaluate(METHODS) == ["qlora", "lora", "full", "lora-regularised"]
+    shown = page.evaluate("[...document.querySelectorAll('article')].map(each => each.dataset.method)")
+    assert shown == ["qlora", "lora", "full", "lora-regularised"]
     least, _ = index.shown({}, ("12gb", "qwen7b", "lora"), 2048)
     lora = page.inner_text("[data-method=lora]")
     assert "✗ does not fit" in lora and "make train" not in lora and "It fits with" in lora
@@ -241,10 +239,13 @@ def test_what_fits_comes_first_and_what_does_not_says_why(page: Page, file: Path
         r"needs \d+\.\d GiB of the machine's RAM; tier 12gb counts on 28\.8", page.inner_text("article >> nth=2")
     )
     open_page(page, file, "tier=cpu&model=qwen7b&seq=2048")
-    assert re.search(r"needs \d+\.\d GiB; the machine has 8\.0\n", page.inner_text("[data-method=lora]"))
-    assert "without a GPU only LoRA" in page.inner_text("[data-method=qlora]")
+    assert re.search(r"needs \d+\.\d GiB of RAM; the machine has 8\.0\n", page.inner_text("[data-method=lora]"))
+    assert "✗ not possible\nwithout a GPU only LoRA" in page.inner_text("[data-method=qlora]")
     open_page(page, file, "gpu=t4&gpus=1&model=qwen7b&seq=2048")
     assert "needs bf16" in page.inner_text("[data-method=full] header")
+    # More memory than any tier of its kind.
+    open_page(page, file, "gpu=v100-32gb&gpus=1&model=qwen32b&seq=1024")
+    assert "✗ no recipe\nno tier with this much memory" in page.inner_text("[data-method=qlora] header")
 
 
 def test_all_bars_have_one_scale_and_their_marks(page: Page, file: Path) -> None:

@@ -268,10 +268,10 @@ def gpu_row(gpu: Gpu, places: Mapping[str, int]) -> dict[str, object]:
 def embedded(planned: Planned) -> dict[str, object]:
     """What index.html knows, as the JSON in its script element.
 
-    `rows[cells[tier][model][method]]` has an entry for each of SEQUENCES: a text, why it is impossible, or
-    [plan, fits, tier of the recipe or -1, settings, SET=, GiB that the machine itself lacks the room for or 0].
-    Most entries occur often. So each distinct row, plan ([total, part, part ...] in hundredths of a GiB), text of
-    settings and text of SET= is stored once, and named by its place in its list.
+    `rows[cells[tier][model][method]]` has an entry for each of SEQUENCES: a text that says why it is impossible, or
+    [plan, fits, tier of its recipe or -1, settings, SET=, GiB of the machine's memory where it has less, else 0].
+    Most of it repeats, so each distinct row, plan ([total, part, part ...] in hundredths of a GiB), text of settings
+    and text of SET= is stored once and named by its place in its list: a quarter of the bytes.
     """
     tiers, models, methods = catalog.tiers(), catalog.models(), catalog.methods()
     recipes = {(tier.key, model.key, method.key): found for tier, model, method, found in planned}

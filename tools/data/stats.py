@@ -1,9 +1,10 @@
 """What a set of episodes is made of: lengths in tokens, turns, tasks, actions; as tables and as a page with plots."""
 
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SEQUENCES = (1024, 2048, 4096, 8192)
-PERCENTILES = (50, 90, 99)
+PERCENTILES = (50, 95, 99)
 BINS = 24
 # Of many tasks or actions the page and the table show the most frequent.
 SHOWN = 12
@@ -140,9 +141,50 @@ def page(found: dict[str, Any]) -> str:
     return templates.template("report/stats.html.j2").render(
         found=found,
         percentiles=PERCENTILES,
-        lengths=[("Tokens", "tokens", found["tokens"]), ("Answers", "answers", found["turns"])],
+        lengths=[
+            ("Tokens", "tokens", found["tokens"], plot(found["tokens"], SEQUENCES)),
+            ("Answers", "answers", found["turns"], plot(found["turns"], ())),
+        ],
         shares=[("Tasks", "episodes", most(tasks)), ("Actions", "times", most(list(found["actions"].items())))],
     )
+
+
+def plot(values: Mapping[str, Any], sequences: Sequence[int]) -> dict[str, object]:
+    """How the page draws a histogram (of `spread`); places and sizes are percent of the plot, from its left and foot.
+
+    `bars`: (left, height, first value, last value, episodes), each `width` wide; `x` and `y`: the ticks, (place,
+    figure); `marks`: (place, words) of percentiles and `sequences`. The axis ends at the first sequence length that
+    holds every episode, or at the longest episode where none does or `sequences` is empty.
+    """
+    start, width, counts = (values["histogram"][key] for key in ("start", "width", "counts"))
+    holding = [each + 1 for each in sequences if each >= values["max"]]
+    end = max([start + width * len(counts), *holding[:1]])
+    wide, tall = round_step(end - start), round_step(max(counts))
+    top = tall * math.ceil(max(counts) / tall)
+
+    def across(value: float) -> float:
+        return round(100 * (value - start) / (end - start), 3)
+
+    named = [(values[f"p{each}"], "median" if each == 50 else f"p{each}") for each in PERCENTILES]
+    named += [(each, "sequence") for each in sequences if start <= each < end]
+    firsts = [start + width * place for place in range(len(counts))]
+    return {
+        "width": round(100 * width / (end - start), 3),
+        "bars": [
+            (across(first), round(100 * n / top, 3), first, first + width - 1, n)
+            for first, n in zip(firsts, counts, strict=True)
+        ],
+        # A whole number is marked in the middle of its own place: 7 answers are drawn from 7 to 8.
+        "x": [(across(each + 0.5), each) for each in range(math.ceil(start / wide) * wide, end, wide)],
+        "y": [(round(100 * each / top, 3), each) for each in range(0, top + 1, tall)],
+        "marks": [(across(value + 0.5), f"{words} {value:,}") for value, words in sorted(named)],
+    }
+
+
+def round_step(span: float) -> int:
+    """The least of 1, 2, 5, 10, 20, 50 ... of which at most six make up `span`."""
+    steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
+    return next(step for step in steps if span / step <= 6)
 
 
 def most(counted: list[tuple[str, int]]) -> list[tuple[str, int]]:

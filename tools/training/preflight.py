@@ -97,7 +97,9 @@ def check(
     tier = tier or recipe.tier_of(path) or catalog.tiers()[(machine or this_machine()).tier]
     episodes = read(path, changes)
     if isinstance(base, Path) and with_its_own_template(path, settings):
-        chat_template.check(chat_template.written(base), str(base), {})  # Before Axolotl, which takes 10 s to load.
+        chat_template.check_templates(
+            chat_template.written(base), str(base), {}
+        )  # Before Axolotl, which takes 10 s to load.
     going = recipe.validate(path, changes, tier)
     findings = [
         Finding(

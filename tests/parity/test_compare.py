@@ -1,4 +1,4 @@
-"""Parity: equal with real servers, and each way to break a good model is caught and named, with its mend."""
+"""Parity: equal with real servers, and each way to break a good model is caught and named, with its fix."""
 
 import json
 import shutil
@@ -196,7 +196,7 @@ def test_a_model_broken_in_one_way_is_caught_and_named(name: str, good: Path, tm
     first = found["first_difference"]
     assert found["equal"] is False
     assert first["kind"] == kind and says in first["cause"], compare.words(first)
-    assert first["mend"] and first["side"] == "llama-server" and first["conversation"] == 1
+    assert first["fix"] and first["side"] == "llama-server" and first["conversation"] == 1
     assert len(compare.words(first).splitlines()) == 1
 
 
@@ -210,7 +210,7 @@ def test_the_words_of_a_difference_show_both_sides(good: Path, tmp_path: Path, c
     assert "You are good" in first["trained"]["around"] and "Your task" in first["served"]["around"]
     line = compare.words(first)
     assert "llama-server, conversation 1, turn 2, token 2: training has 'system' and llama-server 'user'" in line
-    assert "to mend it: give every conversation a system message" in line
+    assert "to fix it: give every conversation a system message" in line
 
 
 def test_all_sides_see_the_tokens_of_training_on_hard_conversations(folder: Path, url: str, tokenizer: Any) -> None:
@@ -253,7 +253,7 @@ def test_an_end_token_that_is_not_trained(url: str, folder: Path, tokenizer: Any
     files.write_json(other / "tokenizer_config.json", settings | {"eos_token": "<repo_name>"})
     trained = tokens.tokenise(other, compare.ENTRY | compare.SHAPE, [{"messages": BARE}], 2048)
     first = difference_of(compare.compare_conversations([BARE], trained, [compare.llama_server_side(url)], tokenizer))
-    assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["mend"]
+    assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["fix"]
 
 
 def test_a_template_that_rewrites_earlier_turns(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -289,12 +289,12 @@ def test_a_server_that_is_gone() -> None:
         compare.llama_server_side(f"http://127.0.0.1:{llamacpp.free_port()}")
 
 
-def test_every_cause_has_its_mend() -> None:
+def test_every_cause_has_its_fix() -> None:
     fields = dict.fromkeys(("token", "stops"), "x")
     for kind in diagnose.facts()["causes"]:
         for side in (diagnose.LLAMA_SERVER, diagnose.OLLAMA):
             named = diagnose.named(kind, side, **fields)
-            assert named["cause"] and named["mend"] and "{" not in named["cause"].replace("{eos", ""), kind
+            assert named["cause"] and named["fix"] and "{" not in named["cause"].replace("{eos", ""), kind
 
 
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
@@ -321,12 +321,12 @@ def test_a_gguf_of_any_origin_is_checked_by_a_command(
     status, shown = command(capsys, monkeypatch, "--gguf", str(broken), *asked)
     first = json.loads(shown)["first_difference"]
     assert (status, first["kind"], first["side"]) == (1, "no_end", "llama-server")
-    assert {"cause", "mend", "trained", "served", "conversation", "turn", "position"} <= first.keys()
+    assert {"cause", "fix", "trained", "served", "conversation", "turn", "position"} <= first.keys()
 
 
 CHAT = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 LAST = "<|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"
-# By name: the kind, what the Modelfile says, which conversation shows it (0: without a system message), the mend.
+# By name: the kind, what the Modelfile says, which conversation shows it (0: without a system message), the fix.
 MODELFILES: dict[str, tuple[str, dict[str, str], int, str]] = {
     "no default system message": ("default_system", {"template": CHAT}, 0, "make SYSTEM in the Modelfile"),
     "a SYSTEM not trained": ("another_system", {"template": CHAT, "system": "Be bad."}, 0, "SYSTEM and TEMPLATE"),
@@ -355,10 +355,10 @@ def served(session: ollama.Session, good: Path, url: str) -> Callable[..., compa
 def test_a_modelfile_wrong_in_one_way_is_caught_and_named(
     name: str, served: Callable[..., compare.Side], check: Check
 ) -> None:
-    kind, said, which, mend = MODELFILES[name]
+    kind, said, which, fix = MODELFILES[name]
     first = check(served(**said), which=slice(which, which + 1))["first_difference"]
     assert first["kind"] == kind and first["side"] == "Ollama", compare.words(first)
-    assert mend in first["mend"]
+    assert fix in first["fix"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Chat templates are programs by strangers: each runs in a process of its own, within limits of time, memory and text.
+"""Chat templates are untrusted programs: each runs in a process of its own, within limits of time, memory and text.
 
 `install` has transformers render there, whoever asks it to, Axolotl too. The text is the same: template_sandbox.py runs
 transformers' own code. A template that breaks a limit raises BadInput. So does one that refuses a conversation or
@@ -38,7 +38,7 @@ TRIAL_SECONDS = 0.5
 # Seconds that the process may take to start.
 START = 60.0
 # What to do about a template that cannot be used.
-MEND = "replace it with the template of its model's family, or use another base model"
+FIX = "replace it with the template of its model's family, or use another base model"
 
 # Short conversations to try a template on: a question, an answer, a system message, a tool.
 USER, ANSWER = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}
@@ -103,9 +103,9 @@ class Sandbox:
                     raise error_of(whose, *json.loads(made[1:]))
             except TimeoutError:
                 self.stop()
-                raise BadInput(f"{whose} does not end: stopped after {limit:.0f} s; {MEND}") from None
+                raise BadInput(f"{whose} does not end: stopped after {limit:.0f} s; {FIX}") from None
             except Ended:
-                raise BadInput(f"{whose} breaks the process that renders it ({self.stop()}); {MEND}") from None
+                raise BadInput(f"{whose} breaks the process that renders it ({self.stop()}); {FIX}") from None
             except Unrendered:
                 raise
             except BaseException:
@@ -176,16 +176,16 @@ def error_of(whose: str, kind: str, said: str) -> BadInput:
     """The exception for an error in the sandbox."""
     said = visible(said.strip())
     if kind == "MemoryError":
-        return BadInput(f"{whose} wants more than {template_sandbox.ROOM >> 30} GiB of memory; {MEND}")
+        return BadInput(f"{whose} wants more than {template_sandbox.ROOM >> 30} GiB of memory; {FIX}")
     if kind == "TooMuch":
-        return BadInput(f"{whose} writes far more than it is given; {MEND}")
+        return BadInput(f"{whose} writes far more than it is given; {FIX}")
     if kind == "OverflowError":
-        return BadInput(f"{whose} counts too far: {said.rstrip('.')}; {MEND}")
+        return BadInput(f"{whose} counts too far: {said.rstrip('.')}; {FIX}")
     if kind == "RecursionError":
-        return BadInput(f"{whose} calls itself without end, or is nested too deep; {MEND}")
+        return BadInput(f"{whose} calls itself without end, or is nested too deep; {FIX}")
     if kind == "SecurityError" or said.startswith("no loader"):
         what = said.rstrip(".") if kind == "SecurityError" else "it asks for another file"
-        return BadInput(f"{whose} does what no template may: {what}; {MEND}")
+        return BadInput(f"{whose} does what no template may: {what}; {FIX}")
     if not hasattr(jinja2.exceptions, kind):
         said = f"{kind}: {said}"
     does = "refuses a conversation" if kind == "TemplateError" else "fails on a conversation"
@@ -323,7 +323,7 @@ def tokenizer(where: str | Path, trial: bool = True) -> "PreTrainedTokenizerBase
     templates = getattr(found, "chat_template", None) or {}  # A tokenizer of mistral-common has no such thing.
     named = templates if isinstance(templates, dict) else {"default": templates}
     if not all(isinstance(each, str) for each in named.values()):
-        raise BadInput(f"{where}: its chat template is no text; {MEND}")
+        raise BadInput(f"{where}: its chat template is no text; {FIX}")
     if trial:
         check_templates(named, str(where), found.special_tokens_map)
     return found
@@ -349,7 +349,7 @@ def check_templates(templates: Mapping[str, str], whose: str, tokens: Mapping[st
         try:
             failed = tried(template, tokens)
             if name == "default" and len(failed) == len(TRIALS) and "TemplateError" not in {one.kind for one in failed}:
-                raise BadInput(f"{whose}: its chat template cannot be used: {failed[0].said}; {MEND}")
+                raise BadInput(f"{whose}: its chat template cannot be used: {failed[0].said}; {FIX}")
         except BaseException:
             del known[template]
             raise
@@ -366,7 +366,7 @@ def tried(template: str, tokens: Mapping[str, str]) -> list[Unrendered]:
         seconds += SANDBOX.seconds if number else 0.0  # The first compiles it too.
         if seconds > TRIAL_SECONDS:
             slow = f"{seconds:.1f} s for short conversations"
-            raise BadInput(f"{known[template]}: its chat template is too slow, {slow}; {MEND}")
+            raise BadInput(f"{known[template]}: its chat template is too slow, {slow}; {FIX}")
     return failed
 
 

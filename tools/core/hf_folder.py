@@ -65,7 +65,7 @@ def check_sizes(path: Path) -> None:
 
 
 def code(settings: object) -> str:
-    """What of a model's settings, or a recipe's, would run code of its own, and how to mend it; empty for nothing."""
+    """What of a model's settings, or a recipe's, would run code of its own, and how to fix it; empty for nothing."""
     for key, value in pairs(settings):
         if key == "auto_map" and value != {}:
             return (
@@ -116,7 +116,7 @@ def shards(folder: Path) -> set[str] | None:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise BadInput unless the file is whole, by its header and its size; the weights themselves are not read."""
+    """Raise BadInput unless the file is complete, by its header and its size; the weights themselves are not read."""
     from safetensors import SafetensorError, safe_open
 
     try:

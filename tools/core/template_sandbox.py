@@ -95,7 +95,7 @@ def answer(work: dict[str, Callable[..., bytes]], request: bytes) -> bytes:
         made = work[what](*given)
         if len(made) > most(request):
             raise TooMuch
-    except Exception as error:  # whatever a stranger's program raises
+    except Exception as error:  # whatever an untrusted program raises
         return ERROR + json.dumps([type(error).__name__, said(error)]).encode()
     return made
 

@@ -103,7 +103,7 @@ def without_auto_map(snapshot: Path, title: str) -> Path:
 
 
 def check_folder(folder: Path) -> Path:
-    """`folder`, when it can be a base model: config.json, a tokenizer, and whole weights as safetensors; no code.
+    """`folder`, when it can be a base model: config.json, a tokenizer, complete weights as safetensors; no code.
 
     Raises BadInput that says what is missing or wrong.
     """

@@ -65,8 +65,8 @@ def build_gguf(
 
     Where `f16`, the model before it is quantised, is there and not older than the weights, `out` is made of it: the
     same bytes, unless `imatrix` guides llama-quantize. `metadata` (keys like "react_recipes.recipe", or "general.name")
-    goes into the file, which has its name only when it is whole. Raises BadInput for an unknown `quant` or folders that
-    cannot be used, Failed when a step fails.
+    goes into the file, which gets its name only when it is complete. Raises BadInput for an unknown `quant` or folders
+    that cannot be used, Failed when a step fails.
     """
     quant = check_quant(quant)
     base.check_folder(base_model)
@@ -93,7 +93,7 @@ def to_gguf(
 ) -> None:
     """Convert a Hugging Face folder with llama.cpp's converter, the adapter added on the way, `metadata` as strings.
 
-    An adapter of a kind that cannot be added so is merged by peft first, and that is said. Raises Failed when the
+    An adapter of a kind that cannot be added so is merged by peft first, with a line on stderr. Raises Failed when the
     adapter is another base's, and with the converter's own words.
     """
     with files.scratch(out) as work:

@@ -189,7 +189,7 @@ def hook_writer(asked: "Request") -> None:
     write_header, convert = writer.write_header_to_file, quants.quantize
 
     def converted(data: "LazyNumpyTensor", kind: "GGMLQuantizationType") -> "quantize.Half | npt.NDArray[np.generic]":
-        if kind == gguf.GGMLQuantizationType.F16 and data.dtype == "float32":  # type: ignore[attr-defined]  # it has, as its array
+        if kind == gguf.GGMLQuantizationType.F16 and data.dtype == "float32":  # type: ignore[attr-defined]
             return quantize.Half(data, asked["threads"])
         return convert(data, kind)
 

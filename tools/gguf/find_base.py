@@ -58,7 +58,7 @@ def packaged(model: catalog.Model) -> Path:
 
 
 def make(model: catalog.Model, package: catalog.Package, folder: Path) -> None:
-    """Make the folder of a packaged model, whole and its tokenizer proven; see `packaged`. Raises Failed."""
+    """Make the folder of a packaged model and prove its tokenizer; see `packaged`. Raises Failed."""
     version = run_folder.pinned_version(package.project)
     started = f"{model.title}: downloading {package.project} {version}"
     with progress.step(started) as shown, files.whole(folder) as partial:

@@ -35,7 +35,7 @@ PATCH = (
     "common_tokenize(ctx, params.prompt, true)",
     "common_tokenize(ctx, params.prompt, true, true)",
 )
-# Static, so that one file is the whole of a program; no download of a model or a web page, in the build or later.
+# Static, so that a program is one file; no download of a model or a web page, in the build or later.
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -61,7 +61,7 @@ class Refused(Failed):
 
 
 def home() -> Path:
-    """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is whole.
+    """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is complete.
 
     Its name tells the version and, by a hash, what was built of it and how.
     """

@@ -118,7 +118,7 @@ class Config(BaseModel):
 
 
 def check_adapter(folder: Path) -> Settings:
-    """The adapter's configuration. Raises BadInput unless the folder holds it and whole safetensors, and no code.
+    """The adapter's configuration. Raises BadInput unless the folder holds it and complete safetensors, and no code.
 
     Pickle that is not read, such as training_args.bin, may lie beside them.
     """
@@ -250,7 +250,7 @@ def low_rank_change(
 
 
 def order(name: str) -> tuple[bool, bool, str]:
-    """Whole tensors first, then as peft merges: the embedding before the head that is tied to it."""
+    """Saved tensors first, then as peft merges: the embedding before the head that shares its weights."""
     return "lora_" in name or "trainable_tokens" in name, "lm_head" in name, name
 
 
@@ -291,8 +291,8 @@ def check_patterns(config: Settings, names: Iterable[str], folder: Path) -> None
     with in_time(folder):
         for key in ("target_modules", "exclude_modules"):
             if isinstance(config.get(key), str):
-                whole = re.compile(config[key])
-                any(whole.fullmatch(each) for each in modules)
+                expression = re.compile(config[key])
+                any(expression.fullmatch(each) for each in modules)
         for key in ("rank_pattern", "alpha_pattern"):
             any(pattern(each).match(name) for each in config.get(key) or {} for name in modules)
 

@@ -343,7 +343,7 @@ def untold(cause: Reason, turn: int | None = None) -> Difference:
 
 
 def difference(pair: Pair, turn: int, cause: Reason) -> Difference:
-    """The first place where two lists of tokens part, both as text, the likely cause, its mend. Turns count from 1."""
+    """Where two lists of tokens part, both as text, with the likely cause and its fix. Turns count from 1."""
     mine, theirs = shown(pair, pair.trained), shown(pair, pair.served)
     return {**cause, "turn": turn + 1, "position": pair.place, "trained": mine, "served": theirs}
 
@@ -359,7 +359,7 @@ def words(found: FirstDifference) -> str:
     """One line that tells a first difference to a person."""
     where = f"{found['side']}, conversation {found['conversation']}"
     mine, theirs = found["trained"], found["served"]
-    told = f"likely cause: {found['cause']}; to mend it: {found['mend']}"
+    told = f"likely cause: {found['cause']}; to fix it: {found['fix']}"
     if mine is None or theirs is None:
         return f"{where}: {told}"
     named = [repr(each["text"]) if each["id"] is not None else "nothing" for each in (mine, theirs)]

@@ -41,16 +41,16 @@ class Cause(TypedDict):
     """Why tokens differ, and what to do about it; `modelfile`: where Ollama renders."""
 
     cause: str
-    mend: str
+    fix: str
     modelfile: NotRequired[str]
 
 
 class Reason(TypedDict):
-    """A cause of catalog/parity.yaml by its key (`kind`), with its mend, each one line about a real difference."""
+    """A cause of catalog/parity.yaml by its key (`kind`), with its fix: each one line, filled in for a difference."""
 
     kind: str
     cause: str
-    mend: str
+    fix: str
 
 
 class Facts(TypedDict):
@@ -68,11 +68,11 @@ def facts() -> Facts:
 
 
 def named(kind: str, side: str, **fields: str) -> Reason:
-    """A cause by its key, with its mend; `fields`: what stands for the names in braces."""
+    """A cause by its key, with its fix; `fields`: what stands for the names in braces."""
     entry = facts()["causes"][kind]
-    mend = entry.get("modelfile", entry["mend"]) if side == OLLAMA else entry["mend"]
+    fix = entry.get("modelfile", entry["fix"]) if side == OLLAMA else entry["fix"]
     filled = {"side": side, "who": side, "other": TRAINING, "token": "", "stops": ""} | fields
-    return {"kind": kind, "cause": entry["cause"].format(**filled), "mend": mend.format(**filled)}
+    return {"kind": kind, "cause": entry["cause"].format(**filled), "fix": fix.format(**filled)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ PROMPTS = 20
 STEPS = 64
 # Two tokens are a near tie when, on both sides, their log-probabilities lie no further apart than this: ten
 # times the largest gap seen between the two for a token that both chose (0.009; llama.cpp rounds what it multiplies to
-# 16 bits). A merge, a rope or a norm gone wrong moves them by whole units.
+# 16 bits). A merge, a rope or a norm gone wrong moves them by 1 or more.
 TIE = 0.1
 # Tokens shown before a divergence.
 AROUND = 24

@@ -123,8 +123,7 @@ def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int,
     """
     from rich.console import Console
 
-    from tools.gguf import convert
-    from tools.gguf import perplexity as score
+    from tools.gguf import convert, perplexity
 
     names = [each for each in map(convert.check_quant, quants.split()) if each != "F16"]
     path = find_recipe(name)
@@ -139,7 +138,9 @@ def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int,
             if not this.done("quality", inputs) or not this.quality.exists():
                 with this.stage("quality", inputs) as notes, progress.step("quality"):
                     tokenizer = chat_template.tokenizer(this.adapter)
-                    found = score.score_quants(this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks)
+                    found = perplexity.score_quants(
+                        this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks
+                    )
                     files.write_json(this.quality, found)
                     notes |= {"tokens": found["tokens"]}
-    Console().print(score.table(orjson.loads(this.quality.read_bytes())["models"]))
+    Console().print(perplexity.table(orjson.loads(this.quality.read_bytes())["models"]))

@@ -45,7 +45,7 @@ LLAMA_SERVER = {
 class Model:
     """A finished run to be exported: its folder, the model's name, and what a server must be told of it.
 
-    `merged`: the whole model as a Hugging Face folder. `gguf`, `quant`: the quantised one. `sampling`: as Ollama names
+    `merged`: base and adapter as a Hugging Face folder. `gguf`, `quant`: the quantised one. `sampling`: as Ollama names
     the parameters. `stop`: the token that ends an answer. `base_hub`: the base model's id on the hub.
     """
 

@@ -117,7 +117,7 @@ def install() -> Path | None:
 
 
 def compile_ollama() -> Path | None:
-    """Build the pinned version into `home()`, whole; None, and a line that says why, when that cannot be."""
+    """Build the pinned version into `home()`; None, and a line that says why, when that cannot be."""
     if shutil.which("go") is None:
         print("Ollama is not installed and there is no Go to build it: llama-server takes its place.", file=sys.stderr)
         return None
@@ -417,7 +417,7 @@ def remove(client: "Client", name: str) -> bool:
 
 
 def render(client: "Client", name: str, messages: list[Message], think: bool | None = None) -> str:
-    """The prompt that Ollama makes of messages (role, content), whole, whatever num_ctx is. Raises Failed.
+    """The prompt that Ollama makes of messages (role, content), uncut, whatever num_ctx is. Raises Failed.
 
     `think`: the switch of models that have one; None leaves it to Ollama.
     """
@@ -477,8 +477,8 @@ def failures(client: "Client", name: str) -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
-        mend = "; `make setup` builds llama-quantize, which does" if "quantization is only" in error.error else ""
-        raise Failed(f"Ollama, {name}: {error.error}{mend}") from error
+        fix = "; `make setup` builds llama-quantize, which does" if "quantization is only" in error.error else ""
+        raise Failed(f"Ollama, {name}: {error.error}{fix}") from error
     except httpx.HTTPStatusError as error:
         raise Failed(f"Ollama, {name}: {error.response.text.strip()[:300]}") from error
     except (httpx.HTTPError, ConnectionError) as error:

@@ -92,6 +92,11 @@ def test_a_file_that_is_no_model_is_named(small_f16: Path, tokenizer: Any, tmp_p
         )
 
 
+def test_a_model_that_computes_nan_is_told_in_one_line(nan_f16: Path, tokenizer: Any) -> None:
+    with pytest.raises(Failed, match="NaN: its weights are broken"):
+        perplexity.score_quants(nan_f16, {}, trajectory.read(TEST), tokenizer, chunks=2)
+
+
 def test_the_table_has_a_line_for_each(found: perplexity.Quality) -> None:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(perplexity.table(found["models"]))

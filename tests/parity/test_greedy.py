@@ -1,7 +1,6 @@
 """Greedy answers: transformers and llama-server say the same, and a model that differs is told from a near tie."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +91,14 @@ def test_a_near_tie_is_one_on_both_sides_only(trained: Any, tokenizer: Any) -> N
     assert parted["llama-server"]["probability"]["llama-server"] == round(math.exp(-0.01), 4)
 
 
-def test_a_model_that_answers_nan_is_told_in_one_line(small_base: Path, tokenizer: Any, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    broken = Path(shutil.copytree(small_base, tmp_path / "broken"))
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = math.nan
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    convert.to_gguf(broken, tmp_path / "f16.gguf")
-    prompt = tokenizer("Paris is the capital of")["input_ids"]
-    good = greedy.model(small_base, None)
-    with llamacpp.server(tmp_path / "f16.gguf", 256) as url, pytest.raises(Failed, match="^the GGUF answers NaN"):
+def test_a_model_that_answers_nan_is_told_in_one_line(
+    nan_base: Path, nan_f16: Path, small_base: Path, tokenizer: Any
+) -> None:
+    prompt, good = tokenizer("Paris is the capital of")["input_ids"], greedy.model(small_base, None)
+    with llamacpp.server(nan_f16, 256) as url, pytest.raises(Failed, match="^the GGUF answers NaN"):
         greedy.compare_answers(good, url, [prompt], tokenizer, STEPS)
     with pytest.raises(Failed, match="^the base with its adapter, in transformers, answers NaN"):
-        greedy.compare_answer(greedy.model(broken, None), prompt, steps_of(good, prompt, 2), tokenizer)
+        greedy.compare_answer(greedy.model(nan_base, None), prompt, steps_of(good, prompt, 2), tokenizer)
 
 
 def test_a_quantised_gguf_is_not_for_answers(smollm2_gguf: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a quantisation costs: perplexity, and how far it is from f16, on conversations that training never saw."""
 
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,7 +86,8 @@ def score_quants(
         ppl = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)", found)
         if ppl is None:
             raise Failed(f"{f16}: llama-perplexity gave no perplexity; its last words: {found.strip()[-200:]}")
-        models = [score("F16", f16, {"perplexity": float(ppl[1]), "perplexity_error": float(ppl[2])})]
+        figures = {"perplexity": number(ppl[1], "perplexity", f16), "perplexity_error": float(ppl[2])}
+        models = [score("F16", f16, figures)]
         for name, path in quants.items():
             found = run_perplexity(path, folder, ["--kl-divergence"], chunks)
             models.append(score(name, path, {key: figure(found, key, path) for key in FIGURES}))
@@ -138,11 +140,18 @@ def score(name: str, path: Path, figures: dict[str, float]) -> Score:
 
 
 def figure(found: str, key: str, path: Path) -> float:
-    """One figure of what llama-perplexity wrote. Raises Failed where it is not."""
+    """One figure of what llama-perplexity wrote. Raises Failed where it is not there, or NaN."""
     value = re.search(FIGURES[key], found)
     if value is None:
         raise Failed(f"{path}: llama-perplexity gave no {key}; its last words: {found.strip()[-200:]}")
-    return float(value[1].rstrip("%"))
+    return number(value[1].rstrip("%"), key, path)
+
+
+def number(text: str, key: str, path: Path) -> float:
+    """A figure of a GGUF as a number. Raises Failed for NaN."""
+    if math.isnan(value := float(text)):
+        raise Failed(f"{path}: its {key} is NaN: its weights are broken; check the loss in train.log and train again")
+    return value
 
 
 def table(models: Sequence[Score]) -> "Table":

@@ -280,16 +280,15 @@ def compare_conversations(
         "first_difference": None,
     }
     with progress.bar("parity: tokens of training and serving", len(sides) * len(talks), "conversations") as shown:
-        for side in sides:
-            for number, (talk, one) in enumerate(zip(talks, trained, strict=True), 1):
-                compared = compare_conversation(talk, one, side, tokenizer)
-                shown.advance()
-                if isinstance(compared, int):
-                    found["tokens"] += compared
-                    continue
+        numbered = enumerate(zip(talks, trained, strict=True), 1)
+        for side, (number, (talk, one)) in itertools.product(sides, numbered):
+            compared = compare_conversation(talk, one, side, tokenizer)
+            shown.advance()
+            if not isinstance(compared, int):
                 found["equal"] = False
                 found["first_difference"] = {"side": side.name, "conversation": number, **compared}
-                return found
+                break
+            found["tokens"] += compared
     return found
 
 

@@ -38,7 +38,7 @@ get_peft_model(model, LoraConfig(**settings, init_lora_weights=False)).save_pret
 """
 OURS = """import sys; from pathlib import Path; from tools.gguf import convert
 base, adapter, out, quant, f16 = sys.argv[1:]
-convert.build(Path(base), Path(adapter) if adapter else None, Path(out), quant, {}, Path(f16))
+convert.build_gguf(Path(base), Path(adapter) if adapter else None, Path(out), quant, {}, Path(f16))
 """
 PEFT = """import sys; from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer
 base, adapter, out = sys.argv[1:]

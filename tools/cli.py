@@ -445,7 +445,7 @@ def parity(
         check_parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
     else:
         of = Path(adapter) if adapter else None
-        prove.tell(prove.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
+        prove.print_result(prove.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
 
 
 @app.command()

@@ -60,7 +60,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     trained = tokens.tokenise(base, recipe.read_recipe(path).dataset, episodes, 2048, settings)
     adapter = models.make_adapter(folder / "adapter", base)
     load_tokenizer(DictDefault(settings | {"tokenizer_config": str(base)})).save_pretrained(adapter)
-    convert.build(base, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
+    convert.build_gguf(base, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
     return Tuned(base, model.family, trained, folder / "model.gguf")
 
 

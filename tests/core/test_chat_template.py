@@ -78,7 +78,7 @@ def test_a_tokenizer_renders_in_the_sandbox(small: Path) -> None:
     text = whole.apply_chat_template(TALK, tokenize=False)
     ids = whole.apply_chat_template([TALK, TALK[:2]], return_dict=False, add_generation_prompt=True)
     marked = "{% for each in messages %}{% generation %}{{ each.content }}{% endgeneration %};{% endfor %}"
-    options = {"chat_template": marked, "return_assistant_tokens_mask": True, "return_dict": True}
+    options: Any = {"chat_template": marked, "return_assistant_tokens_mask": True, "return_dict": True}
     mask = whole.apply_chat_template(TALK[1:3], **options)["assistant_masks"]
     going_on = whole.apply_chat_template(TALK[:3], tokenize=False, continue_final_message=True)
 
@@ -87,7 +87,8 @@ def test_a_tokenizer_renders_in_the_sandbox(small: Path) -> None:
     assert here.apply_chat_template(TALK, tokenize=False) == text
     assert chat_template.SANDBOX.process
     assert here.apply_chat_template([TALK, TALK[:2]], return_dict=False, add_generation_prompt=True) == ids
-    assert here.apply_chat_template(TALK[1:3], **options)["assistant_masks"] == mask
+    encoded: Any = here.apply_chat_template(TALK[1:3], **options)
+    assert encoded["assistant_masks"] == mask
     assert here.apply_chat_template(TALK[:3], tokenize=False, continue_final_message=True) == going_on
     assert 0 in mask and 1 in mask
 

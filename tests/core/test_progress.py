@@ -18,7 +18,7 @@ import pytest
 from tools import Failed
 from tools.core import files, progress, run_folder
 from tools.gguf import llamacpp
-from tools.pipeline.model import f16_files, make_gguf, tell_f16
+from tools.pipeline.model import f16_told, make_gguf
 
 # Quick: a line after 0.4 s, then one a second.
 QUICK = "import sys, time\nfrom tools.core import progress\nprogress.FIRST, progress.EVERY = 0.4, 1.0\n"
@@ -258,19 +258,17 @@ def test_large_files_are_told_of_while_they_are_hashed(
     assert capfd.readouterr().err == ""
 
 
-def test_f16_files_that_stay_are_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_f16_files_that_stay_are_told_of_with_path_and_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     this = run_folder.Run(tmp_path)
     this.gguf("F16").write_bytes(bytes(1_000_000))
-    before = f16_files(this)
-    tell_f16(this, before)
+    with f16_told(this):
+        pass
     assert capsys.readouterr().err == ""
-    this.gguf("F16", "base").write_bytes(bytes(2_000_000))
-    tell_f16(this, before)
-    tell_f16(this, [])
-    assert capsys.readouterr().err.splitlines() == [
-        "base-f16.gguf stays for the next quantisation: 2 MB; remove it if the disk is short",
-        "model-f16.gguf and base-f16.gguf stay for the next quantisation: 3 MB; remove them if the disk is short",
-    ]
+    with pytest.raises(Failed), f16_told(this):  # also when what followed fails
+        this.gguf("F16", "base").write_bytes(bytes(2_000_000))
+        raise Failed("the disk is full")
+    line = f"{tmp_path}/base-f16.gguf: 2 MB, kept for the next quantisation; you may remove it"
+    assert capsys.readouterr().err.splitlines() == [line]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -346,5 +344,6 @@ def test_an_f16_on_the_way_to_other_types_is_told_of(
     monkeypatch.setattr(progress, "FIRST", 0.2)
     make_gguf("", str(small_base), "Q8_0 Q4_0", str(small_adapter))
     said = capfd.readouterr().err.splitlines()
-    assert re.match(r"model-f16\.gguf and base-f16\.gguf stay for the next quantisation: \d\d MB", said[-1])
+    kept = [re.search(r"/(\w+)-f16\.gguf: \d\d MB, kept for the next quantisation", line) for line in said[-2:]]
+    assert [found and found[1] for found in kept] == ["model", "base"]
     assert any(line.startswith("model-f16.gguf: converting, ") for line in said) and not progress.GOING

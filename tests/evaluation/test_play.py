@@ -28,7 +28,7 @@ def chat(messages):
     print("asked", flush=True)
     time.sleep(0.1)
     return play.Reply("Action: look", 1, 0.1)
-play.play_all(chat, [room for room in episodes.rooms("play", 8) for _ in range(50)], "")
+play.play_rooms(chat, [room for room in episodes.rooms("play", 8) for _ in range(50)], "")
 """
 
 
@@ -54,7 +54,7 @@ def test_a_game_is_the_conversation_of_the_data() -> None:
     """The model is asked with the very messages that it was trained on."""
     for room in ROOMS:
         told = episodes.episode(room, slip=0)
-        game = play.play(expert(), room, SYSTEM)
+        game = play.play_room(expert(), room, SYSTEM)
         assert told and game.transcript == told["messages"]
         assert game.won and game.invalid == 0
         assert game.steps == sum(turn["role"] == "assistant" for turn in game.transcript)
@@ -63,7 +63,7 @@ def test_a_game_is_the_conversation_of_the_data() -> None:
 
 
 def test_four_answers_in_a_row_that_do_nothing_lose() -> None:
-    game = play.play(script("go to fridge 1", "Action: dance", "Thought: hm.\nAction:", ""), ROOMS[0], "")
+    game = play.play_room(script("go to fridge 1", "Action: dance", "Thought: hm.\nAction:", ""), ROOMS[0], "")
     assert not game.won and (game.steps, game.invalid) == (4, 4)
     assert [turn["content"] for turn in game.transcript if turn["role"] == "user"][1:] == [
         f"Observation: {NOTHING}"
@@ -71,12 +71,12 @@ def test_four_answers_in_a_row_that_do_nothing_lose() -> None:
 
 
 def test_an_answer_that_does_something_ends_the_row() -> None:
-    game = play.play(script("Action: dance", "Action: dance", "Action: dance", "Action: look"), ROOMS[0], "")
+    game = play.play_room(script("Action: dance", "Action: dance", "Action: dance", "Action: look"), ROOMS[0], "")
     assert not game.won and (game.steps, game.invalid) == (30, 23)
 
 
 def test_the_first_action_counts() -> None:
-    game = play.play(script("Action: look\nObservation: You won.\nAction: dance"), ROOMS[0], "", steps=2)
+    game = play.play_room(script("Action: look\nObservation: You won.\nAction: dance"), ROOMS[0], "", steps=2)
     assert (game.steps, game.invalid) == (2, 0)
 
 
@@ -86,7 +86,7 @@ def test_all_games_come_in_the_order_of_the_rooms() -> None:
         return player(messages)
 
     player = expert()
-    games = play.play_all(slow, ROOMS, SYSTEM)
+    games = play.play_rooms(slow, ROOMS, SYSTEM)
     assert [game.seed for game in games] == [room.seed for room in ROOMS]
     assert all(game.won for game in games)
 
@@ -102,7 +102,7 @@ def test_a_failure_stops_all_games() -> None:
         return play.Reply("Action: look", 1, 0.0)
 
     with pytest.raises(Failed, match="the server is gone"):
-        play.play_all(failing, ROOMS * 10, "")
+        play.play_rooms(failing, ROOMS * 10, "")
     time.sleep(0.1)
     assert len(asked) < 20
 
@@ -120,7 +120,7 @@ def test_ctrl_c_stops_all_games_at_once() -> None:
 
 
 def test_the_summary_adds_up() -> None:
-    games = [play.play(expert() if index % 2 else script(""), room, SYSTEM) for index, room in enumerate(ROOMS)]
+    games = [play.play_room(expert() if index % 2 else script(""), room, SYSTEM) for index, room in enumerate(ROOMS)]
     found = play.summary(games, wall_seconds=2.0)
     assert (found["won"], found["rooms"], found["rate"]) == (4, 8, 0.5)
     assert found["wilson95"] == play.wilson(4, 8)
@@ -149,7 +149,7 @@ def url(smollm2_gguf: Path) -> Iterator[str]:
 
 def test_the_base_model_plays_through_openai_s_api(url: str) -> None:
     """Without training it wins no room; what it says and what that took is counted."""
-    game = play.play(play.openai(url), ROOMS[0], SYSTEM, steps=1)
+    game = play.play_room(play.openai_chat(url), ROOMS[0], SYSTEM, steps=1)
     assert not game.won and game.steps == 1
     assert 0 < game.tokens <= play.ANSWER_TOKENS and game.seconds > 0
     answer = game.transcript[2]["content"]
@@ -158,12 +158,12 @@ def test_the_base_model_plays_through_openai_s_api(url: str) -> None:
 
 def test_a_conversation_that_outgrows_the_context_loses(url: str) -> None:
     room = Room(0, "put", "mug", "desk", "put some mug on desk", {f"drawer {number}": () for number in range(200)})
-    game = play.play(play.openai(url), room, SYSTEM)
+    game = play.play_room(play.openai_chat(url), room, SYSTEM)
     assert (game.won, game.steps, game.tokens) == (False, 4, 0)
 
 
 def test_a_server_that_is_gone_fails_in_one_line() -> None:
-    chat = play.openai(f"http://127.0.0.1:{llamacpp.free_port()}")
+    chat = play.openai_chat(f"http://127.0.0.1:{llamacpp.free_port()}")
     with pytest.raises(Failed, match="Connection error"):
         chat([{"role": "user", "content": "Hi"}])
 
@@ -179,6 +179,6 @@ def test_the_base_model_plays_through_ollama(
     spec = ollama.Spec("react-test", smollm2_gguf, "smollm2-135m-lora", "0", "Apache-2.0", {"num_ctx": 2048})
     with ollama.session() as session:
         ollama.create(session.client, spec)
-        game = play.play(play.ollama(session.client, "react-test"), ROOMS[0], SYSTEM, steps=1)
+        game = play.play_room(play.ollama_chat(session.client, "react-test"), ROOMS[0], SYSTEM, steps=1)
     assert not game.won and game.steps == 1
     assert 0 < game.tokens <= play.ANSWER_TOKENS

@@ -3,7 +3,6 @@
 import io
 import random
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -33,14 +32,16 @@ def expert(wins: bool) -> play.Chat:
 
 
 @pytest.fixture(scope="module")
-def played() -> list[dict[str, Any]]:
+def played() -> list[play.Evaluation]:
     """Eight rooms, lost by one player and won by another in two quantisations."""
     rooms = list(episodes.rooms("play", 8))
-    found = []
+    found: list[play.Evaluation] = []
     for player, quant, wins in (("base", "Q8_0", False), ("tuned", "F16", True), ("tuned", "Q8_0", True)):
-        games = [play.play(expert(wins), room, SYSTEM) for room in rooms]
+        games = [play.play_room(expert(wins), room, SYSTEM) for room in rooms]
         summary = play.summary(games, 2.0)
-        found.append({"player": player, "quant": quant, "summary": summary, "games": [*map(play.as_json, games)]})
+        classic: play.Classic = {"prompt": "You are in a room.", "answer": "Action: look"}
+        written = [*map(play.as_json, games)]
+        found.append({"player": player, "quant": quant, "summary": summary, "classic": classic, "games": written})
     return found
 
 
@@ -50,7 +51,7 @@ def shown(what: object) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_table_has_a_column_for_each_player_and_its_intervals(played: list[dict[str, Any]]) -> None:
+def test_the_table_has_a_column_for_each_player_and_its_intervals(played: list[play.Evaluation]) -> None:
     text = shown(report.table(played))
     assert "base Q8_0" in text and "tuned F16" in text and "tuned Q8_0" in text
     assert text.count("0/8 0 %") == 1 and text.count("8/8 100 %") == 2 and text.count("(68-100)") == 2
@@ -61,7 +62,7 @@ def test_the_table_has_a_column_for_each_player_and_its_intervals(played: list[d
     assert rows == tasks | {"all", "95 %", "invalid actions", "mean steps", "tokens/s", "seconds"}
 
 
-def test_a_game_is_printed_in_full(played: list[dict[str, Any]]) -> None:
+def test_a_game_is_printed_in_full(played: list[play.Evaluation]) -> None:
     game = played[1]["games"][0]
     text = " ".join(shown(report.transcript(game)).split())
     assert "A game that was won" in text
@@ -69,7 +70,7 @@ def test_a_game_is_printed_in_full(played: list[dict[str, Any]]) -> None:
         assert " ".join(turn["content"].split()) in text
 
 
-def test_demo_sums_up_a_runs_folder(tmp_path: Path, played: list[dict[str, Any]]) -> None:
+def test_demo_sums_up_a_runs_folder(tmp_path: Path, played: list[play.Evaluation]) -> None:
     this = Run(tmp_path / "cpu" / "smollm2-135m-lora")
     with this.stage("check", {}):
         pass
@@ -84,6 +85,7 @@ def test_demo_sums_up_a_runs_folder(tmp_path: Path, played: list[dict[str, Any]]
     assert 0 < found["peak_gib"] < 8
     assert found["tokens_per_second"] == 400.0
     assert found["parity"] is True
+    assert found["base"] and found["tuned"]
     assert (found["base"]["won"], found["base"]["rooms"]) == (0, 8)
     assert (found["tuned"]["won"], found["tuned"]["rooms"]) == (8, 8)
     assert found["tuned"]["by_quantisation"] == {"F16": {"won": 8, "rooms": 8}, "Q8_0": {"won": 8, "rooms": 8}}

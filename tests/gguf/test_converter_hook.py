@@ -94,7 +94,7 @@ def test_every_bit_is_that_of_a_merge_and_a_conversion(case: str, converters: Co
         stored_in_4_bits(base, tmp_path / "4bit" / "base", wide)
         base = tmp_path / "4bit" / "base"
     adapter = models.make_adapter(tmp_path / "adapter", wide, **options)
-    merge.merge(wide, adapter, tmp_path / "merged" / "base")
+    merge.merge_to_folder(wide, adapter, tmp_path / "merged" / "base")
     for type_, bare in (("f32", True), ("f16", False)):
         converters.theirs(tmp_path / "merged" / "base", tmp_path / "theirs.gguf", type_, bare)
         assert converters.ours(base, tmp_path / "ours.gguf", adapter, type_.upper(), bare) == ""

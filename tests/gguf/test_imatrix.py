@@ -31,7 +31,7 @@ def made(small_f16: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFacto
     """A matrix, and how many whole pieces training's tokens of its text make."""
     folder = tmp_path_factory.mktemp("imatrix")
     (folder / "own.jsonl").write_bytes(b"".join(orjson.dumps(episode(60)) + b"\n" for _ in range(2)))
-    imatrix.make(small_f16, folder / "own.jsonl", tokenizer, folder / "imatrix.gguf")
+    imatrix.make_imatrix(small_f16, folder / "own.jsonl", tokenizer, folder / "imatrix.gguf")
     ids = tokenizer(imatrix.rendered(tokenizer, [episode(60)] * 2), add_special_tokens=False).input_ids
     return folder / "imatrix.gguf", len(ids) // imatrix.CONTEXT
 
@@ -55,8 +55,8 @@ def test_it_names_the_data_and_covers_every_layer(made: tuple[Path, int]) -> Non
 def test_a_guided_quantisation_is_another_file_and_says_so(
     small_f16: Path, made: tuple[Path, int], tmp_path: Path
 ) -> None:
-    convert.quantize(small_f16, tmp_path / "plain.gguf", "Q4_K_M")
-    convert.quantize(small_f16, tmp_path / "guided.gguf", "Q4_K_M", made[0])
+    convert.quantize_gguf(small_f16, tmp_path / "plain.gguf", "Q4_K_M")
+    convert.quantize_gguf(small_f16, tmp_path / "guided.gguf", "Q4_K_M", made[0])
     plain, guided = (GGUFReader(tmp_path / f"{name}.gguf") for name in ("plain", "guided"))
     assert guided.fields["quantize.imatrix.dataset"].contents() == "own.jsonl"
     assert "quantize.imatrix.chunks_count" not in plain.fields
@@ -77,8 +77,8 @@ def test_episodes_are_drawn_from_all_of_the_data_the_same_ones_each_time() -> No
 def test_what_is_no_data_or_too_little_is_one_line(small_f16: Path, tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text("{}\n")
     with pytest.raises(BadInput, match=r'own\.jsonl:1: no "messages"'):
-        imatrix.make(small_f16, tmp_path / "own.jsonl", tokenizer, tmp_path / "imatrix.gguf")
+        imatrix.make_imatrix(small_f16, tmp_path / "own.jsonl", tokenizer, tmp_path / "imatrix.gguf")
     (tmp_path / "own.jsonl").write_bytes(orjson.dumps(episode(1)) + b"\n")
     with pytest.raises(Failed, match=r"imatrix\.gguf: measuring failed: .*"):
-        imatrix.make(small_f16, tmp_path / "own.jsonl", tokenizer, tmp_path / "imatrix.gguf")
+        imatrix.make_imatrix(small_f16, tmp_path / "own.jsonl", tokenizer, tmp_path / "imatrix.gguf")
     assert [item.name for item in tmp_path.iterdir()] == ["own.jsonl"]

@@ -136,18 +136,18 @@ def test_other_kinds_are_named(changes: dict[str, Any], why: str, tmp_path: Path
 
 def test_what_is_no_whole_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"it has no adapter_config\.json"):
-        lora.check(tmp_path)
+        lora.check_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("[]")
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(BadInput, match=r"adapter_model\.bin is pickle, which can run code"):
-        lora.check(tmp_path)
+        lora.check_adapter(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     save_file({"base_model.model.a.lora_A.weight": torch.zeros(8, 8)}, weights)
     with pytest.raises(BadInput, match=r"adapter_config\.json:1: not a JSON object"):
-        lora.check(tmp_path)
+        lora.check_adapter(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(BadInput, match=r"adapter_model\.safetensors: not a whole safetensors file"):
-        lora.check(tmp_path)
+        lora.check_adapter(tmp_path)
 
 
 def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:

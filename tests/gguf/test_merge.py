@@ -12,8 +12,8 @@ def test_large_models_come_in_several_files_that_load_as_one(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    merge.merge(small_base, small_adapter, tmp_path / "one")
-    merge.merge(small_base, small_adapter, tmp_path / "several", shard="2MB")
+    merge.merge_to_folder(small_base, small_adapter, tmp_path / "one")
+    merge.merge_to_folder(small_base, small_adapter, tmp_path / "several", shard="2MB")
     index = json.loads((tmp_path / "several" / "model.safetensors.index.json").read_bytes())
     assert len(set(index["weight_map"].values())) == len(list((tmp_path / "several").glob("*.safetensors"))) > 1
     one, several = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "several"))
@@ -24,5 +24,5 @@ def test_the_bases_licence_goes_with_it(small_base: Path, small_adapter: Path, t
     licensed = tmp_path / "base"
     shutil.copytree(small_base, licensed)
     (licensed / "LICENSE").write_text("Apache License 2.0")
-    merge.merge(licensed, small_adapter, tmp_path / "merged")
+    merge.merge_to_folder(licensed, small_adapter, tmp_path / "merged")
     assert (tmp_path / "merged" / "LICENSE").read_text() == "Apache License 2.0"

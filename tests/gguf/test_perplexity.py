@@ -25,16 +25,16 @@ def files(small_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("quants")
     found = {name: folder / f"{name}.gguf" for name in ("Q8_0", "Q2_K")}
     for name, path in found.items():
-        convert.quantize(small_f16, path, name)
+        convert.quantize_gguf(small_f16, path, name)
     return found
 
 
 @pytest.fixture(scope="module")
-def found(small_f16: Path, files: dict[str, Path], tokenizer: Any) -> dict[str, Any]:
-    return perplexity.compare(small_f16, files, trajectory.read(TEST), tokenizer, chunks=2)
+def found(small_f16: Path, files: dict[str, Path], tokenizer: Any) -> perplexity.Quality:
+    return perplexity.score_quants(small_f16, files, trajectory.read(TEST), tokenizer, chunks=2)
 
 
-def test_smaller_files_are_further_from_f16(found: dict[str, Any], small_f16: Path, files: dict[str, Path]) -> None:
+def test_smaller_files_are_further_from_f16(found: perplexity.Quality, small_f16: Path, files: dict[str, Path]) -> None:
     f16, q8, q2 = found["models"]
     assert [each["quant"] for each in found["models"]] == ["F16", "Q8_0", "Q2_K"]
     assert f16["bytes"] == small_f16.stat().st_size > q8["bytes"] == files["Q8_0"].stat().st_size > q2["bytes"]
@@ -47,7 +47,7 @@ def test_smaller_files_are_further_from_f16(found: dict[str, Any], small_f16: Pa
 
 
 def test_the_perplexity_is_that_of_the_same_model_in_transformers(
-    found: dict[str, Any], small_base: Path, tokenizer: Any
+    found: perplexity.Quality, small_base: Path, tokenizer: Any
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -62,7 +62,7 @@ def test_the_perplexity_is_that_of_the_same_model_in_transformers(
     assert found["models"][0]["perplexity"] == pytest.approx(wanted, rel=0.005)
 
 
-def test_nothing_is_left_beside_the_models(found: dict[str, Any], small_f16: Path) -> None:
+def test_nothing_is_left_beside_the_models(found: perplexity.Quality, small_f16: Path) -> None:
     assert found and not [item for item in small_f16.parent.iterdir() if item.name.startswith(".")]
 
 
@@ -81,16 +81,23 @@ def test_control_tokens_spelled_out_are_noticed(tmp_path: Path, tokenizer: Any) 
 
 def test_too_few_episodes_are_refused_before_any_work(small_f16: Path, tokenizer: Any) -> None:
     with pytest.raises(BadInput, match=r"have \d+ tokens; 1024 are the least to score"):
-        perplexity.compare(small_f16, {}, [next(trajectory.read(TEST))], tokenizer)
+        perplexity.score_quants(small_f16, {}, [next(trajectory.read(TEST))], tokenizer)
 
 
 def test_a_file_that_is_no_model_is_named(small_f16: Path, tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(Failed, match=r"broken\.gguf"):
-        perplexity.compare(small_f16, {"Q8_0": tmp_path / "broken.gguf"}, trajectory.read(TEST), tokenizer, chunks=2)
+        perplexity.score_quants(
+            small_f16, {"Q8_0": tmp_path / "broken.gguf"}, trajectory.read(TEST), tokenizer, chunks=2
+        )
 
 
-def test_the_table_has_a_line_for_each(found: dict[str, Any]) -> None:
+def test_a_model_that_computes_nan_is_told_in_one_line(nan_f16: Path, tokenizer: Any) -> None:
+    with pytest.raises(Failed, match="NaN: its weights are broken"):
+        perplexity.score_quants(nan_f16, {}, trajectory.read(TEST), tokenizer, chunks=2)
+
+
+def test_the_table_has_a_line_for_each(found: perplexity.Quality) -> None:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(perplexity.table(found["models"]))
     text = console.export_text()

@@ -28,7 +28,7 @@ def test_what_is_quantised_straight_is_llama_quantizes_file(
 ) -> None:
     straight, two_steps = wide_rows / "straight.gguf", wide_rows / "two-steps.gguf"
     assert converters.ours(wide_rows / "base", straight, wide_rows / "adapter", quant) == ""
-    convert.quantize(wide_rows / "f16.gguf", two_steps, quant)
+    convert.quantize_gguf(wide_rows / "f16.gguf", two_steps, quant)
     assert straight.read_bytes() == two_steps.read_bytes()
 
 
@@ -36,7 +36,7 @@ def test_rows_that_k_quants_do_not_divide_fall_back_as_llama_quantizes(converter
     base = models.make("phi3", tmp_path / "base")
     assert converters.ours(base, tmp_path / "f16.gguf", None, "F16") == ""
     assert converters.ours(base, tmp_path / "straight.gguf", None, "Q4_K_M") == ""
-    convert.quantize(tmp_path / "f16.gguf", tmp_path / "two-steps.gguf", "Q4_K_M")
+    convert.quantize_gguf(tmp_path / "f16.gguf", tmp_path / "two-steps.gguf", "Q4_K_M")
     assert (tmp_path / "straight.gguf").read_bytes() == (tmp_path / "two-steps.gguf").read_bytes()
 
 

@@ -55,7 +55,7 @@ def test_the_template_whose_prompts_are_right_is_taken(
 ) -> None:
     family = BY_NAME[real]
     gguf, tokenizer = model(tmp_path / "model.gguf", family), tokenizer_of(family)
-    made = choose_template.settle(session.client, spec_of(gguf, said), tokenizer, EPISODE)
+    made = choose_template.create_with_right_prompts(session.client, spec_of(gguf, said), tokenizer, EPISODE)
     assert made.family == chosen
     messages, prompt = next(choose_template.prompts(tokenizer, choose_template.probes(EPISODE, "Be brief.")))
     assert messages == [{"role": "system", "content": "Be brief."}, USER]
@@ -76,12 +76,12 @@ def test_a_model_that_does_not_end_gets_no_name_but_by_force(
     ollama.create(session.client, spec, force=True)
     asked = {"the first prompt": [USER], "an observation": [SYSTEM, USER, ASSISTANT, OBSERVATION]}
     with pytest.raises(Failed, match=r"no end token in 256 tokens of answer to the first prompt.*FORCE=1"):
-        choose_template.ends(session.client, spec.name, asked)
-    assert choose_template.ends(session.client, spec.name, asked, force=True) is False
+        choose_template.answers_end(session.client, spec.name, asked)
+    assert choose_template.answers_end(session.client, spec.name, asked, force=True) is False
     assert "warning: react-trial: no end token" in capfd.readouterr().err
 
 
 def test_a_model_that_ends_by_its_token_passes(session: ollama.Session, tmp_path: Path) -> None:
     spec = spec_of(model(tmp_path / "model.gguf", BY_NAME["smollm2"], ends=True), "smollm2")
     ollama.create(session.client, spec, force=True)
-    assert choose_template.ends(session.client, spec.name, {"the first prompt": [USER]}) is True
+    assert choose_template.answers_end(session.client, spec.name, {"the first prompt": [USER]}) is True

@@ -1,4 +1,4 @@
-"""Parity: equal with real servers, and each way to break a good model is caught and named, with its mend."""
+"""Parity: equal with real servers, and each way to break a good model is caught and named, with its fix."""
 
 import json
 import shutil
@@ -88,6 +88,12 @@ def tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def difference_of(found: compare.Compared) -> compare.FirstDifference:
+    """The first difference, which there must be."""
+    assert found["first_difference"]
+    return found["first_difference"]
+
+
 @pytest.fixture(scope="module")
 def check(folder: Path, tokenizer: Any) -> Check:
     """The check of the bare conversation and another, which Axolotl tokenises once for all tests."""
@@ -96,7 +102,7 @@ def check(folder: Path, tokenizer: Any) -> Check:
     trained = tokens.tokenise(folder, entry, [{"messages": talk} for talk in talks], 2048)
 
     def compared(*sides: compare.Side, which: slice = slice(2)) -> dict[str, Any]:
-        return compare.check(talks[which], trained[which], sides, tokenizer)
+        return {**compare.compare_conversations(talks[which], trained[which], sides, tokenizer)}
 
     return compared
 
@@ -186,11 +192,11 @@ def test_a_model_broken_in_one_way_is_caught_and_named(name: str, good: Path, tm
     broken = Path(shutil.copy2(good, tmp_path / "broken.gguf"))
     damage(broken)
     with llamacpp.server(broken, 512) as url:
-        found = check(compare.llama_server(url))
+        found = check(compare.llama_server_side(url))
     first = found["first_difference"]
     assert found["equal"] is False
     assert first["kind"] == kind and says in first["cause"], compare.words(first)
-    assert first["mend"] and first["side"] == "llama-server" and first["conversation"] == 1
+    assert first["fix"] and first["side"] == "llama-server" and first["conversation"] == 1
     assert len(compare.words(first).splitlines()) == 1
 
 
@@ -198,18 +204,18 @@ def test_the_words_of_a_difference_show_both_sides(good: Path, tmp_path: Path, c
     broken = Path(shutil.copy2(good, tmp_path / "broken.gguf"))
     rewrite(broken, default="")
     with llamacpp.server(broken, 512) as url:
-        first = check(compare.llama_server(url))["first_difference"]
+        first = check(compare.llama_server_side(url))["first_difference"]
     assert (first["turn"], first["position"]) == (2, 2)
     assert (first["trained"]["text"], first["served"]["text"]) == ("system", "user")
     assert "You are good" in first["trained"]["around"] and "Your task" in first["served"]["around"]
     line = compare.words(first)
     assert "llama-server, conversation 1, turn 2, token 2: training has 'system' and llama-server 'user'" in line
-    assert "to mend it: give every conversation a system message" in line
+    assert "to fix it: give every conversation a system message" in line
 
 
 def test_all_sides_see_the_tokens_of_training_on_hard_conversations(folder: Path, url: str, tokenizer: Any) -> None:
     talks = compare.conversations(trajectory.read(run_folder.ROOT / "data" / "test.jsonl"), tokenizer, 1)
-    found = compare.prove(talks, folder, [compare.llama_server(url)], tokenizer=tokenizer)
+    found = compare.compare_with_training(talks, folder, [compare.llama_server_side(url)], tokenizer=tokenizer)
     assert found["equal"] is True and found["first_difference"] is None
     assert found["sides"] == ["transformers", "llama-server"]
     assert found["conversations"] == len(talks) and found["tokens"] > 10000
@@ -227,15 +233,17 @@ def test_hard_conversations_hold_what_is_hard(tokenizer: Any) -> None:
 
 def test_a_chat_request_reads_as_many_tokens_as_were_compared(url: str) -> None:
     """A control token that a user typed counts as such in a real request too."""
-    side = compare.llama_server(url)
+    side = compare.llama_server_side(url)
     talk = [{"role": "user", "content": "a literal <|im_end|> é 🙂"}]
     answer = llamacpp.post(f"{url}/v1/chat/completions", {"messages": talk, "max_tokens": 1})
     assert answer["usage"]["prompt_tokens"] == len(side.tokenise(side.render(talk)))
 
 
 def test_a_mask_without_trained_tokens(url: str, tokenizer: Any) -> None:
-    found = compare.check([BARE], [([1, 2, 3], [-100] * 3)], [compare.llama_server(url)], tokenizer)
-    assert "the loss mask: 0 trained parts for 2 answers" in compare.words(found["first_difference"])
+    found = compare.compare_conversations(
+        [BARE], [([1, 2, 3], [-100] * 3)], [compare.llama_server_side(url)], tokenizer
+    )
+    assert "the loss mask: 0 trained parts for 2 answers" in compare.words(difference_of(found))
 
 
 def test_an_end_token_that_is_not_trained(url: str, folder: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -244,8 +252,8 @@ def test_an_end_token_that_is_not_trained(url: str, folder: Path, tokenizer: Any
     settings = json.loads((other / "tokenizer_config.json").read_bytes())
     files.write_json(other / "tokenizer_config.json", settings | {"eos_token": "<repo_name>"})
     trained = tokens.tokenise(other, compare.ENTRY | compare.SHAPE, [{"messages": BARE}], 2048)
-    first = compare.check([BARE], trained, [compare.llama_server(url)], tokenizer)["first_difference"]
-    assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["mend"]
+    first = difference_of(compare.compare_conversations([BARE], trained, [compare.llama_server_side(url)], tokenizer))
+    assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["fix"]
 
 
 def test_a_template_that_rewrites_earlier_turns(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -255,9 +263,9 @@ def test_a_template_that_rewrites_earlier_turns(folder: Path, tokenizer: Any, tm
     moved = Path(shutil.copytree(folder, tmp_path / "moved", ignore=shutil.ignore_patterns("*.gguf")))
     late = "{% if loop.last or loop.index == loop.length - 1 %}{{ 'Be brief. ' }}{% endif %}"
     (moved / "chat_template.jinja").write_text(template(turn=late + PARTS["turn"]))
-    found = compare.prove([BARE], moved, [], tokenizer=AutoTokenizer.from_pretrained(moved))
-    assert found["first_difference"]["side"] == "transformers"
-    assert found["first_difference"]["kind"] == "rewritten"
+    found = compare.compare_with_training([BARE], moved, [], tokenizer=AutoTokenizer.from_pretrained(moved))
+    first = difference_of(found)
+    assert (first["side"], first["kind"]) == ("transformers", "rewritten")
 
 
 def test_what_training_refuses_is_counted_and_not_compared(folder: Path, url: str, tmp_path: Path) -> None:
@@ -268,23 +276,25 @@ def test_what_training_refuses_is_counted_and_not_compared(folder: Path, url: st
     (strict / "chat_template.jinja").write_text(refuse + template())
     tokenizer = AutoTokenizer.from_pretrained(strict)
     with_system = [compare.system("Solve it."), *BARE]
-    found = compare.prove([BARE, with_system], strict, [compare.llama_server(url)], tokenizer=tokenizer)
+    found = compare.compare_with_training(
+        [BARE, with_system], strict, [compare.llama_server_side(url)], tokenizer=tokenizer
+    )
     assert (found["equal"], found["conversations"], found["refused"]) == (True, 1, 1)
     with pytest.raises(Failed, match="refuses every conversation: System role not supported"):
-        compare.prove([with_system], strict, [], tokenizer=tokenizer)
+        compare.compare_with_training([with_system], strict, [], tokenizer=tokenizer)
 
 
 def test_a_server_that_is_gone() -> None:
     with pytest.raises(Failed, match="no answer"):
-        compare.llama_server(f"http://127.0.0.1:{llamacpp.free_port()}")
+        compare.llama_server_side(f"http://127.0.0.1:{llamacpp.free_port()}")
 
 
-def test_every_cause_has_its_mend() -> None:
+def test_every_cause_has_its_fix() -> None:
     fields = dict.fromkeys(("token", "stops"), "x")
     for kind in diagnose.facts().causes:
         for side in (diagnose.LLAMA_SERVER, diagnose.OLLAMA):
             named = diagnose.named(kind, side, **fields)
-            assert named["cause"] and named["mend"] and "{" not in named["cause"].replace("{eos", ""), kind
+            assert named["cause"] and named["fix"] and "{" not in named["cause"].replace("{eos", ""), kind
 
 
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
@@ -311,12 +321,12 @@ def test_a_gguf_of_any_origin_is_checked_by_a_command(
     status, shown = command(capsys, monkeypatch, "--gguf", str(broken), *asked)
     first = json.loads(shown)["first_difference"]
     assert (status, first["kind"], first["side"]) == (1, "no_end", "llama-server")
-    assert {"cause", "mend", "trained", "served", "conversation", "turn", "position"} <= first.keys()
+    assert {"cause", "fix", "trained", "served", "conversation", "turn", "position"} <= first.keys()
 
 
 CHAT = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 LAST = "<|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"
-# By name: the kind, what the Modelfile says, which conversation shows it (0: without a system message), the mend.
+# By name: the kind, what the Modelfile says, which conversation shows it (0: without a system message), the fix.
 MODELFILES: dict[str, tuple[str, dict[str, str], int, str]] = {
     "no default system message": ("default_system", {"template": CHAT}, 0, "make SYSTEM in the Modelfile"),
     "a SYSTEM not trained": ("another_system", {"template": CHAT, "system": "Be bad."}, 0, "SYSTEM and TEMPLATE"),
@@ -335,7 +345,7 @@ def served(session: ollama.Session, good: Path, url: str) -> Callable[..., compa
 
     def create(expected: str | None = None, **said: str) -> compare.Side:
         client.create(model="react-parity", files={good.name: ollama.send(client, good)}, **said)
-        return compare.ollama(client, "react-parity", url, expected)
+        return compare.ollama_side(client, "react-parity", url, expected)
 
     return create
 
@@ -345,10 +355,10 @@ def served(session: ollama.Session, good: Path, url: str) -> Callable[..., compa
 def test_a_modelfile_wrong_in_one_way_is_caught_and_named(
     name: str, served: Callable[..., compare.Side], check: Check
 ) -> None:
-    kind, said, which, mend = MODELFILES[name]
+    kind, said, which, fix = MODELFILES[name]
     first = check(served(**said), which=slice(which, which + 1))["first_difference"]
     assert first["kind"] == kind and first["side"] == "Ollama", compare.words(first)
-    assert mend in first["mend"]
+    assert fix in first["fix"]
 
 
 @pytest.mark.slow
@@ -358,7 +368,7 @@ def test_ollama_sees_the_tokens_of_training_on_hard_conversations(
     """Where SYSTEM is there on purpose, a conversation without a system message equals training with that message."""
     talks = compare.conversations(trajectory.read(run_folder.ROOT / "data" / "test.jsonl"), tokenizer, 1)
     side = served("Solve the task.", template=CHAT, system="Solve the task.")
-    found = compare.prove(talks, folder, [side], tokenizer=tokenizer)
+    found = compare.compare_with_training(talks, folder, [side], tokenizer=tokenizer)
     assert found["equal"] is True and found["sides"] == ["transformers", "Ollama"]
 
 
@@ -430,7 +440,11 @@ def against_llama_server(
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     talks = compare.conversations(trajectory.read(run_folder.ROOT / "data" / "test.jsonl"), tokenizer, 1)
     with llamacpp.server(gguf_file, 512) as url:
-        return compare.prove(talks, base_model, [compare.llama_server(url)], tokenizer=tokenizer, recipe=recipe)
+        return {
+            **compare.compare_with_training(
+                talks, base_model, [compare.llama_server_side(url)], tokenizer=tokenizer, recipe=recipe
+            )
+        }
 
 
 @pytest.mark.slow
@@ -443,5 +457,5 @@ def test_letters_that_the_tokenizer_of_training_joins(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     talk = [{"role": "user", "content": "Where is the cafe\u0301?"}, ANSWER]
     with llamacpp.server(tmp_path / "f16.gguf", 512) as url:
-        found = compare.prove([talk], base_model, [compare.llama_server(url)], tokenizer=tokenizer)
-    assert found["first_difference"]["kind"] == "normalised", compare.words(found["first_difference"])
+        found = compare.compare_with_training([talk], base_model, [compare.llama_server_side(url)], tokenizer=tokenizer)
+    assert difference_of(found)["kind"] == "normalised", compare.words(difference_of(found))

@@ -59,4 +59,4 @@ def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, caps
     this = recipe.read_recipe(path).run
     other = prove.answers(tmp_path / "base", this.adapter, this.gguf("F16", "base"), test_set())
     with pytest.raises(Failed, match="the same prompts, other answers: .* not a near tie"):
-        prove.tell(found | {"greedy": other}, as_json=False)
+        prove.print_result(found | {"greedy": other}, as_json=False)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -51,12 +52,12 @@ def test_a_guided_quantisation_takes_the_place_of_the_plain_one(
 ) -> None:
     from tools.gguf import imatrix
 
-    made = imatrix.make
+    made = imatrix.make_imatrix
 
-    def shorter(f16: Path, data: Path, tokenizer: object, out: Path) -> None:
+    def shorter(f16: Path, data: Path, tokenizer: Any, out: Path) -> None:
         made(f16, data, tokenizer, out, chunks=2)
 
-    monkeypatch.setattr(imatrix, "make", shorter)
+    monkeypatch.setattr(imatrix, "make_imatrix", shorter)
     make_gguf(NAME, str(small_base), "Q4_K_M", guided=True)
     assert this.imatrix().exists() and this.imatrix("base").exists()
     keys = GGUFReader(this.gguf("Q4_K_M")).fields

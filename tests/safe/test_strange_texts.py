@@ -286,7 +286,7 @@ def test_an_exported_script_runs_one_command_and_its_server_listens_here_alone(
     monkeypatch.setattr(llamacpp, "find", lambda name: strange / "bin" / name)
     model = model_in(strange / "outputs" / strange.name / strange.name, system=f"{XSS}\n{EVIL}\n")
     for place, script in (("vllm", "serve.sh"), ("llama-server", "serve.sh"), ("lmstudio", "import.sh")):
-        command = export.write(model, place)
+        command = export.export_folder(model, place)
         folder = model.this.folder / "export" / place
         assert (folder / "system.txt").read_bytes().decode() == model.system
         assert subprocess.run([folder / script], cwd="/", check=True, capture_output=True).stderr == b""
@@ -317,7 +317,7 @@ def test_every_server_command_that_we_write_listens_here_alone(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["react-x\nFROM y", "x", "react-$(touch x)", "../react-x", "react-x/y", "react-x y"])
 def test_an_exports_name_is_one_that_ollama_would_get(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no other is touched"):
-        export.write(model_in(tmp_path, name=name), "vllm")
+        export.export_folder(model_in(tmp_path, name=name), "vllm")
     assert not (tmp_path / "export").exists()
 
 
@@ -457,12 +457,13 @@ def test_tables_show_a_text_and_obey_none_of_it(text: str) -> None:
     balance["parts"]["train"] |= {"tasks": {text: 1}, "mean_turns": 1.0, "mean_characters": 1}  # type: ignore[index]
     summary: dict[str, Any] = {"won": 1, "rooms": 1, "by_task": {text: {"won": 1, "rooms": 1}}, "invalid": 0}
     summary |= {"mean_steps": 1.0, "tokens_per_second": 1.0, "seconds": 1.0}
-    game = {"won": True, "goal": text, "seed": 0, "steps": 1, "transcript": [{"role": "user", "content": text}]}
-    scored = {"quant": text, "bytes": 1, "imatrix": False, "perplexity": 1.0, "perplexity_error": 0.1}
+    game: Any = {"won": True, "goal": text, "seed": 0, "steps": 1, "transcript": [{"role": "user", "content": text}]}
+    played: Any = {"player": text, "quant": "Q8_0", "summary": summary}
+    scored: Any = {"quant": text, "bytes": 1, "imatrix": False, "perplexity": 1.0, "perplexity_error": 0.1}
     shown = {
         "stats": drawn(*stats.tables(figures(text))),
         "split": drawn(split.table(balance)),
-        "report": drawn(report.table([{"player": text, "quant": "Q8_0", "summary": summary}])),
+        "report": drawn(report.table([played])),
         "game": drawn(report.transcript(game)),
         "quality": drawn(perplexity.table([scored])),
     }

@@ -24,9 +24,9 @@ SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0, "repeat
 def model(small_base: Path, small_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> export.Model:
     """A finished run of a small model, with games and a quality table."""
     this = run_folder.Run(tmp_path_factory.mktemp("outputs") / "cpu" / NAME)
-    merge.merge(small_base, small_adapter, this.merged)
+    merge.merge_to_folder(small_base, small_adapter, this.merged)
     convert.to_gguf(this.merged, this.gguf("F16"))
-    convert.quantize(this.gguf("F16"), this.gguf("Q8_0"), "Q8_0")
+    convert.quantize_gguf(this.gguf("F16"), this.gguf("Q8_0"), "Q8_0")
     files.write(this.recipe, recipe.find(NAME, "cpu").read_bytes())
     trained = {"recipe": "ab" * 32, "data": "cd" * 32, "base": "ef" * 32}
     files.write_json(this.folder / "run.json", {"train": {"inputs": trained}})
@@ -96,7 +96,7 @@ def test_a_licence_that_the_hub_has_no_name_for_is_named_and_linked(model: expor
 
 
 def test_the_upload_folder_is_whole_and_takes_no_second_copy(model: export.Model) -> None:
-    command = export.write(model, "huggingface")
+    command = export.export_folder(model, "huggingface")
     folder = model.this.folder / "export" / "huggingface"
     names = {item.name for item in folder.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
@@ -114,7 +114,7 @@ def test_vllms_folder_loads_and_ends_its_answer_with_trainings_token(model: expo
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    command = export.write(model, "vllm")
+    command = export.export_folder(model, "vllm")
     script = model.this.folder / "export" / "vllm" / "serve.sh"
     assert os.access(script, os.X_OK) and f"exec {command}" in script.read_text()
     words = subprocess.run(
@@ -137,7 +137,7 @@ def test_vllms_folder_loads_and_ends_its_answer_with_trainings_token(model: expo
 
 
 def test_lm_studio_gets_publisher_model_file(model: export.Model) -> None:
-    command = export.write(model, "lmstudio")
+    command = export.export_folder(model, "lmstudio")
     folder = model.this.folder / "export" / "lmstudio"
     file = folder / "react-recipes" / "react-smollm2" / "react-smollm2-Q8_0.gguf"
     assert file.samefile(model.gguf) and (folder / "system.txt").read_text() == model.system
@@ -149,7 +149,7 @@ def test_llama_servers_script_serves_the_model(model: export.Model) -> None:
     import httpx
     import psutil
 
-    export.write(model, "llama-server")
+    export.export_folder(model, "llama-server")
     script = model.this.folder / "export" / "llama-server" / "serve.sh"
     port = llamacpp.free_port()
     moved = script.with_name("serve-here.sh")

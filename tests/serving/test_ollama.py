@@ -23,6 +23,7 @@ from gguf import GGUFReader
 
 from tools import BadInput, Failed
 from tools.core import files, run_folder
+from tools.core.process import Program
 from tools.gguf import llamacpp
 from tools.pipeline.serving import forget
 from tools.serving import ollama
@@ -240,18 +241,21 @@ def test_an_ollama_that_quantises_no_gguf_says_so(session: ollama.Session, spec:
 
 
 @contextlib.contextmanager
-def serving(store: Path) -> Iterator[tuple[psutil.Popen, Any]]:
-    """An Ollama of someone else's, which shares no file with us and may be killed; a client of it."""
-    program, url = ollama.find(), f"http://127.0.0.1:{llamacpp.free_port()}"
+def serving(store: Path) -> Iterator[tuple[psutil.Process, Any]]:
+    """An Ollama of someone else's, which shares no file with us and may be killed; a client of it.
+
+    Under the keeper: when a test kills Ollama, or fails, its llama-server ends too.
+    """
+    url = f"http://127.0.0.1:{llamacpp.free_port()}"
     environment = os.environ | {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(store), "HOME": str(store.parent)}
-    with psutil.Popen([str(program), "serve"], env=environment, cwd="/", stderr=subprocess.DEVNULL) as process:
+    program = Program([str(ollama.find()), "serve"], env=environment, cwd="/", stderr=subprocess.DEVNULL)
+    try:
         while not ollama_answers(url):
-            assert process.poll() is None
+            assert program.poll() is None
+        (process,) = psutil.Process(program.pid).children()
         yield process, ollama.connect(url)
-        # Its llama-server would live on: it ends by itself when Ollama tells it to, not when Ollama is gone.
-        with contextlib.suppress(psutil.NoSuchProcess):  # a test has killed it
-            for each in (*process.children(recursive=True), process):
-                each.kill()
+    finally:
+        program.stop()
 
 
 def ollama_answers(url: str) -> bool:
@@ -299,6 +303,19 @@ def test_an_ollama_stopped_in_the_middle_of_the_upload(
         assert not ollama.there(client, spec.name)
         ollama.create(client, spec)
         assert ollama.chat(client, spec.name, [USER], 4, 0.0).tokens == 4
+
+
+def test_an_ollama_that_is_killed_leaves_no_llama_server(
+    session: ollama.Session, spec: ollama.Spec, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "store") as (process, client):
+        ollama.create(client, spec)
+        assert ollama.chat(client, spec.name, [USER], 4, 0.0).tokens == 4
+        servers = [each for each in process.children(recursive=True) if each.name() == "llama-server"]
+        assert servers
+        process.kill()
+    _, alive = psutil.wait_procs(servers, timeout=10)
+    assert alive == []
 
 
 def test_killed_while_a_model_is_created_leaves_none_of_its_name(
@@ -400,7 +417,7 @@ def test_a_port_that_another_program_holds_is_bad_input(web_server: int, monkeyp
     with pytest.raises(BadInput, match="in use by another program"), ollama.session():
         pass
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(ollama, "PATIENCE", 0.5)
+        monkeypatch.setattr(ollama, "ANSWER_SECONDS", 0.5)
         monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(BadInput, match="in use by another program"), ollama.session():
             pass

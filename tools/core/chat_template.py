@@ -1,4 +1,4 @@
-"""Chat templates are programs by strangers: each runs in a process of its own, within limits of time, memory and text.
+"""Chat templates are untrusted programs: each runs in a process of its own, within limits of time, memory and text.
 
 `install` has transformers render there, whoever asks it to, Axolotl too. The text is the same: template_sandbox.py runs
 transformers' own code. A template that breaks a limit raises BadInput. So does one that refuses a conversation or
@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -26,6 +26,9 @@ from tools import BadInput, Failed
 from tools.core import hf_folder, progress, template_sandbox
 from tools.core.process import Program, without_secrets
 from tools.core.quote import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Seconds that a template may run, and seconds more for each MiB that it is given. A conversation of 16 turns, 2 kB,
 # takes the templates of SmolLM2, Qwen 3 and Llama 3 0.00004 s.
@@ -35,7 +38,7 @@ TRIAL_SECONDS = 0.5
 # Seconds that the process may take to start.
 START = 60.0
 # What to do about a template that cannot be used.
-MEND = "replace it with the template of its model's family, or use another base model"
+FIX = "replace it with the template of its model's family, or use another base model"
 
 # Short conversations to try a template on: a question, an answer, a system message, a tool.
 USER, ANSWER = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}
@@ -85,8 +88,8 @@ class Sandbox:
         self.process: Program | None = None
         self.seconds = 0.0  # of the processor, for the last answer
 
-    def ask(self, what: str, template: str, *given: Any) -> Any:
-        """What a function of the sandbox makes of a template: a text, or another value.
+    def ask(self, what: str, template: str, *given: object) -> Any:
+        """What a function of the sandbox makes of a template: a text, or any JSON value.
 
         Raises Unrendered for what the template says or fails with, BadInput for a limit that it breaks.
         """
@@ -100,16 +103,16 @@ class Sandbox:
                     raise error_of(whose, *json.loads(made[1:]))
             except TimeoutError:
                 self.stop()
-                raise BadInput(f"{whose} does not end: stopped after {limit:.0f} s; {MEND}") from None
+                raise BadInput(f"{whose} does not end: stopped after {limit:.0f} s; {FIX}") from None
             except Ended:
-                raise BadInput(f"{whose} breaks the process that renders it ({self.stop()}); {MEND}") from None
+                raise BadInput(f"{whose} breaks the process that renders it ({self.stop()}); {FIX}") from None
             except Unrendered:
                 raise
             except BaseException:
                 self.stop()  # Else the answer to this request would be taken for that to the next.
                 raise
-        whole = made[1:]
-        return json.loads(whole) if made.startswith(template_sandbox.VALUE) else whole.decode()
+        body = made[1:]
+        return json.loads(body) if made.startswith(template_sandbox.VALUE) else body.decode()
 
     def asked(self, request: bytes, limit: float) -> bytes:
         """The answer to a request, within `limit` seconds. Raises TimeoutError, Ended."""
@@ -173,16 +176,16 @@ def error_of(whose: str, kind: str, said: str) -> BadInput:
     """The exception for an error in the sandbox."""
     said = visible(said.strip())
     if kind == "MemoryError":
-        return BadInput(f"{whose} wants more than {template_sandbox.ROOM >> 30} GiB of memory; {MEND}")
+        return BadInput(f"{whose} wants more than {template_sandbox.ROOM >> 30} GiB of memory; {FIX}")
     if kind == "TooMuch":
-        return BadInput(f"{whose} writes far more than it is given; {MEND}")
+        return BadInput(f"{whose} writes far more than it is given; {FIX}")
     if kind == "OverflowError":
-        return BadInput(f"{whose} counts too far: {said.rstrip('.')}; {MEND}")
+        return BadInput(f"{whose} counts too far: {said.rstrip('.')}; {FIX}")
     if kind == "RecursionError":
-        return BadInput(f"{whose} calls itself without end, or is nested too deep; {MEND}")
+        return BadInput(f"{whose} calls itself without end, or is nested too deep; {FIX}")
     if kind == "SecurityError" or said.startswith("no loader"):
         what = said.rstrip(".") if kind == "SecurityError" else "it asks for another file"
-        return BadInput(f"{whose} does what no template may: {what}; {MEND}")
+        return BadInput(f"{whose} does what no template may: {what}; {FIX}")
     if not hasattr(jinja2.exceptions, kind):
         said = f"{kind}: {said}"
     does = "refuses a conversation" if kind == "TemplateError" else "fails on a conversation"
@@ -192,7 +195,7 @@ def error_of(whose: str, kind: str, said: str) -> BadInput:
 class Plain(pickle.Pickler):
     """Writes each dictionary, list, tuple and text as Python's own: the sandbox has no other classes of them."""
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, value: object) -> Any:
         """How to write what pickle has no way of its own for. Raises BadInput for what the sandbox cannot have."""
         for kind in (dict, list, tuple):
             if isinstance(value, kind):
@@ -207,8 +210,8 @@ class Plain(pickle.Pickler):
         return NotImplemented
 
 
-def pickled(value: Any) -> bytes:
-    """A request."""
+def pickled(value: object) -> bytes:
+    """A request. Raises BadInput for what is nested too deep, or has a type that the sandbox does not know."""
     body = io.BytesIO()
     try:
         Plain(body, pickle.HIGHEST_PROTOCOL).dump(value)
@@ -247,12 +250,12 @@ class Template:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def render(self, **variables: Any) -> str:
+    def render(self, **variables: object) -> str:
         """The text that it makes. Raises as Sandbox.ask does."""
         return str(SANDBOX.ask("render", self.text, variables))
 
     @property
-    def environment(self) -> Any:
+    def environment(self) -> jinja2.Environment:
         """The environment that transformers compiles in, for those who only parse."""
         from transformers.utils import chat_template_utils
 
@@ -260,9 +263,17 @@ class Template:
 
 
 def marked(
-    compiled_template: Template, messages: Any, tools: Any, documents: Any, add_generation_prompt: bool, **others: Any
+    compiled_template: Template,
+    messages: object,
+    tools: object,
+    documents: object,
+    add_generation_prompt: bool,
+    **others: object,
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text that a template makes, and where the assistant's parts are in it, by its `generation` tags."""
+    """The text that a template makes, and where the assistant's parts are in it, by its `generation` tags.
+
+    Raises as Sandbox.ask does.
+    """
     variables = {"messages": messages, "tools": tools, "documents": documents, **others}
     variables["add_generation_prompt"] = add_generation_prompt
     text, marks = SANDBOX.ask("marked", compiled_template.text, variables)
@@ -281,27 +292,27 @@ def install_in_axolotl() -> None:
     """`install`, and have Axolotl look in the sandbox for the keys of a message that a template reads."""
     from axolotl.prompt_strategies import chat_template, jinja_template_analyzer
 
-    def read(_: Any, template: str, field: str) -> set[str]:
+    def read(_: object, template: str, field: str) -> set[str]:
         return set(SANDBOX.ask("message_variables", template, str(jinja_template_analyzer.__file__), field))
 
     install()
     vars(chat_template)["ChatTemplatePrompter"].get_chat_template_msg_variables = read
 
 
-def tokenizer(where: str | Path, trial: bool = True) -> Any:
+def tokenizer(where: str | Path, trial: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder or of a model on the hub; no code of theirs is run, and their templates in the sandbox.
 
-    `trial`: try its chat templates first, see `check`; False where another template takes their place. Raises BadInput
-    for a folder that holds none, Failed when the hub cannot give it.
+    `trial`: try its chat templates first, see `check_templates`; False where another template takes their place. Raises
+    BadInput for a folder that holds none, Failed when the hub cannot give it.
     """
     if trial:
-        check(written(Path(where)), str(where), {})  # One that breaks a limit is not waited for.
+        check_templates(written(Path(where)), str(where), {})  # One that breaks a limit is not waited for.
     with progress.step("loading transformers"):  # 5 to 10 s, the first time
         from transformers import AutoTokenizer
 
     install()
     try:
-        found: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # Broken files make it raise anything; a panic of Rust's is no Exception.
@@ -312,9 +323,9 @@ def tokenizer(where: str | Path, trial: bool = True) -> Any:
     templates = getattr(found, "chat_template", None) or {}  # A tokenizer of mistral-common has no such thing.
     named = templates if isinstance(templates, dict) else {"default": templates}
     if not all(isinstance(each, str) for each in named.values()):
-        raise BadInput(f"{where}: its chat template is no text; {MEND}")
+        raise BadInput(f"{where}: its chat template is no text; {FIX}")
     if trial:
-        check(named, str(where), found.special_tokens_map)
+        check_templates(named, str(where), found.special_tokens_map)
     return found
 
 
@@ -327,7 +338,7 @@ def written(folder: Path) -> dict[str, str]:
     return {"tokenizer_config.json": text} if isinstance(text, str) else {}
 
 
-def check(templates: Mapping[str, str], whose: str, tokens: Mapping[str, str]) -> None:
+def check_templates(templates: Mapping[str, str], whose: str, tokens: Mapping[str, str]) -> None:
     """Try chat templates, by name, on short conversations.
 
     `whose`: a folder, file or model, for the error. `tokens`: the special tokens by name. Raises BadInput for a
@@ -338,7 +349,7 @@ def check(templates: Mapping[str, str], whose: str, tokens: Mapping[str, str]) -
         try:
             failed = tried(template, tokens)
             if name == "default" and len(failed) == len(TRIALS) and "TemplateError" not in {one.kind for one in failed}:
-                raise BadInput(f"{whose}: its chat template cannot be used: {failed[0].said}; {MEND}")
+                raise BadInput(f"{whose}: its chat template cannot be used: {failed[0].said}; {FIX}")
         except BaseException:
             del known[template]
             raise
@@ -355,15 +366,15 @@ def tried(template: str, tokens: Mapping[str, str]) -> list[Unrendered]:
         seconds += SANDBOX.seconds if number else 0.0  # The first compiles it too.
         if seconds > TRIAL_SECONDS:
             slow = f"{seconds:.1f} s for short conversations"
-            raise BadInput(f"{known[template]}: its chat template is too slow, {slow}; {MEND}")
+            raise BadInput(f"{known[template]}: its chat template is too slow, {slow}; {FIX}")
     return failed
 
 
-def check_gguf(header: Mapping[str, Any], whose: str) -> None:
-    """Try the chat templates in a GGUF's header (see gguf_header.read). Raises BadInput for one that breaks a limit.
+def check_gguf(header: Mapping[str, object], whose: str) -> None:
+    """Try the chat templates in a GGUF's metadata (see gguf/header.py). Raises BadInput for one that breaks a limit.
 
     One that fails with transformers may still do for llama.cpp.
     """
     found = {key: text for key, text in header.items() if key.startswith("tokenizer.chat_template")}
     texts = {key: text for key, text in found.items() if isinstance(text, str)}
-    check(texts, whose, {"bos_token": "<s>", "eos_token": "</s>"})
+    check_templates(texts, whose, {"bos_token": "<s>", "eos_token": "</s>"})

@@ -15,6 +15,9 @@ from tools import BadInput
 from tools.core import catalog, files
 from tools.core.quote import visible
 
+# A JSON object of any origin: a key may hold anything, and who reads it checks what.
+Settings = dict[str, Any]
+
 INDEX = "model.safetensors.index.json"
 # Read as programs by pickle: pytorch_model.bin, training_args.bin, optimizer.pt ...
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -37,7 +40,7 @@ SIZES = {
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
-def check(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raise BadInput for a folder whose settings name code to run, or are no JSON objects, or which has huge files."""
     for path in sorted(folder.iterdir()):
         if path.suffix in TEXTS and path.is_file() and path.stat().st_size > files.LARGEST_JSON:
@@ -63,8 +66,8 @@ def check_sizes(path: Path) -> None:
                 raise wrong(path, key, value, f"a size of at most {most}")
 
 
-def code(settings: Any) -> str:
-    """What of a model's settings, or a recipe's, would run code of its own, and how to mend it; empty for nothing."""
+def code(settings: object) -> str:
+    """What of a model's settings, or a recipe's, would run code of its own, and how to fix it; empty for nothing."""
     for key, value in pairs(settings):
         if key == "auto_map" and value != {}:
             return (
@@ -78,9 +81,9 @@ def code(settings: Any) -> str:
     return ""
 
 
-def pairs(value: Any) -> Iterator[tuple[Any, Any]]:
+def pairs(value: object) -> Iterator[tuple[object, object]]:
     """All keys and values of nested mappings and lists, at any depth."""
-    left = [value]
+    left: list[object] = [value]
     while left:
         each = left.pop()
         if isinstance(each, Mapping):
@@ -115,7 +118,7 @@ def shards(folder: Path) -> set[str] | None:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise BadInput unless the file is whole, by its header and its size; the weights themselves are not read."""
+    """Raise BadInput unless the file is complete, by its header and its size; the weights themselves are not read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -129,7 +132,7 @@ def check_safetensors(path: Path) -> None:
         raise BadInput(f"{path}: not a whole safetensors file: {visible(error)[:300]}") from error
 
 
-def settings(path: Path) -> dict[str, Any]:
+def settings(path: Path) -> Settings:
     """What a JSON file holds, {} where there is none. Raises BadInput as files.read_object."""
     return files.read_object(path) if path.is_file() else {}
 
@@ -162,13 +165,13 @@ def sampling(path: Path) -> dict[str, float]:
         raise wrong(path, str(first["loc"][0]), first["input"], wanted) from error
 
 
-def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+def text_settings(config: Settings) -> Settings:
     """The part of a config.json on the text model: its own, in models that also see images."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
 
 
-def wrong(path: Path, key: str, value: Any, wanted: str) -> BadInput:
+def wrong(path: Path, key: str, value: object, wanted: str) -> BadInput:
     """The refusal of one setting in a file."""
     return BadInput(
         f"{path}: {key} is {visible(reprlib.repr(value))} and must be {wanted}; copy or make the file again"

@@ -20,7 +20,6 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from typing import Any
 
 # Bytes of memory that a template may take beside what we have before it.
 ROOM = 2**30
@@ -56,7 +55,7 @@ def main() -> None:
         send(answer(work, request), time.process_time() - begin)
 
 
-def transformers(path: str) -> Any:
+def transformers(path: str) -> types.ModuleType:
     """transformers' module of chat templates, with stand-ins for the modules beside it that it imports."""
     available = {"is_jinja_available": True, "is_torch_available": False, "is_vision_available": False}
     stand_in("transformers")
@@ -66,13 +65,13 @@ def transformers(path: str) -> Any:
     return loaded("transformers.utils.chat_template_utils", path)
 
 
-def stand_in(name: str, **holds: Any) -> None:
+def stand_in(name: str, **holds: object) -> None:
     """Have a module of this name, that holds this alone, imported already."""
     sys.modules[name] = types.ModuleType(name)
     vars(sys.modules[name]).update(holds)
 
 
-def loaded(name: str, path: str) -> Any:
+def loaded(name: str, path: str) -> types.ModuleType:
     """A module out of one file."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
@@ -85,8 +84,8 @@ def limit() -> None:
     """Limit our memory to what we have and ROOM, where the system tells what we have (Linux); leave no core."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", "rb") as file:
-        whole = int(file.read().split()[0]) * resource.getpagesize() + ROOM
-        resource.setrlimit(resource.RLIMIT_AS, (whole, whole))
+        allowed = int(file.read().split()[0]) * resource.getpagesize() + ROOM
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
 
 
 def answer(work: dict[str, Callable[..., bytes]], request: bytes) -> bytes:
@@ -96,7 +95,7 @@ def answer(work: dict[str, Callable[..., bytes]], request: bytes) -> bytes:
         made = work[what](*given)
         if len(made) > most(request):
             raise TooMuch
-    except Exception as error:  # whatever a stranger's program raises
+    except Exception as error:  # whatever an untrusted program raises
         return ERROR + json.dumps([type(error).__name__, said(error)]).encode()
     return made
 
@@ -114,13 +113,13 @@ def said(error: Exception) -> str:
         return ""
 
 
-def render(theirs: Any, template: str, variables: dict[str, Any]) -> bytes:
+def render(theirs: types.ModuleType, template: str, variables: dict[str, object]) -> bytes:
     """The text of a template."""
     text: str = theirs._compile_jinja_template(template).render(**variables)
     return TEXT + text.encode()
 
 
-def marked(theirs: Any, template: str, variables: dict[str, Any]) -> bytes:
+def marked(theirs: types.ModuleType, template: str, variables: dict[str, object]) -> bytes:
     """The text of a template, and where the assistant's parts are, by its `generation` tags."""
     compiled = theirs._compile_jinja_template(template)
     return VALUE + json.dumps(theirs._render_with_assistant_indices(compiled, **variables)).encode()
@@ -133,7 +132,7 @@ def message_variables(template: str, path: str, field: str) -> bytes:
 
 
 @functools.cache
-def analyzer(path: str) -> Any:
+def analyzer(path: str) -> types.ModuleType:
     """Axolotl's module that reads templates."""
     return loaded("jinja_template_analyzer", path)
 

@@ -15,6 +15,10 @@ from tools.core import chunks, progress, run_folder
 
 TEST_DATA = run_folder.ROOT / "data" / "test.jsonl"
 T = TypeVar("T")
+# One turn: its role and its content.
+Message = dict[str, str]
+# What one line of a file holds: "messages", and beside them whatever its owner put there.
+Episode = dict[str, Any]
 
 
 def action(text: str) -> str | None:

@@ -146,7 +146,8 @@ def check_scalar(where: str, node: yaml.ScalarNode) -> None:
 
 def line_of(text: str, *keys: str | int) -> int:
     """The line of a key in a YAML text, see `line_in`. Raises yaml.YAMLError for no YAML."""
-    return line_in(dict(lines(yaml.compose(text, Loader=LOADER))), keys)
+    node = yaml.compose(text, Loader=LOADER)
+    return line_in(dict(lines(node)) if node else {}, keys)
 
 
 def line_in(known: Mapping[Keys, int], keys: Keys) -> int:

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from tools import Failed
 from tools.core import progress, trajectory
+from tools.core.trajectory import Message
 from tools.worlds.household.world import NOTHING, Room, World
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 # Tokens that an answer may have: the longest in the committed episodes has 84.
 ANSWER_TOKENS = 96
-
-Message = dict[str, str]
 
 
 class Reply(NamedTuple):
@@ -49,7 +48,57 @@ class Game:
     transcript: list[Message] = field(default_factory=list)
 
 
-def ollama(client: "Client", name: str) -> Chat:
+class Tally(TypedDict):
+    """Rooms won of those played."""
+
+    won: int
+    rooms: int
+
+
+class Summary(Tally):
+    """What games came to; `wilson95`: the interval of `rate`; `invalid`: answers that did nothing; see `summary`."""
+
+    rate: float
+    wilson95: list[float]
+    by_task: dict[str, Tally]
+    invalid: int
+    mean_steps: float
+    tokens_per_second: float
+    seconds: float
+
+
+class Classic(TypedDict):
+    """The first prompt that people try, and the answer."""
+
+    prompt: str
+    answer: str
+
+
+class Played(TypedDict):
+    """A game as eval-*.json has it: the fields of `Game`."""
+
+    seed: int
+    task: str
+    goal: str
+    won: bool
+    steps: int
+    invalid: int
+    tokens: int
+    seconds: float
+    transcript: list[Message]
+
+
+class Evaluation(TypedDict):
+    """eval-*.json: what a player ("base" or "tuned") did in one quantisation."""
+
+    player: str
+    quant: str
+    summary: Summary
+    classic: Classic
+    games: list[Played]
+
+
+def ollama_chat(client: "Client", name: str) -> Chat:
     """A chat with a model in Ollama, at temperature 0. It raises Failed when Ollama does not answer."""
     from tools.serving import ollama as server
 
@@ -61,7 +110,7 @@ def ollama(client: "Client", name: str) -> Chat:
     return chat
 
 
-def openai(url: str, model: str = "model", key: str = "none") -> Chat:
+def openai_chat(url: str, model: str = "model", key: str = "none") -> Chat:
     """A chat with a server that speaks OpenAI's API under `url`/v1, such as llama-server, at temperature 0.
 
     An answer that the server refuses because the conversation has outgrown its context is an empty one. Proxies from
@@ -93,7 +142,7 @@ def openai(url: str, model: str = "model", key: str = "none") -> Chat:
     return chat
 
 
-def play(chat: Chat, room: Room, system: str, steps: int = 30, useless: int = 4) -> Game:
+def play_room(chat: Chat, room: Room, system: str, steps: int = 30, useless: int = 4) -> Game:
     """Play a room to its end: won, or lost after `steps` answers or `useless` answers in a row that do nothing."""
     world = World(room)
     turns = [{"role": "system", "content": system}, {"role": "user", "content": room.introduction}]
@@ -116,7 +165,7 @@ def play(chat: Chat, room: Room, system: str, steps: int = 30, useless: int = 4)
     return game
 
 
-def play_all(chat: Chat, rooms: Sequence[Room], system: str, parallel: int = 4, title: str = "play") -> list[Game]:
+def play_rooms(chat: Chat, rooms: Sequence[Room], system: str, parallel: int = 4, title: str = "play") -> list[Game]:
     """Play all rooms, `parallel` at a time, with a progress bar; the games in the order of the rooms.
 
     When one game fails or Ctrl-C is pressed, no game makes another move, and the error is raised at once.
@@ -131,7 +180,7 @@ def play_all(chat: Chat, rooms: Sequence[Room], system: str, parallel: int = 4, 
     pool = ThreadPoolExecutor(parallel)
     try:
         with progress.bar(f"{title}: 0 won", len(rooms), "rooms") as shown:
-            games = [pool.submit(play, ask, room, system) for room in rooms]
+            games = [pool.submit(play_room, ask, room, system) for room in rooms]
             won = 0
             for done, game in enumerate(as_completed(games), 1):
                 won += game.result().won
@@ -142,13 +191,13 @@ def play_all(chat: Chat, rooms: Sequence[Room], system: str, parallel: int = 4, 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def summary(games: Sequence[Game], wall_seconds: float) -> dict[str, Any]:
-    """What games came to: won, rooms, rate, wilson95, by_task, invalid, mean_steps, tokens_per_second, seconds.
+def summary(games: Sequence[Game], wall_seconds: float) -> Summary:
+    """What games came to.
 
     `wall_seconds` is the time that all of them took together; tokens_per_second counts generated tokens over it.
     """
     won = sum(game.won for game in games)
-    by_task = {}
+    by_task: dict[str, Tally] = {}
     for task in sorted({game.task for game in games}):
         played = [game.won for game in games if game.task == task]
         by_task[task] = {"won": sum(played), "rooms": len(played)}
@@ -178,6 +227,6 @@ def wilson(won: int, rooms: int) -> list[float]:
     return [max(0.0, (middle - reach) / (1 + z**2 / rooms)), min(1.0, (middle + reach) / (1 + z**2 / rooms))]
 
 
-def as_json(game: Game) -> dict[str, Any]:
+def as_json(game: Game) -> Played:
     """A game as JSON holds it."""
-    return asdict(game)
+    return cast(Played, asdict(game))

@@ -1,13 +1,14 @@
 """What came out of a run: the table of games, one game in full, demo.json, and what to do next."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import orjson
 
 from tools.core import quote
 from tools.core.run_folder import Run
 from tools.evaluation import play
+from tools.evaluation.play import Evaluation, Played, Tally
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,11 +17,30 @@ if TYPE_CHECKING:
 STYLES = {"system": "dim", "user": "", "assistant": "green"}
 
 
-def table(evaluations: Sequence[dict[str, Any]]) -> "Table":
+class Player(Tally):
+    """A player's games in one quantisation, and how many it won in each."""
+
+    wilson95: list[float]
+    by_task: dict[str, Tally]
+    by_quantisation: dict[str, Tally]
+
+
+class Demo(TypedDict):
+    """demo.json: seconds by stage and in all, GiB at most, tokens a second of training, whether parity holds, games."""
+
+    seconds: dict[str, float]
+    seconds_total: float
+    peak_gib: float
+    tokens_per_second: float | None
+    parity: bool
+    base: Player | None
+    tuned: Player | None
+
+
+def table(evaluations: Sequence[Evaluation]) -> "Table":
     """Success by task with its 95 % Wilson interval, and what it took: a column for each player and quantisation.
 
     More than two columns are narrow: the interval then stands for all tasks together only.
-    `evaluations`: what eval-*.json hold: {"player", "quant", "summary" (see play.summary)}.
     """
     from rich.table import Table
 
@@ -44,7 +64,7 @@ def table(evaluations: Sequence[dict[str, Any]]) -> "Table":
     return drawn
 
 
-def success(played: dict[str, Any] | None) -> str:
+def success(played: Tally | None) -> str:
     """ "9/12  75 % (47-91)" of {"won", "rooms"}; nothing where there were no rooms."""
     if not played:
         return ""
@@ -53,12 +73,12 @@ def success(played: dict[str, Any] | None) -> str:
     return f"{played['won']}/{played['rooms']}  {rate:3.0f} % ({low * 100:.0f}-{high * 100:.0f})"
 
 
-def share(played: dict[str, Any] | None) -> str:
+def share(played: Tally | None) -> str:
     """ "9/12 75 %" of {"won", "rooms"}: `success` without its interval."""
     return " ".join(success(played).rpartition(" (")[0].split())
 
 
-def transcript(game: dict[str, Any]) -> "Text":
+def transcript(game: Played) -> "Text":
     """A game of eval-*.json, every message in full."""
     from rich.text import Text
 
@@ -72,31 +92,37 @@ def transcript(game: dict[str, Any]) -> "Text":
     return text
 
 
-def demo(run: Run, evaluations: Sequence[dict[str, Any]], quant: str = "Q8_0") -> dict[str, Any]:
-    """What demo.json holds: seconds by stage and in all, peak_gib, tokens_per_second of training, parity, both players.
+def demo(run: Run, evaluations: Sequence[Evaluation], quant: str = "Q8_0") -> Demo:
+    """What demo.json holds of a run.
 
-    Each player's own figures are those of `quant`, or of its last quantisation where that was not played.
+    Each player's figures are those of `quant`, or of its last quantisation where that was not played.
     """
     stages = run.provenance()
     seconds = {name: stage["seconds"] for name, stage in stages.items()}
-    found = {
+    return {
         "seconds": seconds,
         "seconds_total": round(sum(seconds.values()), 1),
         "peak_gib": max((stage["peak_gib"] for stage in stages.values()), default=0.0),
         "tokens_per_second": stages.get("train", {}).get("tokens_per_second"),
         "parity": run.parity.exists() and orjson.loads(run.parity.read_bytes())["equal"],
+        "base": player(evaluations, "base", quant),
+        "tuned": player(evaluations, "tuned", quant),
     }
-    return found | {who: player(evaluations, who, quant) for who in ("base", "tuned")}
 
 
-def player(evaluations: Sequence[dict[str, Any]], who: str, quant: str) -> dict[str, Any] | None:
-    """One player's won, rooms, wilson95, by_task, and won and rooms by quantisation; None when it did not play."""
+def player(evaluations: Sequence[Evaluation], who: str, quant: str) -> Player | None:
+    """One player's figures; None when it did not play."""
     played = {each["quant"]: each["summary"] for each in evaluations if each["player"] == who}
     if not played:
         return None
     chosen = played.get(quant, list(played.values())[-1])
-    by_quantisation = {name: {key: each[key] for key in ("won", "rooms")} for name, each in played.items()}
-    return {key: chosen[key] for key in ("won", "rooms", "wilson95", "by_task")} | {"by_quantisation": by_quantisation}
+    return {
+        "won": chosen["won"],
+        "rooms": chosen["rooms"],
+        "wilson95": chosen["wilson95"],
+        "by_task": chosen["by_task"],
+        "by_quantisation": {name: {"won": each["won"], "rooms": each["rooms"]} for name, each in played.items()},
+    }
 
 
 def closing(this: Run, model: str, own: bool) -> str:

@@ -5,11 +5,16 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, run_folder
 from tools.core.hf_folder import check_safetensors
+from tools.core.trajectory import Message
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 # As huggingface_hub's validate_repo_id has it, with an organisation.
@@ -58,7 +63,7 @@ def from_hub(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
     return without_auto_map(folder, model.title) if model and model.auto_map else folder
 
 
-def counting(shown: progress.Work) -> Any:
+def counting(shown: progress.Work) -> "type[tqdm[Any]]":
     """A class in place of the hub's progress bars: it draws nothing and tells `shown` how many bytes have come."""
     from tqdm import tqdm
 
@@ -97,8 +102,8 @@ def without_auto_map(snapshot: Path, title: str) -> Path:
     return folder
 
 
-def check(folder: Path) -> Path:
-    """`folder`, when it can be a base model: config.json, a tokenizer, and whole weights as safetensors; no code.
+def check_folder(folder: Path) -> Path:
+    """`folder`, when it can be a base model: config.json, a tokenizer, complete weights as safetensors; no code.
 
     Raises BadInput that says what is missing or wrong.
     """
@@ -126,7 +131,7 @@ def refuse_code(folder: Path) -> None:
     if pickled := hf_folder.pickles(folder):
         why = "is pickle, which can run code; remove it: weights are read from *.safetensors alone"
         raise BadInput(f"{folder}: a base folder where {pickled[0].name} {why}")
-    hf_folder.check(folder)
+    hf_folder.check_folder(folder)
 
 
 def need_tokenizer(folder: Path) -> None:
@@ -135,7 +140,7 @@ def need_tokenizer(folder: Path) -> None:
         raise BadInput(f"{folder}: a base folder without a tokenizer: none of {', '.join(TOKENIZER_FILES)}")
 
 
-def tokens(tokenizer: Any, messages: list[dict[str, Any]]) -> int:
+def tokens(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> int:
     """How many tokens a conversation is, in the tokenizer's chat template; without a template, its texts alone."""
     import jinja2
 

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tools import BadInput, Failed
 from tools.core import files, hf_folder, machine, progress, run_folder
@@ -26,6 +26,25 @@ UNQUANTISED = {"F32": 4, "BF16": 2, "F16": 2}
 QUANTISED = 1.07
 
 
+class Request(TypedDict):
+    """What converter_hook.py is asked, as JSON: paths are absolute, `quant` one of QUANTS, `metadata` ours by key.
+
+    `converter`: llama.cpp's script. `work`: a folder for what is needed on the way. `program`: llama-quantize.
+    `library`: libggml.
+    """
+
+    converter: str
+    base: str
+    work: str
+    adapter: str | None
+    out: str
+    quant: str
+    metadata: dict[str, str]
+    threads: int
+    program: str
+    library: str
+
+
 def check_quant(name: str) -> str:
     """The name of a quantisation as llama-quantize spells it. Raises BadInput that names those there are."""
     if name.upper() not in QUANTS:
@@ -33,7 +52,7 @@ def check_quant(name: str) -> str:
     return name.upper()
 
 
-def build(
+def build_gguf(
     base_model: Path,
     adapter: Path | None,
     out: Path,
@@ -46,20 +65,20 @@ def build(
 
     Where `f16`, the model before it is quantised, is there and not older than the weights, `out` is made of it: the
     same bytes, unless `imatrix` guides llama-quantize. `metadata` (keys like "react_recipes.recipe", or "general.name")
-    goes into the file, which has its name only when it is whole. Raises BadInput for an unknown `quant` or folders that
-    cannot be used, Failed when a step fails.
+    goes into the file, which gets its name only when it is complete. Raises BadInput for an unknown `quant` or folders
+    that cannot be used, Failed when a step fails.
     """
     quant = check_quant(quant)
-    base.check(base_model)
+    base.check_folder(base_model)
     if adapter:
-        lora.check(adapter)
+        lora.check_adapter(adapter)
     there = fresh(f16, adapter or base_model)
     if there and out == f16:
         return
     weights = sum(math.prod(shape) for shape in lora.shapes(base_model).values())
     files.need_space(out.parent, weights * UNQUANTISED.get(quant, QUANTISED) / 2**30)
     if there and quant not in UNQUANTISED:
-        quantize(f16, out, quant, imatrix)
+        quantize_gguf(f16, out, quant, imatrix)
     else:
         to_gguf(base_model, out, metadata, adapter, quant)
 
@@ -74,7 +93,7 @@ def to_gguf(
 ) -> None:
     """Convert a Hugging Face folder with llama.cpp's converter, the adapter added on the way, `metadata` as strings.
 
-    An adapter of a kind that cannot be added so is merged by peft first, and that is said. Raises Failed when the
+    An adapter of a kind that cannot be added so is merged by peft first, with a line on stderr. Raises Failed when the
     adapter is another base's, and with the converter's own words.
     """
     with files.scratch(out) as work:
@@ -89,7 +108,7 @@ def to_gguf(
             print(f"{adapter}: {why}: peft merges it first", file=sys.stderr)
             files.need_space(out.parent, sum(item.stat().st_size for item in folder.glob("*.safetensors")) / 2**30)
             merged = work / folder.resolve().name  # llama.cpp takes a model's name from its folder
-            merge.merge(folder, adapter, merged)
+            merge.merge_to_folder(folder, adapter, merged)
             folder, adapter = merged, None
         one_pass(folder, out, metadata or {}, adapter, quant, work)
 
@@ -132,10 +151,8 @@ def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | 
         follow(command, f"{out.name}: converting", environment)
 
 
-def request(
-    folder: Path, out: Path, metadata: dict[str, str], adapter: Path | None, quant: str, work: Path
-) -> dict[str, Any]:
-    """What converter_hook.py is asked: to write `out`; `work` is a folder for what it needs on the way."""
+def request(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | None, quant: str, work: Path) -> Request:
+    """What converter_hook.py is asked to write `out`. Raises Failed where llama.cpp is not there."""
     return {
         "converter": str(llamacpp.source() / "convert_hf_to_gguf.py"),
         "base": str(folder.resolve()),
@@ -150,10 +167,10 @@ def request(
     }
 
 
-def quantize(f16: Path, out: Path, quant: str, imatrix: Path | None = None) -> None:
+def quantize_gguf(f16: Path, out: Path, quant: str, imatrix: Path | None = None) -> None:
     """Quantise an f16 GGUF with llama-quantize; its metadata stays. Raises Failed with llama-quantize's own words.
 
-    `imatrix`: what matters most in each weight, from imatrix.make; the file remembers that it was guided.
+    `imatrix`: what matters most in each weight, from imatrix.make_imatrix; the file remembers that it was guided.
     """
     with files.whole(out) as partial:
         # A relative path: the file that others get carries it.

@@ -9,18 +9,33 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tools import BadInput, Failed
+from tools.core import hf_folder
 from tools.gguf import lora, quantize, tuned_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from conversion.base import LazyTorchTensor, ModelBase
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.lazy import LazyNumpyTensor
+    from safetensors import safe_open
+
+    from tools.gguf.convert import Request
+
+    # How the converter has a tensor of the model: a function that gives a lazy one, which has its shape and dtype.
+    Source = Callable[[], LazyTorchTensor]
 
 # What the converter writes by itself; every other type is made of its f16.
 OWN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 def main() -> None:
-    """Convert as the JSON object in the first argument says; see gguf.convert. Exit status 1, one line, on failure."""
-    asked = json.loads(sys.argv[1])
+    """Convert as the JSON object in the first argument says; see convert.Request. On failure one line, status 1."""
+    asked: Request = json.loads(sys.argv[1])
     quant = asked["quant"]
     # transformers imports it wherever it is installed, for assisted generation: 2.7 s by -X importtime.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
@@ -45,13 +60,13 @@ def main() -> None:
 
 
 def refuse_code() -> None:
-    """Have transformers fail in place of running code of a model's own: llama.cpp trusts that of some architectures.
+    """Have transformers raise Failed in place of running code of a model's own: llama.cpp trusts some architectures.
 
     To be called before its automatic classes are imported, which take these functions by their names.
     """
     from transformers import dynamic_module_utils
 
-    def refuse(*_: Any, **__: Any) -> Any:
+    def refuse(*_: object, **__: object) -> None:
         raise Failed("the base names code of its own, which is never run here")
 
     utils: Any = dynamic_module_utils
@@ -61,7 +76,8 @@ def refuse_code() -> None:
 def hook_tensors(base: Path, adapter: Path | None) -> None:
     """Let the converter find each tensor of the base as it is after training, and 4-bit ones as 16-bit ones.
 
-    Nothing is computed before the converter writes the tensor.
+    Nothing is computed before the converter writes the tensor. Raises BadInput for an adapter or a base that cannot be
+    read, lora.Unsupported for an adapter that cannot be added so.
     """
     from conversion.base import LazyTorchTensor, ModelBase
 
@@ -69,7 +85,7 @@ def hook_tensors(base: Path, adapter: Path | None) -> None:
     if adapter:
         plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
 
-    def index_tensors(self: Any, *arguments: Any, **options: Any) -> dict[str, Callable[[], Any]]:
+    def index_tensors(self: "ModelBase", *arguments: Any, **options: Any) -> "dict[str, Source]":
         found = index(self, *arguments, **options)
         widen(found, self.hparams, LazyTorchTensor)
         if adapter:
@@ -80,9 +96,17 @@ def hook_tensors(base: Path, adapter: Path | None) -> None:
 
 
 def change(
-    found: dict[str, Callable[[], Any]], plan: lora.Plan, adapter: Path, lazy: Any, keep: Callable[[Any], Any]
+    found: "dict[str, Source]",
+    plan: lora.Plan,
+    adapter: Path,
+    lazy: "type[LazyTorchTensor]",
+    keep: Callable[[tuple[str, None]], object],
 ) -> None:
-    """Put the adapter's changes on the converter's tensors. `keep`: the converter's own sieve of names."""
+    """Put the adapter's changes on the converter's tensors, by name.
+
+    `keep`: the converter's own filter; false for the name of a tensor that it leaves out of the file. Raises Failed
+    where it leaves out one that was trained.
+    """
     from safetensors import safe_open
 
     file = safe_open(adapter / "adapter_model.safetensors", framework="pt")
@@ -90,16 +114,16 @@ def change(
         if target in found:
             before = found[target]
         elif keep((target, None)):
-            before = found[lora.EMBEDDING]  # a head, trained apart from the embedding that it was tied to
+            before = found[lora.EMBEDDING]  # a head, trained apart from the embedding whose weights it shared
         else:
             raise Failed(f"{target} was trained, and llama.cpp keeps no such tensor for this architecture")
         found[target] = changed(before, steps, file, lazy)
 
 
-def changed(before: Callable[[], Any], steps: list[lora.Change], file: Any, lazy: Any) -> Callable[[], Any]:
-    """One tensor after its changes, not computed yet."""
+def changed(before: "Source", steps: list[lora.Change], file: "safe_open", lazy: "type[LazyTorchTensor]") -> "Source":
+    """One tensor after its changes, not computed yet. `file`: the adapter's tensors."""
 
-    def after() -> Any:
+    def after() -> "LazyTorchTensor":
         base = before()
         shape = base.shape
         for step in steps:
@@ -111,8 +135,11 @@ def changed(before: Callable[[], Any], steps: list[lora.Change], file: Any, lazy
     return after
 
 
-def widen(found: dict[str, Callable[[], Any]], hparams: dict[str, Any], lazy: Any) -> None:
-    """Put 16-bit tensors in the place of those that bitsandbytes stored in 4 bits; none of it is computed yet."""
+def widen(found: "dict[str, Source]", hparams: hf_folder.Settings, lazy: "type[LazyTorchTensor]") -> None:
+    """Put 16-bit tensors in the place of those that bitsandbytes stored in 4 bits; none of it is computed yet.
+
+    `hparams`: the converter's copy of config.json, which then says nothing of 4 bits any more.
+    """
     packed = [match for name in found if (match := lora.FOUR_BIT.fullmatch(name))]
     if not packed:
         return
@@ -123,14 +150,17 @@ def widen(found: dict[str, Callable[[], Any]], hparams: dict[str, Any], lazy: An
         found[name] = widened(name, parts, lazy)
 
 
-def widened(name: str, parts: dict[str, Callable[[], Any]], lazy: Any) -> Callable[[], Any]:
-    """One 4-bit tensor as it was before, not computed yet. `parts`: what is stored of it, by name."""
+def widened(name: str, parts: "dict[str, Source]", lazy: "type[LazyTorchTensor]") -> "Source":
+    """One 4-bit tensor as it was before, not computed yet. `parts`: what is stored of it, by name.
+
+    Raises BadInput where bitsandbytes' note on it cannot be read.
+    """
     import torch
 
     note = next(key for key in parts if lora.FOUR_BIT.fullmatch(key))
-    said = lora.four_bit(lazy.to_eager(parts[note]()))
+    packed = lora.four_bit(lazy.to_eager(parts[note]()))
 
-    def dequantise(stored: list[Any]) -> Any:
+    def dequantise(stored: "list[torch.Tensor]") -> "torch.Tensor":
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         tensors = dict(zip(parts, stored, strict=True))
@@ -140,27 +170,30 @@ def widened(name: str, parts: dict[str, Callable[[], Any]], lazy: Any) -> Callab
         )
         return dequantize_4bit(data, state)
 
-    def after() -> Any:
-        meta = lazy.meta_with_dtype_and_shape(getattr(torch, said["dtype"]), tuple(said["shape"]))
+    def after() -> "LazyTorchTensor":
+        meta = lazy.meta_with_dtype_and_shape(getattr(torch, packed.dtype), packed.shape)
         return lazy(meta=meta, args=([each() for each in parts.values()],), func=dequantise)
 
     return after
 
 
-def hook_writer(asked: dict[str, Any]) -> None:
-    """Let the converter write keys of ours (its --metadata knows a fixed set only), on all cores, and quantised."""
+def hook_writer(asked: "Request") -> None:
+    """Let the converter write keys of ours (its --metadata knows a fixed set only), on all cores, and quantised.
+
+    Raises, as it writes, BadInput and Failed as quantize.quantise_as_written.
+    """
     import gguf
 
     writer: Any = gguf.GGUFWriter
     quants: Any = gguf.quants
     write_header, convert = writer.write_header_to_file, quants.quantize
 
-    def converted(data: Any, kind: Any) -> Any:
-        if kind == gguf.GGMLQuantizationType.F16 and data.dtype == "float32":
+    def converted(data: "LazyNumpyTensor", kind: "GGMLQuantizationType") -> "quantize.Half | npt.NDArray[np.generic]":
+        if kind == gguf.GGMLQuantizationType.F16 and data.dtype == "float32":  # type: ignore[attr-defined]
             return quantize.Half(data, asked["threads"])
         return convert(data, kind)
 
-    def write_ours_too(self: Any, path: Path) -> None:
+    def write_ours_too(self: "GGUFWriter", path: Path) -> None:
         for key, value in asked["metadata"].items():
             self.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING)
         if asked["quant"] not in OWN:
@@ -168,7 +201,7 @@ def hook_writer(asked: dict[str, Any]) -> None:
             work = Path(asked["work"])
             work.mkdir(parents=True, exist_ok=True)
             program, library = Path(asked["program"]), Path(asked["library"])
-            quantize.straight(self, asked["quant"], program, library, work / "hollow.gguf")
+            quantize.quantise_as_written(self, asked["quant"], program, library, work / "probe.gguf")
         write_header(self, path)
 
     quants.quantize = converted

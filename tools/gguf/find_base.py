@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tools import Failed
 from tools.core import catalog, chat_template, files, progress, run_folder
 from tools.gguf import base, convert, unpack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def resolve(name: str) -> Path:
@@ -17,14 +20,14 @@ def resolve(name: str) -> Path:
     Raises BadInput for anything else and for a folder that cannot be used, Failed when the hub cannot give it.
     """
     if os.path.isdir(name):
-        return base.check(Path(name))
+        return base.check_folder(Path(name))
     for model in catalog.models().values():
         if model.package and name in {model.hub, model.key}:
             return packaged(model)
-    return base.check(base.from_hub(base.hub_name(name)))
+    return base.check_folder(base.from_hub(base.hub_name(name)))
 
 
-def tokenizer(name: str) -> Any:
+def tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """The tokenizer that a folder, a catalog model or a hub id names, or that of the catalog's packaged model for "".
 
     A folder needs no weights here. Raises BadInput for a folder that holds no tokenizer,
@@ -55,12 +58,12 @@ def packaged(model: catalog.Model) -> Path:
 
 
 def make(model: catalog.Model, package: catalog.Package, folder: Path) -> None:
-    """Make the folder of a packaged model, whole and its tokenizer proven; see `packaged`. Raises Failed."""
+    """Make the folder of a packaged model and prove its tokenizer; see `packaged`. Raises Failed."""
     version = run_folder.pinned_version(package.project)
     started = f"{model.title}: downloading {package.project} {version}"
     with progress.step(started) as shown, files.whole(folder) as partial:
         work = partial / "work"
-        packed = unpack.unpack(run_folder.download(package.project, work), package.gguf, work)
+        packed = unpack.file_of_wheel(run_folder.download(package.project, work), package.gguf, work)
         shown.update(title=f"{model.title}: making a Hugging Face folder of its GGUF")
         source = {"package": f"{package.project}=={version}", "gguf": packed.name, "gguf_sha256": files.sha256(packed)}
         unpack.unpack_gguf(packed, partial, package.pre_tokenizer)

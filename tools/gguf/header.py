@@ -6,7 +6,6 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Versions 
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
 
 from tools import BadInput
 
@@ -23,6 +22,10 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 UINT32, TEXT, ARRAY = 4, 8, 9
 
 
+# A value of the metadata: a number or a truth, a text, or of an array how many elements it has.
+Value = int | float | str
+
+
 class Wrong(Exception):
     """What is wrong with a header."""
 
@@ -30,11 +33,11 @@ class Wrong(Exception):
 class Cursor:
     """A place in the bytes of a header, which goes on as they are read. Raises Wrong at their end."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
     def skip(self, size: int) -> int:
-        """Go on by `size` bytes; where they begin."""
+        """Go on by `size` bytes; where they begin. Raises Wrong where there are fewer."""
         begin = self.at
         if size > len(self.data) - begin:
             longer = len(self.data) == HEADER
@@ -42,20 +45,25 @@ class Cursor:
         self.at += size
         return begin
 
-    def number(self, kind: str) -> Any:
-        """The next number, by its letter in struct."""
-        return struct.unpack_from(f"<{kind}", self.data, self.skip(struct.calcsize(f"<{kind}")))[0]
+    def number(self, kind: str) -> int | float:
+        """The next number, by its letter in struct. Raises Wrong."""
+        found: int | float = struct.unpack_from(f"<{kind}", self.data, self.skip(struct.calcsize(f"<{kind}")))[0]
+        return found
+
+    def count(self, kind: str = "Q") -> int:
+        """The next whole number, by its letter in struct. Raises Wrong."""
+        return int(self.number(kind))
 
     def text(self, longest: int = HEADER) -> str:
-        """The next text of at most so many bytes."""
-        size = self.number("Q")
+        """The next text of at most so many bytes. Raises Wrong for a longer one."""
+        size = self.count()
         if size > longest:
             raise Wrong(f"a text of {size} bytes, where {longest} are the most")
         begin = self.skip(size)
         return bytes(self.data[begin : self.at]).decode(errors="replace")
 
 
-def read(path: Path) -> dict[str, Any]:
+def metadata(path: Path) -> dict[str, Value]:
     """The metadata of a GGUF: numbers and texts as they are, and of an array how many elements it has.
 
     Raises BadInput for what is none, is cut short, or says of its sizes what cannot be.
@@ -70,30 +78,33 @@ def read(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def checked(cursor: Cursor, size: int) -> dict[str, Any]:
+def checked(cursor: Cursor, size: int) -> dict[str, Value]:
     """The metadata, once all of the header is found to be right for a file of `size` bytes. Raises Wrong."""
     if bytes(cursor.data[:4]) != b"GGUF":
         raise Wrong("it does not begin with GGUF")
     cursor.skip(4)
-    version = cursor.number("I")
+    version = cursor.count("I")
     if version not in (2, 3):
         swapped = version & 0xFFFF == 0
         raise Wrong("its bytes are in big-endian order" if swapped else f"its version is {version}, and not 2 or 3")
-    tensors, keys = cursor.number("Q"), cursor.number("Q")
+    tensors, keys = cursor.count(), cursor.count()
     if tensors > TENSORS or keys > KEYS:
         raise Wrong(f"it counts {tensors} tensors and {keys} keys, where {TENSORS} and {KEYS} are the most")
-    found: dict[str, Any] = {}
+    found: dict[str, Value] = {}
     left = ELEMENTS
     for _ in range(keys):
         key = cursor.text(KEY)
         if not key or key in found:
             raise Wrong(f"the key {key[:NAME]!r} stands twice" if key else "a key without a name")
-        kind = cursor.number("I")
+        kind = cursor.count("I")
         if key == "general.alignment" and kind != UINT32:
             raise Wrong("general.alignment is no 32-bit number")
-        found[key] = array(cursor, left) if kind == ARRAY else value(cursor, kind)
-        left -= found[key] if kind == ARRAY else 0
-    alignment = found.get("general.alignment", ALIGNMENT)
+        if kind == ARRAY:
+            found[key] = elements = array(cursor, left)
+            left -= elements
+        else:
+            found[key] = value(cursor, kind)
+    alignment = int(found.get("general.alignment", ALIGNMENT))
     if alignment.bit_count() != 1:
         raise Wrong(f"general.alignment is {alignment}, no power of two")
     ends = tensor_ends(cursor, tensors, alignment)
@@ -104,7 +115,7 @@ def checked(cursor: Cursor, size: int) -> dict[str, Any]:
     return found
 
 
-def value(cursor: Cursor, kind: int) -> Any:
+def value(cursor: Cursor, kind: int) -> Value:
     """The next single value. Raises Wrong for a type that there is not."""
     if kind == TEXT:
         return cursor.text()
@@ -115,7 +126,7 @@ def value(cursor: Cursor, kind: int) -> Any:
 
 def array(cursor: Cursor, most: int) -> int:
     """How many elements the next array has; they are skipped. Raises Wrong for more than `most` and for nested ones."""
-    kind, count = cursor.number("I"), cursor.number("Q")
+    kind, count = cursor.count("I"), cursor.count()
     if count > most:
         raise Wrong(f"an array of {count} elements; all arrays together may have {ELEMENTS}")
     if kind == TEXT:
@@ -126,7 +137,7 @@ def array(cursor: Cursor, most: int) -> int:
         cursor.skip(count * struct.calcsize(NUMBERS[kind]))
     else:
         raise Wrong("an array of arrays" if kind == ARRAY else f"an array of type {kind}, which there is not")
-    return int(count)
+    return count
 
 
 def tensor_ends(cursor: Cursor, count: int, alignment: int) -> dict[str, int]:
@@ -139,10 +150,10 @@ def tensor_ends(cursor: Cursor, count: int, alignment: int) -> dict[str, int]:
         name = cursor.text(NAME)
         if name in ends:
             raise Wrong(f"the tensor {name!r} stands twice")
-        if (rank := cursor.number("I")) > DIMENSIONS:
+        if (rank := cursor.count("I")) > DIMENSIONS:
             raise Wrong(f"{name!r} has {rank} dimensions, where {DIMENSIONS} are the most")
-        shape = [cursor.number("Q") for _ in range(rank)] or [1]
-        kind, offset = cursor.number("I"), cursor.number("Q")
+        shape = [cursor.count() for _ in range(rank)] or [1]
+        kind, offset = cursor.count("I"), cursor.count()
         if kind not in sizes:
             raise Wrong(f"{name!r} is of type {kind}, which llama.cpp does not have")
         block, width = sizes[kind]

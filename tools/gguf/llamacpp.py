@@ -9,15 +9,16 @@ import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
 from tools import BadInput, Failed
 from tools.core import files, machine, progress, run_folder
 from tools.core.process import Program, following, without_secrets
+from tools.core.trajectory import Message
 
 if TYPE_CHECKING:
     import httpx
@@ -34,7 +35,7 @@ PATCH = (
     "common_tokenize(ctx, params.prompt, true)",
     "common_tokenize(ctx, params.prompt, true, true)",
 )
-# Static, so that one file is the whole of a program; no download of a model or a web page, in the build or later.
+# Static, so that a program is one file; no download of a model or a web page, in the build or later.
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -60,7 +61,7 @@ class Refused(Failed):
 
 
 def home() -> Path:
-    """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is whole.
+    """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is complete.
 
     Its name tells the version and, by a hash, what was built of it and how.
     """
@@ -121,7 +122,7 @@ def build() -> None:
 
 
 def unpack(work: Path) -> None:
-    """Download the pinned source distribution and leave its llama.cpp in `work`/source, whole."""
+    """Download the pinned source distribution and leave its llama.cpp in `work`/source. Raises Failed."""
     with (
         progress.step("llama.cpp: downloading and unpacking the source"),
         files.whole(work / "source") as partial,
@@ -190,7 +191,7 @@ def link_library(work: Path) -> None:
         follow([str(machine.compiler()), "-shared", "-o", str(work / "build" / "bin" / LIBRARY), *everything], log)
 
 
-def follow(command: list[str], log: Any, environment: dict[str, str] | None = None) -> None:
+def follow(command: list[str], log: IO[bytes], environment: dict[str, str] | None = None) -> None:
     """Run one command of the build, its output into `log`, its [k/n] or [k%] on a progress bar. Raises Failed.
 
     `environment`: what it gets beside ours.
@@ -296,7 +297,7 @@ def tokenize(url: str, text: str, special: bool = True) -> list[int]:
     return [int(token) for token in post(f"{url}/tokenize", body)["tokens"]]
 
 
-def apply_template(url: str, messages: list[dict[str, str]]) -> str:
+def apply_template(url: str, messages: list[Message]) -> str:
     """The prompt that llama-server renders of messages (role, content), by the template in the model's file."""
     return str(post(f"{url}/apply-template", {"messages": messages})["prompt"])
 
@@ -309,7 +310,7 @@ def connection() -> "httpx.Client":
     return httpx.Client(timeout=600, trust_env=False)
 
 
-def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def post(url: str, body: Mapping[str, object]) -> dict[str, Any]:
     """The JSON answer to a JSON request. Raises Refused with the server's own message, Failed when it is gone."""
     import httpx
 

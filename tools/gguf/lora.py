@@ -9,24 +9,31 @@ import math
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tools import BadInput
 from tools.core import files, hf_folder
+from tools.core.hf_folder import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What a quantised base of bitsandbytes says of a 4-bit tensor lies beside it, under these ends of its name.
 FOUR_BIT = re.compile(r"(.+)\.quant_state\.bitsandbytes__(?:nf4|fp4)")
 FOUR_BIT_NOTE = 2**16  # bytes of it, at most; it has some 200
+# What peft calls the tensors of a module: the matrix A, what lies beside it, and single tokens of an embedding.
+MATRIX_A = re.compile(r"(.+)\.lora_(embedding_)?A(?:\.weight)?")
+BESIDE_A = re.compile(r"\.lora_(?:embedding_)?B(?:\.weight)?$|\.lora_magnitude_vector(?:\.weight)?$")
+TRAINED_TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta")
 # Keys of adapter_config.json that are understood here, or say nothing of the arithmetic. Any other one with a value
 # is a kind of LoRA that the sums below are not right for.
 UNDERSTOOD = {
@@ -38,9 +45,17 @@ UNDERSTOOD = {
 }
 # Seconds that an adapter's regular expressions may take on all names of a model. 900 names and a pattern for each, of
 # a model with 126 layers, take 0.5; one that is made never to end takes years.
-PATIENCE = 1.5
+PATTERN_SECONDS = 1.5
 # Ways to begin a training that leave the base as it is; the others take a part of it away.
 PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class FourBit:
+    """A tensor before bitsandbytes stored it in 4 bits; `dtype` as torch names it."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Unsupported(Exception):
@@ -60,7 +75,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Saved:
-    """The tensor itself stands in the adapter, whole. `own`: trained as a module apart from what it was tied to."""
+    """The adapter has the tensor itself. `own`: a module of its own, also where the base shares its weights."""
 
     name: str
     own: bool
@@ -78,6 +93,7 @@ Change = LowRank | Saved | Rows
 # By the name of the base's tensor, what happens to it, in this order.
 Plan = dict[str, list[Change]]
 # The largest sizes of a model are some 10^5; a rank above them is no low rank.
+Value = TypeVar("Value")
 Rank = Annotated[int, Field(ge=1, le=2**20, strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Names = list[str] | None
@@ -101,8 +117,8 @@ class Config(BaseModel):
     trainable_token_indices: Rows_ | dict[str, Rows_] | None = None
 
 
-def check(folder: Path) -> dict[str, Any]:
-    """The adapter's configuration. Raises BadInput unless the folder holds it and whole safetensors, and no code.
+def check_adapter(folder: Path) -> Settings:
+    """The adapter's configuration. Raises BadInput unless the folder holds it and complete safetensors, and no code.
 
     Pickle that is not read, such as training_args.bin, may lie beside them.
     """
@@ -114,7 +130,7 @@ def check(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise BadInput(f"{folder}: not an adapter: it has no {name}; `make train` makes one")
     hf_folder.check_safetensors(folder / "adapter_model.safetensors")
-    hf_folder.check(folder)
+    hf_folder.check_folder(folder)
     path = folder / "adapter_config.json"
     config = files.read_object(path)
     try:
@@ -145,22 +161,22 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if packed := FOUR_BIT.fullmatch(name):
-                    found[text_name(packed[1])] = tuple(four_bit(file.get_tensor(name))["shape"])
+                    found[text_name(packed[1])] = four_bit(file.get_tensor(name)).shape
                 else:
                     found.setdefault(text_name(name), tuple(file.get_slice(name).get_shape()))
     return found
 
 
-def four_bit(packed: Any) -> dict[str, Any]:
-    """What bitsandbytes wrote down of a 4-bit tensor: shape, dtype, block size. Raises BadInput for anything else."""
+def four_bit(packed: "npt.NDArray[np.uint8] | torch.Tensor") -> FourBit:
+    """What bitsandbytes notes of a 4-bit tensor, as bytes of JSON in a tensor. Raises BadInput for anything else."""
     found = None
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(bytes(packed.flatten()[:FOUR_BIT_NOTE].tolist()))
     shape, dtype = (found.get("shape"), found.get("dtype")) if isinstance(found, dict) else (None, None)
-    sizes = isinstance(shape, list) and all(type(each) is int and 0 < each < 2**31 for each in shape)
-    if not isinstance(found, dict) or not sizes or dtype not in ("float16", "bfloat16", "float32"):
+    good = isinstance(shape, list) and all(type(each) is int and 0 < each < 2**31 for each in shape)
+    if not isinstance(shape, list) or not good or dtype not in ("float16", "bfloat16", "float32"):
         raise BadInput("the base's quant_state of a 4-bit tensor is not as bitsandbytes writes it; copy it again")
-    return found
+    return FourBit(tuple(shape), dtype)
 
 
 def text_name(name: str) -> str:
@@ -176,7 +192,7 @@ def plan(folder: Path) -> Plan:
     """What the adapter changes of its base. Raises BadInput for one that cannot be read, Unsupported."""
     from safetensors import safe_open
 
-    config = check(folder)
+    config = check_adapter(folder)
     refuse_other_kinds(config)
     with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
         sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -185,43 +201,60 @@ def plan(folder: Path) -> Plan:
         return planned(config, ranks, folder)
 
 
-def planned(config: Mapping[str, Any], ranks: Mapping[str, int], folder: Path) -> Plan:
-    """The plan of `plan`. `ranks`: the rows of each tensor that is a matrix, else 0."""
+def planned(config: Settings, ranks: Mapping[str, int], folder: Path) -> Plan:
+    """The plan of `plan`. `ranks`: the rows of each tensor that is a matrix, else 0.
+
+    Raises BadInput where the tensors and adapter_config.json do not say the same, Unsupported for another kind.
+    """
     changes: Plan = {}
     for name in sorted(ranks, key=order):
         module = name.removeprefix("base_model.model.")
-        if found := re.fullmatch(r"(.+)\.lora_(embedding_)?A(?:\.weight)?", module):
-            b = name.replace("lora_embedding_A", "lora_embedding_B").replace("lora_A", "lora_B")
-            if b not in ranks:
-                raise BadInput(f"{folder}: {name} has no {b.rpartition('model.')[2]} beside it")
-            target, embedding = text_name(found[1]), bool(found[2])
-            rank, scale = scaling(config, found[1])
-            if rank != ranks[name]:
-                raise BadInput(f"{folder}: {name} has rank {ranks[name]}, and {rank} in adapter_config.json")
-            size = next((each for each in magnitudes(name) if each in ranks), None)
-            if bool(config.get("use_dora")) != bool(size):
-                raise BadInput(f"{folder}: {name}: DoRA in adapter_config.json or in the tensors, not in both")
-            change: Change = LowRank(name, b, scale, size, embedding)
-            changes.setdefault(f"{target}.weight", []).append(change)
-        elif found := re.fullmatch(r"(.+)\.token_adapter\.trainable_tokens_delta", module):
-            changes.setdefault(f"{text_name(found[1])}.weight", []).append(Rows(name, rows(config, found[1], folder)))
+        change: Change
+        if found := MATRIX_A.fullmatch(module):
+            target = f"{text_name(found[1])}.weight"
+            change = low_rank_change(name, found[1], bool(found[2]), config, ranks, folder)
+        elif found := TRAINED_TOKENS.fullmatch(module):
+            target = f"{text_name(found[1])}.weight"
+            change = Rows(name, rows(config, found[1], folder))
+        elif BESIDE_A.search(module):
+            continue  # read with its matrix A
         elif "lora_" in module:
-            if not re.search(r"\.lora_(embedding_)?B(\.weight)?$|\.lora_magnitude_vector(\.weight)?$", module):
-                raise Unsupported(f"{name}")
+            raise Unsupported(f"{name}")
         else:
             target = re.sub(r"\.(modules_to_save|base_layer)(?=\.)", "", text_name(module))
-            apart = config.get("modules_to_save") or []
-            own = any(f".{target.rpartition('.')[0]}".endswith(f".{each}") for each in apart)
-            changes.setdefault(target, []).append(Saved(name, own))
+            own = any(
+                f".{target.rpartition('.')[0]}".endswith(f".{each}") for each in config.get("modules_to_save") or []
+            )
+            change = Saved(name, own)
+        changes.setdefault(target, []).append(change)
     return changes
 
 
+def low_rank_change(
+    a: str, module: str, embedding: bool, config: Settings, ranks: Mapping[str, int], folder: Path
+) -> LowRank:
+    """The change by the matrix `a` of a module and what lies beside it.
+
+    Raises BadInput where its matrix B is missing, or its rank or DoRA is not as adapter_config.json says.
+    """
+    b = a.replace("lora_embedding_A", "lora_embedding_B").replace("lora_A", "lora_B")
+    if b not in ranks:
+        raise BadInput(f"{folder}: {a} has no {b.rpartition('model.')[2]} beside it")
+    rank, scale = scaling(config, module)
+    if rank != ranks[a]:
+        raise BadInput(f"{folder}: {a} has rank {ranks[a]}, and {rank} in adapter_config.json")
+    magnitude = next((each for each in magnitudes(a) if each in ranks), None)
+    if bool(config.get("use_dora")) != bool(magnitude):
+        raise BadInput(f"{folder}: {a}: DoRA in adapter_config.json or in the tensors, not in both")
+    return LowRank(a, b, scale, magnitude, embedding)
+
+
 def order(name: str) -> tuple[bool, bool, str]:
-    """Whole tensors first, then as peft merges: the embedding before the head that is tied to it."""
+    """Saved tensors first, then as peft merges: the embedding before the head that shares its weights."""
     return "lora_" in name or "trainable_tokens" in name, "lm_head" in name, name
 
 
-def refuse_other_kinds(config: Mapping[str, Any]) -> None:
+def refuse_other_kinds(config: Settings) -> None:
     """Raise Unsupported for what the arithmetic here is not right for, by what adapter_config.json says."""
     if config.get("peft_type") != "LORA":
         raise Unsupported(f"its kind is {config.get('peft_type')}")
@@ -232,10 +265,10 @@ def refuse_other_kinds(config: Mapping[str, Any]) -> None:
         raise Unsupported(f"it has {', '.join(unknown)}")
 
 
-def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+def scaling(config: Settings, module: str) -> tuple[int, float]:
     """Rank and factor of one module: rank_pattern, alpha_pattern and rsLoRA counted in."""
 
-    def of(patterns: Mapping[str, Any] | None, otherwise: Any) -> Any:
+    def of(patterns: Mapping[str, Value] | None, otherwise: Value) -> Value:
         return next((value for key, value in (patterns or {}).items() if pattern(key).match(module)), otherwise)
 
     rank = of(config.get("rank_pattern"), config.get("r", 8))
@@ -249,7 +282,7 @@ def pattern(key: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({key})$")
 
 
-def check_patterns(config: Mapping[str, Any], names: Iterable[str], folder: Path) -> None:
+def check_patterns(config: Settings, names: Iterable[str], folder: Path) -> None:
     """Raise BadInput for a regular expression in an adapter's configuration that is none, or takes too long.
 
     `names`: of the base's tensors, which peft matches with them.
@@ -258,27 +291,29 @@ def check_patterns(config: Mapping[str, Any], names: Iterable[str], folder: Path
     with in_time(folder):
         for key in ("target_modules", "exclude_modules"):
             if isinstance(config.get(key), str):
-                whole = re.compile(config[key])
-                any(whole.fullmatch(each) for each in modules)
+                expression = re.compile(config[key])
+                any(expression.fullmatch(each) for each in modules)
         for key in ("rank_pattern", "alpha_pattern"):
             any(pattern(each).match(name) for each in config.get(key) or {} for name in modules)
 
 
 @contextlib.contextmanager
 def in_time(folder: Path) -> Iterator[None]:
-    """Have the regular expressions of an adapter end within PATIENCE seconds: re sees to signals while it runs.
+    """Have the regular expressions of an adapter end within PATTERN_SECONDS seconds: re sees to signals while it runs.
 
     Raises BadInput for one that does not, or that is none. Outside of the main thread nothing can be stopped.
     """
 
     def late(*_: object) -> None:
-        raise BadInput(f"{path}: a pattern that takes longer than {PATIENCE} s on the model's names; make it simpler")
+        raise BadInput(
+            f"{path}: a pattern that takes longer than {PATTERN_SECONDS} s on the model's names; make it simpler"
+        )
 
     path, main = folder / "adapter_config.json", threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGALRM, late) if main else None
     try:
         if main:
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            signal.setitimer(signal.ITIMER_REAL, PATTERN_SECONDS)
         yield
     except (re.error, RecursionError, OverflowError) as error:
         raise BadInput(f"{path}: a pattern that is no regular expression: {error}") from error
@@ -294,7 +329,7 @@ def magnitudes(a: str) -> tuple[str, str]:
     return stem, f"{stem}.weight"
 
 
-def rows(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int, ...]:
+def rows(config: Settings, module: str, folder: Path) -> tuple[int, ...]:
     """The token ids whose rows of an embedding were trained. Raises BadInput when adapter_config.json names none."""
     indices = config.get("trainable_token_indices")
     if isinstance(indices, dict):
@@ -315,17 +350,17 @@ def fit(changes: Plan, base: Mapping[str, tuple[int, ...]], folder: Path) -> tup
 
     with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
         sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    tied = HEAD not in base and EMBEDDING in base
+    shared = HEAD not in base and EMBEDDING in base  # one matrix for both, "tied embeddings"
     fitted: Plan = {}
     lines = []
     for target, steps in changes.items():
         for step in steps:
             apart = isinstance(step, Saved) and step.own
-            if target == HEAD and tied and isinstance(step, LowRank) and step.magnitude:
+            if target == HEAD and shared and isinstance(step, LowRank) and step.magnitude:
                 raise Unsupported("it has DoRA on a head that its base ties to the embedding")
-            there = EMBEDDING if target == HEAD and tied and not apart else target
+            there = EMBEDDING if target == HEAD and shared and not apart else target
             fitted.setdefault(there, []).append(step)
-            if there not in base and not (target == HEAD and tied):
+            if there not in base and not (target == HEAD and shared):
                 lines += [f"{each} is in the adapter alone" for each in tensors_of(step)[:1]]
             else:
                 lines += misfits(step, base[there] if there in base else base[EMBEDDING], sizes)
@@ -384,10 +419,10 @@ def misfits(step: Change, shape: tuple[int, ...], sizes: Mapping[str, tuple[int,
     ]
 
 
-def changed(weight: "torch.Tensor", steps: Sequence[Change], tensor: Any) -> "torch.Tensor":
-    """The base's tensor after all changes, in its own dtype: summed in float32, rounded once.
+def changed(weight: "torch.Tensor", steps: Sequence[Change], tensor: Callable[[str], "torch.Tensor"]) -> "torch.Tensor":
+    """The base's tensor after all changes, in its own shape and dtype: summed in float32, rounded once.
 
-    `tensor(name)` gives a tensor of the adapter.
+    `tensor(name)` gives a tensor of the adapter. An embedding may have other rows than before.
     """
     import torch
 
@@ -403,7 +438,7 @@ def changed(weight: "torch.Tensor", steps: Sequence[Change], tensor: Any) -> "to
     return weight.to(dtype)
 
 
-def added(weight: "torch.Tensor", step: LowRank, tensor: Any) -> "torch.Tensor":
+def added(weight: "torch.Tensor", step: LowRank, tensor: Callable[[str], "torch.Tensor"]) -> "torch.Tensor":
     """A float32 tensor and its low-rank product, as peft.tuners.lora adds them up."""
     import torch
 

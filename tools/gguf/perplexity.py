@@ -1,17 +1,20 @@
 """What a quantisation costs: perplexity, and how far it is from f16, on conversations that training never saw."""
 
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from tools import BadInput, Failed
 from tools.core import files, progress, quote
+from tools.core.trajectory import Episode
 from tools.gguf import header, imatrix, llamacpp
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from transformers import PreTrainedTokenizerBase
 
 # Pieces of imatrix.CONTEXT tokens that are read; the second half of each is scored.
 CHUNKS = 32
@@ -27,16 +30,45 @@ FIGURES = {
 }
 
 
-def compare(
-    f16: Path, quants: Mapping[str, Path], episodes: Iterable[dict[str, Any]], tokenizer: Any, chunks: int = CHUNKS
-) -> dict[str, Any]:
+class Score(TypedDict):
+    """One GGUF: its size, and how it does; all but perplexity stands against f16, and is not there for f16 itself.
+
+    `imatrix`: whether an importance matrix guided it. `mean_kld`: Kullback-Leibler divergence, nats a token.
+    `kld_99_9`: 99.9 % of the tokens are below. `same_top_percent`: of the tokens, those whose likeliest is f16's.
+    """
+
+    quant: str
+    bytes: int
+    imatrix: bool
+    perplexity: float
+    perplexity_error: float
+    mean_kld: NotRequired[float]
+    mean_kld_error: NotRequired[float]
+    kld_99_9: NotRequired[float]
+    max_kld: NotRequired[float]
+    same_top_percent: NotRequired[float]
+
+
+class Quality(TypedDict):
+    """quality.json: pieces (`chunks`) of `context` tokens were read, `tokens` of them scored."""
+
+    context: int
+    chunks: int
+    tokens: int
+    models: list[Score]
+
+
+def score_quants(
+    f16: Path,
+    quants: Mapping[str, Path],
+    episodes: Iterable[Episode],
+    tokenizer: "PreTrainedTokenizerBase",
+    chunks: int = CHUNKS,
+) -> Quality:
     """Score GGUFs of one model against its f16 on episodes; what quality.json holds.
 
     `quants`: name to file. `tokenizer`: training's. Its own tokens are what is scored: llama-perplexity's must be the
-    same ones. Returns {"context", "chunks", "tokens" (scored), "models": [{"quant", "bytes", "imatrix", "perplexity",
-    "perplexity_error", and but for F16 "mean_kld" (nats a token), "mean_kld_error", "kld_99_9" (99.9 % of the tokens
-    are below), "max_kld", "same_top_percent" (the likeliest token is f16's)}]}.
-    Raises BadInput when the episodes are too few, Failed when a file cannot be scored or the tokens are others.
+    same ones. Raises BadInput when the episodes are too few, Failed when a file cannot be scored or tokens differ.
     """
     wanted = chunks * imatrix.CONTEXT
     with progress.step("quality: reading the held-out episodes"):
@@ -45,26 +77,27 @@ def compare(
         least = 2 * imatrix.CONTEXT
         raise BadInput(f"the held-out episodes have {len(ids)} tokens; {least} are the least to score, so give more")
     chunks = min(chunks, len(ids) // imatrix.CONTEXT)
-    vocabulary = header.read(f16).get("tokenizer.ggml.tokens", 0)
+    vocabulary = int(header.metadata(f16).get("tokenizer.ggml.tokens", 0))
     files.need_space(f16.parent, chunks * imatrix.CONTEXT * vocabulary / 2**30)  # two bytes for each, of half of them
     with files.scratch(f16.with_name("quality")) as folder:
         (folder / "text").write_text(text, encoding="utf-8")
-        found = perplexity(f16, folder, ["--file", "text"], chunks)
+        found = run_perplexity(f16, folder, ["--file", "text"], chunks)
         check_tokens(folder / "logits", ids)
         ppl = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)", found)
         if ppl is None:
             raise Failed(f"{f16}: llama-perplexity gave no perplexity; its last words: {found.strip()[-200:]}")
-        models = [about("F16", f16) | {"perplexity": float(ppl[1]), "perplexity_error": float(ppl[2])}]
+        figures = {"perplexity": number(ppl[1], "perplexity", f16), "perplexity_error": float(ppl[2])}
+        models = [score("F16", f16, figures)]
         for name, path in quants.items():
-            found = perplexity(path, folder, ["--kl-divergence"], chunks)
-            models.append(about(name, path) | {key: figure(found, key, path) for key in FIGURES})
+            found = run_perplexity(path, folder, ["--kl-divergence"], chunks)
+            models.append(score(name, path, {key: figure(found, key, path) for key in FIGURES}))
     scored = chunks * (imatrix.CONTEXT - 1 - imatrix.CONTEXT // 2)
     return {"context": imatrix.CONTEXT, "chunks": chunks, "tokens": scored, "models": models}
 
 
-def held_out(tokenizer: Any, episodes: Iterable[dict[str, Any]], wanted: int) -> tuple[str, list[int]]:
+def held_out(tokenizer: "PreTrainedTokenizerBase", episodes: Iterable[Episode], wanted: int) -> tuple[str, list[int]]:
     """The text of as many episodes as `wanted` tokens take, and training's tokens of it."""
-    taken: list[dict[str, Any]] = []
+    taken: list[Episode] = []
     count = 0
     for episode in episodes:
         taken.append(episode)
@@ -72,10 +105,10 @@ def held_out(tokenizer: Any, episodes: Iterable[dict[str, Any]], wanted: int) ->
         if count >= wanted:
             break
     text = imatrix.rendered(tokenizer, taken)
-    return text, tokenizer(text, add_special_tokens=False).input_ids
+    return text, list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def perplexity(gguf: Path, folder: Path, options: list[str], chunks: int) -> str:
+def run_perplexity(gguf: Path, folder: Path, options: list[str], chunks: int) -> str:
     """What llama-perplexity says of a GGUF; `folder` keeps the logits of f16 from one call to the next."""
     command = [str(llamacpp.program("llama-perplexity")), "--model", str(gguf.resolve()), *options]
     # One piece at a time: as fast as four (its own choice), the same figures, and a quarter of the memory for logits.
@@ -99,21 +132,29 @@ def check_tokens(logits: Path, ids: list[int]) -> None:
         )
 
 
-def about(name: str, path: Path) -> dict[str, Any]:
-    """What is known of a GGUF without running it. Raises BadInput for a file that is none."""
-    guided = "quantize.imatrix.chunks_count" in header.read(path)
-    return {"quant": name, "bytes": path.stat().st_size, "imatrix": guided}
+def score(name: str, path: Path, figures: dict[str, float]) -> Score:
+    """The score of a GGUF, of its `figures` and what is known without running it. Raises BadInput for no GGUF."""
+    guided = "quantize.imatrix.chunks_count" in header.metadata(path)
+    known = {"quant": name, "bytes": path.stat().st_size, "imatrix": guided}
+    return cast(Score, known | figures)
 
 
 def figure(found: str, key: str, path: Path) -> float:
-    """One figure of what llama-perplexity wrote. Raises Failed where it is not."""
+    """One figure of what llama-perplexity wrote. Raises Failed where it is not there, or NaN."""
     value = re.search(FIGURES[key], found)
     if value is None:
         raise Failed(f"{path}: llama-perplexity gave no {key}; its last words: {found.strip()[-200:]}")
-    return float(value[1].rstrip("%"))
+    return number(value[1].rstrip("%"), key, path)
 
 
-def table(models: Sequence[Mapping[str, Any]]) -> "Table":
+def number(text: str, key: str, path: Path) -> float:
+    """A figure of a GGUF as a number. Raises Failed for NaN."""
+    if math.isnan(value := float(text)):
+        raise Failed(f"{path}: its {key} is NaN: its weights are broken; check the loss in train.log and train again")
+    return value
+
+
+def table(models: Sequence[Score]) -> "Table":
     """The figures to choose by: size, perplexity, and how far from f16; `models` as quality.json has them.
 
     Same token: how often the likeliest one is f16's.

@@ -8,19 +8,28 @@ import ctypes
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tools import BadInput, Failed
 from tools.core import files
 
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.lazy import LazyNumpyTensor
+
+Made = TypeVar("Made", bound=np.generic)
 # Elements that one thread takes at a time: large enough that Python's own share does not show.
 CHUNK = 2**20
+# A line of llama-quantize's dry run: "[ 3/ 272] NAME - [...], type = f16, size = ... MiB -> ... MiB (q6_K)". The type
+# in brackets is the one that the tensor gets; without it, it keeps its own.
+DRY_RUN = re.compile(r"^\[ *\d+/ *\d+\] (\S+) .*?type = *(\w+), .*?size = [^(\n]*(?:\((\w+)\))?", re.M)
 
 
 class Half:
@@ -28,17 +37,17 @@ class Half:
 
     dtype = np.dtype(np.float16)
 
-    def __init__(self, source: Any, threads: int) -> None:
-        """`source`: the converter's lazy float32 array."""
+    def __init__(self, source: "LazyNumpyTensor", threads: int) -> None:
+        """`source`: the converter's lazy float32 array, of any shape."""
         self.source, self.shape, self.threads = source, source.shape, threads
         self.nbytes = 2 * int(np.prod(self.shape))
 
-    def rows(self) -> np.ndarray[Any, Any]:
-        """The float32 values, computed now, as a matrix."""
-        value: np.ndarray[Any, Any] = type(self.source).to_eager(self.source)
+    def rows(self) -> npt.NDArray[np.float32]:
+        """The float32 values, computed now, as a matrix: (all dimensions but the last, the last)."""
+        value: npt.NDArray[np.float32] = type(self.source).to_eager(self.source)
         return value.reshape(-1, value.shape[-1])
 
-    def tofile(self, file: Any) -> None:
+    def tofile(self, file: IO[bytes]) -> None:
         """Write all of it: the converter's own rounding, on all cores."""
         for part in spread(halved, self.rows(), self.threads):
             part.tofile(file)
@@ -49,49 +58,53 @@ class Quantised:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, half: Half, library: ctypes.CDLL, kind: Any, nbytes: int) -> None:
+    def __init__(self, half: Half, library: ctypes.CDLL, kind: "GGMLQuantizationType", nbytes: int) -> None:
         self.half, self.library, self.kind, self.nbytes = half, library, kind, nbytes
 
-    def tofile(self, file: Any) -> None:
+    def tofile(self, file: IO[bytes]) -> None:
         """Write all of it. Raises Failed for values that have no quantised form (not finite)."""
         rows = self.half.rows()
         row_size = self.nbytes // len(rows)
-
-        def quantise(part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            values = widened(halved(part))
-            made = np.empty((len(part), row_size), dtype=np.uint8)
-            count, width = values.shape
-            # The call releases Python's lock.
-            self.library.ggml_quantize_chunk(
-                ctypes.c_int(int(self.kind)),
-                ctypes.c_void_p(values.ctypes.data),
-                ctypes.c_void_p(made.ctypes.data),
-                ctypes.c_int64(0),
-                ctypes.c_int64(count),
-                ctypes.c_int64(width),
-                None,
-            )
-            if not self.library.ggml_validate_row_data(
-                ctypes.c_int(int(self.kind)), ctypes.c_void_p(made.ctypes.data), ctypes.c_size_t(made.nbytes)
-            ):
-                raise Failed("a weight is not a finite number: the adapter or its base is broken")
-            return made
-
-        for part in spread(quantise, rows, self.half.threads):
+        for part in spread(lambda some: self.quantised(some, row_size), rows, self.half.threads):
             part.tofile(file)
 
+    def quantised(self, rows: npt.NDArray[np.float32], row_size: int) -> npt.NDArray[np.uint8]:
+        """Some rows (count, width) as (count, row_size) bytes. Raises Failed as `tofile`."""
+        values = widened(halved(rows))
+        count, width = values.shape
+        made = np.empty((count, row_size), dtype=np.uint8)
+        # The call releases Python's lock.
+        self.library.ggml_quantize_chunk(
+            ctypes.c_int(int(self.kind)),
+            ctypes.c_void_p(values.ctypes.data),
+            ctypes.c_void_p(made.ctypes.data),
+            ctypes.c_int64(0),
+            ctypes.c_int64(count),
+            ctypes.c_int64(width),
+            None,
+        )
+        if not self.library.ggml_validate_row_data(
+            ctypes.c_int(int(self.kind)), ctypes.c_void_p(made.ctypes.data), ctypes.c_size_t(made.nbytes)
+        ):
+            raise Failed("a weight is not a finite number: the adapter or its base is broken")
+        return made
 
-def halved(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+
+def halved(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     """float32 values as f16: numpy's rounding, by torch, which takes a quarter of its time (two cores with AVX-512)."""
-    return torch.from_numpy(rows).half().numpy()
+    made: npt.NDArray[np.float16] = torch.from_numpy(rows).half().numpy()
+    return made
 
 
-def widened(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def widened(rows: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     """f16 values as float32."""
-    return torch.from_numpy(rows).float().numpy()
+    made: npt.NDArray[np.float32] = torch.from_numpy(rows).float().numpy()
+    return made
 
 
-def spread(work: Any, rows: np.ndarray[Any, Any], threads: int) -> Iterator[np.ndarray[Any, Any]]:
+def spread(
+    work: Callable[[npt.NDArray[np.float32]], npt.NDArray[Made]], rows: npt.NDArray[np.float32], threads: int
+) -> Iterator[npt.NDArray[Made]]:
     """`work` on a few rows at a time, on `threads` threads; the results in order, each as soon as it is there."""
     step = max(1, CHUNK // rows.shape[1])
     with ThreadPoolExecutor(threads) as pool:
@@ -109,23 +122,24 @@ def load(library: Path) -> ctypes.CDLL:
     return loaded
 
 
-def straight(writer: Any, quant: str, program: Path, library: Path, hollow: Path) -> None:
+def quantise_as_written(writer: "GGUFWriter", quant: str, program: Path, library: Path, probe: Path) -> None:
     """Turn what a GGUFWriter is about to write, an f16 model, into what llama-quantize would make of that file.
 
-    Types and order of the tensors are llama-quantize's own, from a dry run on `hollow`, a file of the same header and
-    shapes that holds nothing else and is removed. Raises BadInput for a type that needs an importance matrix.
+    `program`: llama-quantize, which tells the types and the order of the tensors. `library`: libggml, which quantises.
+    `probe`: a name for the file that llama-quantize is asked about, see tensor_types. Raises BadInput for a type that
+    needs an importance matrix, Failed where one of the two cannot be used.
     """
     import gguf
 
     tensors, loaded = writer.tensors[0], load(library)
-    chosen = types(writer, quant, program, hollow)
     ordered = {}
-    for name, kind_name in chosen.items():
+    for name, kind_name in tensor_types(writer, quant, program, probe).items():
         info, kind = tensors[name], gguf.GGMLQuantizationType[kind_name.upper()]
         if kind != info.dtype:
             block, size = gguf.GGML_QUANT_SIZES[kind]
             info.nbytes = int(np.prod(info.shape)) // block * size
-            info.dtype, info.tensor = kind, Quantised(info.tensor, loaded, kind, info.nbytes)
+            half: Half = info.tensor  # type: ignore[assignment]  # converter_hook put it there
+            info.dtype, info.tensor = kind, Quantised(half, loaded, kind, info.nbytes)  # type: ignore[assignment]
         ordered[name] = info
     writer.tensors[0] = ordered
     keys = writer.kv_data[0]
@@ -138,32 +152,36 @@ def straight(writer: Any, quant: str, program: Path, library: Path, hollow: Path
         keys[key] = type(next(iter(keys.values())))(int(value), gguf.GGUFValueType.UINT32)
 
 
-def types(writer: Any, quant: str, program: Path, hollow: Path) -> dict[str, str]:
-    """By name, in the order of its file, the type that llama-quantize gives each tensor."""
-    import gguf
+def tensor_types(writer: "GGUFWriter", quant: str, program: Path, probe: Path) -> dict[str, str]:
+    """By tensor, in the order of its file, the type that llama-quantize gives it, as its dry run on `probe` says.
 
+    Raises BadInput for a quantisation that needs an importance matrix, Failed where the dry run fails or does not name
+    each tensor.
+    """
     try:
-        probe = copy.copy(writer)
-        probe.write_header_to_file(hollow)
-        probe.write_kv_data_to_file()
-        probe.write_ti_data_to_file()
-        place = probe.fout[0].tell()
-        probe.close()
-        pad = gguf.GGUFWriter.ggml_pad
-        sizes = (pad(info.nbytes, writer.data_alignment) for info in writer.tensors[0].values())
-        os.truncate(hollow, pad(place, writer.data_alignment) + sum(sizes))
-        command = [str(program), "--dry-run", str(hollow), quant]
+        write_without_weights(writer, probe)
+        command = [str(program), "--dry-run", str(probe), quant]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     finally:
-        files.remove(hollow)
-    if "will require an imatrix" in done.stdout + done.stderr:
+        files.remove(probe)
+    output = done.stdout + done.stderr
+    if "will require an imatrix" in output:
         raise BadInput(f"{quant} needs an importance matrix")
-    found = {}
-    for name, kind, better in re.findall(
-        r"^\[ *\d+/ *\d+\] (\S+) .*?type = *(\w+), .*?size = [^(\n]*(?:\((\w+)\))?", done.stdout + done.stderr, re.M
-    ):
-        found[name] = better or kind
+    found = {name: new or own for name, own, new in DRY_RUN.findall(output)}
     if done.returncode or found.keys() != writer.tensors[0].keys():
         last = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()][-1:]
         raise Failed(f"llama-quantize cannot tell the types of {quant}: {''.join(last)}")
     return found
+
+
+def write_without_weights(writer: "GGUFWriter", path: Path) -> None:
+    """Write the GGUF that a writer is about to write as a sparse file: its header and its full size, no weights."""
+    once = copy.copy(writer)  # a GGUFWriter writes each part once
+    once.write_header_to_file(path)
+    once.write_kv_data_to_file()
+    once.write_ti_data_to_file()
+    assert once.fout
+    header = once.fout[0].tell()
+    once.close()
+    sizes = [header, *(info.nbytes for info in writer.tensors[0].values())]
+    os.truncate(path, sum(once.ggml_pad(size, once.data_alignment) for size in sizes))

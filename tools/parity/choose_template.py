@@ -4,14 +4,16 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tools import Failed
+from tools.core.trajectory import Message
 from tools.serving import ollama
-from tools.serving.ollama import Message, Spec
+from tools.serving.ollama import Spec
 
 if TYPE_CHECKING:
     from ollama import Client
+    from transformers import PreTrainedTokenizerBase
 
 # Tokens that an answer may take to end by itself.
 ANSWER = 256
@@ -21,7 +23,9 @@ REPEATED = "token repeat limit"
 ODD = ("  Observation: Nothing happens.\n", "\n\u00e9 \u4f60\u597d \U0001f642 <b> & {{ x }} ")
 
 
-def settle(client: "Client", spec: Spec, tokenizer: Any, episode: list[Message]) -> Spec:
+def create_with_right_prompts(
+    client: "Client", spec: Spec, tokenizer: "PreTrainedTokenizerBase", episode: list[Message]
+) -> Spec:
     """Create the model so that its prompts are right: with its family's template in Go, or with the one in the GGUF.
 
     `tokenizer`: training's, with its chat template. Ollama before 0.30 reads Go's templates alone; a later one prefers
@@ -41,7 +45,9 @@ def settle(client: "Client", spec: Spec, tokenizer: Any, episode: list[Message])
     return best
 
 
-def prompts(tokenizer: Any, conversations: Iterable[list[Message]]) -> Iterator[tuple[list[Message], str]]:
+def prompts(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Iterable[list[Message]]
+) -> Iterator[tuple[list[Message], str]]:
     """Each conversation with the prompt that training's template makes of it; what it refuses is left out.
 
     Without the token that begins a text: llama.cpp's tokenizer adds it.
@@ -50,12 +56,12 @@ def prompts(tokenizer: Any, conversations: Iterable[list[Message]]) -> Iterator[
 
     for messages in conversations:
         with contextlib.suppress(TemplateError):
-            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             yield messages, prompt.removeprefix(tokenizer.bos_token or "")
 
 
 def probes(episode: list[Message], system: str | None) -> list[list[Message]]:
-    """Conversations that tell chat templates apart: of a real episode its start, first answer and whole; then odd ones.
+    """Conversations that tell chat templates apart: parts of a real episode, then odd ones.
 
     Each begins with `system`, which Ollama would put before it.
     """
@@ -67,7 +73,7 @@ def probes(episode: list[Message], system: str | None) -> list[list[Message]]:
     return [begun + each for each in (turns[:1], turns[:3], turns[:-1], [asked, empty, odd[0]], [*odd, asked])]
 
 
-def ends(client: "Client", name: str, asked: Mapping[str, list[Message]], force: bool = False) -> bool:
+def answers_end(client: "Client", name: str, asked: Mapping[str, list[Message]], force: bool = False) -> bool:
     """Whether a model in Ollama ends each answer with its end token: a stop text, which may be spelled, is no help.
 
     `asked`: conversations by what they are. Raises Failed, or with `force` says on the screen, which answer did not end

@@ -5,21 +5,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from tools import BadInput, Failed
 from tools.core import chat_template, progress
+from tools.core.trajectory import Episode, Message
 from tools.gguf import llamacpp
 from tools.gguf.llamacpp import Refused
 from tools.parity import diagnose
-from tools.parity.diagnose import Pair, text
+from tools.parity.diagnose import Pair, Reason, text
 from tools.training import tokens
 from tools.training.tokens import IGNORED
 
 if TYPE_CHECKING:
     from ollama import Client
+    from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+# A conversation's token ids and labels, of the same length; a label is IGNORED where nothing is learned.
 Trained = tuple[list[int], list[int]]
 
 AROUND = 12  # Tokens shown on each side of the first difference.
@@ -29,6 +31,41 @@ COUNT = 20
 ENTRY = {"ds_type": "json", "type": "chat_template", "roles_to_train": ["assistant"], "train_on_eos": "turn"}
 # How conversations are given to Axolotl here, whatever the shape of the recipe's own data.
 SHAPE = {"field_messages": "messages", "message_property_mappings": {"role": "role", "content": "content"}}
+
+
+class Token(TypedDict):
+    """The token where two lists part (id None after the last one), its text, and the text around it."""
+
+    id: int | None
+    text: str
+    around: str
+
+
+class Difference(Reason):
+    """Where a conversation parts, and why. Turns count from 1, positions from 0; no tokens where none shows it."""
+
+    turn: int | None
+    position: int
+    trained: Token | None
+    served: Token | None
+
+
+class FirstDifference(Difference):
+    """The same, and where: a side by its name, a conversation by its number from 1."""
+
+    side: str
+    conversation: int
+
+
+class Compared(TypedDict):
+    """What parity.json holds: `tokens` found equal, all sides together; `refused` by training's own template."""
+
+    equal: bool
+    conversations: int
+    refused: NotRequired[int]
+    tokens: int
+    sides: list[str]
+    first_difference: FirstDifference | None
 
 
 @dataclass(frozen=True)
@@ -47,8 +84,8 @@ class Side:
     system: str | None = None
 
 
-def transformers(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Side:
-    """transformers' own chat template and tokenizer; `options`: the recipe's chat_template_kwargs."""
+def transformers_side(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any] | None = None) -> Side:
+    """transformers' own chat template and tokenizer; `options`: the recipe's chat_template_kwargs, of any type."""
     import jinja2
 
     def render(messages: list[Message]) -> str:
@@ -68,8 +105,11 @@ def transformers(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Si
     return Side(diagnose.TRANSFORMERS, render, tokenise, (tokenizer.eos_token,))
 
 
-def llama_server(url: str) -> Side:
-    """llama-server at `url`: the template, the vocabulary and the end token in the model's file."""
+def llama_server_side(url: str) -> Side:
+    """llama-server at `url`: the template, the vocabulary and the end token in the model's file.
+
+    Raises Failed when it does not answer.
+    """
     import httpx
 
     try:
@@ -80,10 +120,10 @@ def llama_server(url: str) -> Side:
     return Side(diagnose.LLAMA_SERVER, partial(llamacpp.apply_template, url), partial(llamacpp.tokenize, url), (end,))
 
 
-def ollama(client: "Client", name: str, url: str, system: str | None = None) -> Side:
+def ollama_side(client: "Client", name: str, url: str, system: str | None = None) -> Side:
     """The model `name` in Ollama; `url` is a llama-server with the same GGUF, as Ollama runs one to tokenise.
 
-    `system`: SYSTEM of its Modelfile, when it is there on purpose.
+    `system`: SYSTEM of its Modelfile, when it is there on purpose. Raises Failed when one of the two does not answer.
     """
     import httpx
 
@@ -97,11 +137,13 @@ def ollama(client: "Client", name: str, url: str, system: str | None = None) -> 
                 raise Refused(str(error)) from error
             raise
 
-    same = llama_server(url)
+    same = llama_server_side(url)
     return Side(diagnose.OLLAMA, render, same.tokenise, (*same.stops, *server.stops(client, name)), system)
 
 
-def conversations(test_set: Iterable[Mapping[str, Any]], tokenizer: Any, count: int = COUNT) -> list[list[Message]]:
+def conversations(
+    test_set: Iterable[Episode], tokenizer: "PreTrainedTokenizerBase", count: int = COUNT
+) -> list[list[Message]]:
     """The first conversations of a test set, and hard ones made of it by catalog/parity.yaml.
 
     Raises BadInput when it is empty.
@@ -112,7 +154,7 @@ def conversations(test_set: Iterable[Mapping[str, Any]], tokenizer: Any, count: 
     return taken + [messages for messages in made(taken, tokenizer) if messages not in taken]
 
 
-def made(taken: Sequence[list[Message]], tokenizer: Any) -> Iterator[list[Message]]:
+def made(taken: Sequence[list[Message]], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[Message]]:
     """Hard conversations, each with a system message and without: lengths first, then one for each text."""
     facts = diagnose.facts().conversations
     tokens = {"{end}": tokenizer.eos_token or "", "{begin}": tokenizer.bos_token or ""}
@@ -144,16 +186,16 @@ def system(words: str) -> Message:
     return {"role": "system", "content": words}
 
 
-def prove(
+def compare_with_training(
     talks: Sequence[list[Message]],
     base: Path,
     sides: Sequence[Side],
     entry: Mapping[str, Any] = ENTRY,
     sequence_len: int = 2048,
     recipe: Mapping[str, Any] | None = None,
-    tokenizer: Any = None,
-) -> dict[str, Any]:
-    """Compare what Axolotl trains on with transformers and with each server; what `check` returns, and "refused".
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> Compared:
+    """Compare what Axolotl trains on with transformers and with each server, up to the first difference.
 
     `base`: the folder whose tokenizer trains. `entry`, `recipe`: as for tokens.tokenise. `tokenizer`: the one that
     training left beside its adapter, when it differs from the base's. A conversation that training's own template
@@ -162,7 +204,7 @@ def prove(
     """
 
     tokenizer = tokenizer or chat_template.tokenizer(base)
-    own = transformers(tokenizer, (recipe or {}).get("chat_template_kwargs"))
+    own = transformers_side(tokenizer, (recipe or {}).get("chat_template_kwargs"))
     # A server that puts a system message of its own must do what training did with that message.
     groups = [(given(talks, None), [own, *(side for side in sides if side.system is None)])]
     groups += [(given(talks, side.system), [side]) for side in sides if side.system is not None]
@@ -172,13 +214,20 @@ def prove(
     with progress.step("parity: Axolotl makes the tokens of training"):
         episodes = [{"messages": talk} for group in taken for talk in group]
         trained = iter(tokens.tokenise(base, {**entry, **SHAPE}, episodes, sequence_len, dict(recipe or {})))
-    found: dict[str, Any] = {"equal": True, "conversations": len(taken[0]), "refused": len(talks) - len(taken[0])}
-    found |= {"tokens": 0, "sides": [side.name for _, seen in groups for side in seen], "first_difference": None}
+    found: Compared = {
+        "equal": True,
+        "conversations": len(taken[0]),
+        "refused": len(talks) - len(taken[0]),
+        "tokens": 0,
+        "sides": [side.name for _, seen in groups for side in seen],
+        "first_difference": None,
+    }
     for group, (_, seen) in zip(taken, groups, strict=True):
-        compared = check(group, list(itertools.islice(trained, len(group))), seen, tokenizer)
+        compared = compare_conversations(group, list(itertools.islice(trained, len(group))), seen, tokenizer)
         found["tokens"] += compared["tokens"]
         if not compared["equal"]:
-            return found | {"equal": False, "first_difference": compared["first_difference"]}
+            found["equal"], found["first_difference"] = False, compared["first_difference"]
+            break
     return found
 
 
@@ -203,32 +252,40 @@ def answers(talk: Sequence[Message]) -> list[int]:
     return [index for index, turn in enumerate(talk) if turn["role"] == "assistant"]
 
 
-def check(
-    talks: Sequence[list[Message]], trained: Sequence[Trained], sides: Sequence[Side], tokenizer: Any
-) -> dict[str, Any]:
+def compare_conversations(
+    talks: Sequence[list[Message]],
+    trained: Sequence[Trained],
+    sides: Sequence[Side],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Compared:
     """Compare what was trained with what each side sees, prompt by prompt; stops at the first difference.
 
     `trained`: ids and labels of each conversation, from tokens.tokenise. `tokenizer`: training's, to show tokens.
-    Returns {"equal", "conversations", "tokens" (found equal, all sides together), "sides", "first_difference" (None,
-    or {"side", "conversation", "turn", "position", "kind", "cause", "mend", "trained", "served"}; `words` tells it)}.
-    Raises Failed when a server does not answer.
+    `words` tells the difference. Raises Failed when a server does not answer.
     """
-    found: dict[str, Any] = {"equal": True, "conversations": len(talks), "tokens": 0}
-    found |= {"sides": [side.name for side in sides], "first_difference": None}
+    found: Compared = {
+        "equal": True,
+        "conversations": len(talks),
+        "tokens": 0,
+        "sides": [side.name for side in sides],
+        "first_difference": None,
+    }
     with progress.bar("parity: tokens of training and serving", len(sides) * len(talks), "conversations") as shown:
-        for side in sides:
-            for number, (talk, one) in enumerate(zip(talks, trained, strict=True), 1):
-                compared = compare(talk, one, side, tokenizer)
-                shown.advance()
-                if isinstance(compared, int):
-                    found["tokens"] += compared
-                    continue
-                found |= {"equal": False, "first_difference": {"side": side.name, "conversation": number} | compared}
-                return found
+        numbered = enumerate(zip(talks, trained, strict=True), 1)
+        for side, (number, (talk, one)) in itertools.product(sides, numbered):
+            compared = compare_conversation(talk, one, side, tokenizer)
+            shown.advance()
+            if not isinstance(compared, int):
+                found["equal"] = False
+                found["first_difference"] = {"side": side.name, "conversation": number, **compared}
+                break
+            found["tokens"] += compared
     return found
 
 
-def compare(talk: list[Message], trained: Trained, side: Side, tokenizer: Any) -> int | dict[str, Any]:
+def compare_conversation(
+    talk: list[Message], trained: Trained, side: Side, tokenizer: "PreTrainedTokenizerBase"
+) -> int | Difference:
     """Compare one conversation: how many tokens are equal, or the first difference.
 
     At each answer, the prompt alone must be the tokens that stand before the answer's first trained token, so that a
@@ -270,31 +327,30 @@ def compare(talk: list[Message], trained: Trained, side: Side, tokenizer: Any) -
     return difference(pair, turns[-1], diagnose.likely(pair, talk))
 
 
-def untold(cause: Mapping[str, Any], turn: int | None = None) -> dict[str, Any]:
+def untold(cause: Reason, turn: int | None = None) -> Difference:
     """A difference that no token shows."""
-    return {"turn": None if turn is None else turn + 1, "position": 0, **cause, "trained": None, "served": None}
+    return {**cause, "turn": None if turn is None else turn + 1, "position": 0, "trained": None, "served": None}
 
 
-def difference(pair: Pair, turn: int, cause: Mapping[str, Any]) -> dict[str, Any]:
-    """The first place where two lists of tokens part, both as text, the likely cause, its mend. Turns count from 1."""
-    place = pair.place
-    shown_both = {"trained": shown(pair, pair.trained), "served": shown(pair, pair.served)}
-    return {"turn": turn + 1, "position": place, **cause, **shown_both}
+def difference(pair: Pair, turn: int, cause: Reason) -> Difference:
+    """Where two lists of tokens part, both as text, with the likely cause and its fix. Turns count from 1."""
+    mine, theirs = shown(pair, pair.trained), shown(pair, pair.served)
+    return {**cause, "turn": turn + 1, "position": pair.place, "trained": mine, "served": theirs}
 
 
-def shown(pair: Pair, ids: list[int]) -> dict[str, Any]:
+def shown(pair: Pair, ids: list[int]) -> Token:
     """The token where a pair parts (id None after the last one), its text, and the text around it."""
     token = ids[pair.place : pair.place + 1]
-    around = pair.said(ids[max(0, pair.place - AROUND) : pair.place + AROUND])
-    return {"id": token[0] if token else None, "text": pair.said(token), "around": around}
+    around = pair.text(ids[max(0, pair.place - AROUND) : pair.place + AROUND])
+    return {"id": token[0] if token else None, "text": pair.text(token), "around": around}
 
 
-def words(found: Mapping[str, Any]) -> str:
+def words(found: FirstDifference) -> str:
     """One line that tells a first difference to a person."""
     where = f"{found['side']}, conversation {found['conversation']}"
     mine, theirs = found["trained"], found["served"]
-    told = f"likely cause: {found['cause']}; to mend it: {found['mend']}"
-    if mine is None:
+    told = f"likely cause: {found['cause']}; to fix it: {found['fix']}"
+    if mine is None or theirs is None:
         return f"{where}: {told}"
     named = [repr(each["text"]) if each["id"] is not None else "nothing" for each in (mine, theirs)]
     return (

@@ -6,9 +6,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from tools.core import catalog
+from tools.core.trajectory import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TRAINING, TRANSFORMERS, LLAMA_SERVER, OLLAMA = "training", "transformers", "llama-server", "Ollama"
 # A text's beginning that says which message it is.
@@ -35,8 +39,16 @@ class Cause(catalog.Part):
     """Why tokens differ, and what to do about it; `modelfile`: where Ollama renders."""
 
     cause: str
-    mend: str
+    fix: str
     modelfile: str = ""
+
+
+class Reason(TypedDict):
+    """A cause of catalog/parity.yaml by its key (`kind`), with its fix: each one line, filled in for a difference."""
+
+    kind: str
+    cause: str
+    fix: str
 
 
 class Facts(catalog.Part):
@@ -53,12 +65,12 @@ def facts() -> Facts:
     return catalog.whole("parity", Facts)
 
 
-def named(kind: str, side: str, **fields: str) -> dict[str, str]:
-    """A cause by its key, with its mend: {"kind", "cause", "mend"}, each one line."""
+def named(kind: str, side: str, **fields: str) -> Reason:
+    """A cause by its key, with its fix; `fields`: what stands for the names in braces."""
     entry = facts().causes[kind]
-    mend = entry.modelfile or entry.mend if side == OLLAMA else entry.mend
+    fix = entry.modelfile or entry.fix if side == OLLAMA else entry.fix
     filled = {"side": side, "who": side, "other": TRAINING, "token": "", "stops": ""} | fields
-    return {"kind": kind, "cause": entry.cause.format(**filled), "mend": mend.format(**filled)}
+    return {"kind": kind, "cause": entry.cause.format(**filled), "fix": fix.format(**filled)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class Pair:
     trained: list[int]
     served: list[int]
     side: str
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
 
     @property
     def place(self) -> int:
@@ -87,36 +99,36 @@ class Pair:
         """The control tokens of training."""
         return {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
-    def said(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
         """Tokens as text."""
         return text(self.tokenizer, ids)
 
 
-def text(tokenizer: Any, ids: Sequence[int]) -> str:
+def text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """Tokens as text, control tokens spelled out, no space tidied away."""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def prompt_end(pair: Pair) -> dict[str, str] | None:
+def prompt_end(pair: Pair) -> Reason | None:
     """Why two prompts part at their very end; None when they part before it."""
     place, side = pair.place, pair.side
-    mine, theirs = pair.said(pair.trained[place:]), pair.said(pair.served[place:])
+    mine, theirs = pair.text(pair.trained[place:]), pair.text(pair.served[place:])
     if place == len(pair.served):
         return marked(pair, mine, side, TRAINING) or named("prompt_short", side, token=mine)
     if place == len(pair.trained):
         return marked(pair, theirs, TRAINING, side) or named("prompt_long", side, token=theirs)
     if place == len(pair.served) - 1 and mine != theirs and mine.startswith(theirs):
-        return named("merged", side, token=pair.said(pair.trained[place : place + 1]))
+        return named("merged", side, token=pair.text(pair.trained[place : place + 1]))
     return None
 
 
-def marked(pair: Pair, words: str, who: str, other: str) -> dict[str, str] | None:
+def marked(pair: Pair, words: str, who: str, other: str) -> Reason | None:
     """Thinking marks in what one side writes more than the other; None without."""
     marks = [mark for mark in facts().thinking if mark in words]
     return named("thinking", pair.side, who=who, other=other, token=words.strip()) if marks else None
 
 
-def likely(pair: Pair, messages: list[dict[str, str]], later: bool = False) -> dict[str, str]:
+def likely(pair: Pair, messages: list[Message], later: bool = False) -> Reason:
     """Why two lists of tokens part, as `named`. `later`: whether more turns follow in the conversation.
 
     The causes are those that users report of good models that fail in their server; the threads stand beside each.
@@ -124,29 +136,29 @@ def likely(pair: Pair, messages: list[dict[str, str]], later: bool = False) -> d
     found = by_token(pair) or by_template(pair) or by_message(pair, messages) or by_marker(pair)
     if later and pair.side == TRANSFORMERS and found["kind"] in SEEMING:
         lost, added = first_edit(pair)
-        return named("rewritten", pair.side, token=pair.said(lost), stops=pair.said(added))
+        return named("rewritten", pair.side, token=pair.text(lost), stops=pair.text(added))
     return found
 
 
-def by_token(pair: Pair) -> dict[str, str] | None:
+def by_token(pair: Pair) -> Reason | None:
     """A cause that the tokenizer alone accounts for: the same text, or the beginning-of-sequence token."""
     side, (mine, theirs) = pair.side, pair.texts
     place, bos = pair.place, pair.tokenizer.bos_token_id
     both = ((side, pair.trained, pair.served), (TRAINING, pair.served, pair.trained))
     for who, one, another in both:
         token = one[place : place + 1]
-        spelled = another[place : place + 1] != token and pair.said(another[place:]).startswith(pair.said(token))
+        spelled = another[place : place + 1] != token and pair.text(another[place:]).startswith(pair.text(token))
         if mine == theirs and (missing := first_missing(pair, one, another)) is not None:
-            return named("spelled_out", side, who=who, token=pair.said([missing]))
+            return named("spelled_out", side, who=who, token=pair.text([missing]))
         if spelled and pair.control.intersection(token):
-            return named("spelled_out", side, who=who, token=pair.said(token))
+            return named("spelled_out", side, who=who, token=pair.text(token))
         if bos is not None and another[:2] == [bos, bos] and one[:2] != [bos, bos]:
-            return named("begin_twice", side, who=who, token=pair.said([bos]))
+            return named("begin_twice", side, who=who, token=pair.text([bos]))
     for who, one, another in both:
         if place == 0 and bos is not None and one[:1] == [bos] and another[:ALIKE] == one[1 : 1 + ALIKE]:
-            return named("begin_missing", side, who=who, token=pair.said([bos]))
+            return named("begin_missing", side, who=who, token=pair.text([bos]))
     if mine != theirs and mine == unicodedata.normalize("NFC", theirs):
-        lost, added = (pair.said(ids) for ids in first_edit(pair))
+        lost, added = (pair.text(ids) for ids in first_edit(pair))
         return named("normalised", side, token=lost, stops=added)
     return named("vocabulary", side) if mine == theirs else None
 
@@ -156,14 +168,14 @@ def first_missing(pair: Pair, one: list[int], another: list[int]) -> int | None:
     return next((i for i in one if i in pair.control and one.count(i) > another.count(i)), None)
 
 
-def by_template(pair: Pair) -> dict[str, str] | None:
+def by_template(pair: Pair) -> Reason | None:
     """A cause that shows in how all of it is written: line feeds, thinking, a date, no template, another family's."""
     side, (mine, theirs) = pair.side, pair.texts
     bos = pair.tokenizer.bos_token_id
     for who, one, another in ((side, mine, theirs), (TRAINING, theirs, mine)):
         if "\\n" in another and another.replace("\\n", "\n") == one.replace("\\n", "\n"):
             return named("line_feeds", side, who=who)
-    lost, added = (pair.said(ids) for ids in first_edit(pair))
+    lost, added = (pair.text(ids) for ids in first_edit(pair))
     for who, other, words in ((side, TRAINING, lost), (TRAINING, side, added)):
         if found := marked(pair, words, who, other):
             return found
@@ -173,11 +185,11 @@ def by_template(pair: Pair) -> dict[str, str] | None:
         return named("date", side, token=dates[0])
     markers = [i for i in pair.trained if i in pair.control and i != bos]
     if markers and not set(markers).intersection(pair.served):
-        first = pair.said(markers[:1])
-        foreign = next((each[0] for each in MARKER.finditer(theirs) if each[0] not in mine), None)
-        if foreign is None:
+        first = pair.text(markers[:1])
+        marker = next((each[0] for each in MARKER.finditer(theirs) if each[0] not in mine), None)
+        if marker is None:
             return named("no_template", side, token=first)
-        return named("other_template", side, token=first, stops=foreign)
+        return named("other_template", side, token=first, stops=marker)
     if "".join(mine.split()) == "".join(theirs.split()) or (lost.split() == added.split() and lost != added):
         if token := stripping(pair):
             return named("stripped", side, token=token)
@@ -195,7 +207,7 @@ def stripping(pair: Pair) -> str | None:
     return None
 
 
-def by_message(pair: Pair, messages: list[dict[str, str]]) -> dict[str, str] | None:
+def by_message(pair: Pair, messages: list[Message]) -> Reason | None:
     """A cause that shows in which messages there are: one lost, or a system message that nobody gave."""
     side, (mine, theirs) = pair.side, pair.texts
     begins = [words[:ENOUGH] for turn in messages if (words := turn["content"].strip())]
@@ -217,7 +229,7 @@ def by_message(pair: Pair, messages: list[dict[str, str]]) -> dict[str, str] | N
     return named(kind, side, who=who, other=other, token=added) if kind else None
 
 
-def by_marker(pair: Pair) -> dict[str, str]:
+def by_marker(pair: Pair) -> Reason:
     """A cause that shows in the control token at the place where the two part; unknown without one."""
     mine, theirs = pair.texts
     at = common(mine, theirs)
@@ -233,7 +245,7 @@ def by_marker(pair: Pair) -> dict[str, str]:
 
 def marker(pair: Pair, words: str, at: int) -> str:
     """The control token that a text has at a place, "" for none."""
-    for token in (pair.said([number]) for number in pair.control):
+    for token in (pair.text([number]) for number in pair.control):
         if -1 < words.find(token, max(0, at - len(token) + 1)) <= at:
             return token
     return ""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import psutil
 
@@ -12,27 +12,75 @@ from tools.core import progress
 from tools.gguf import base, header, llamacpp, lora
 from tools.parity.diagnose import text
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 PROMPTS = 20
 STEPS = 64
 # Two tokens are a near tie when, on both sides, their log-probabilities lie no further apart than this: ten
 # times the largest gap seen between the two for a token that both chose (0.009; llama.cpp rounds what it multiplies to
-# 16 bits). A merge, a rope or a norm gone wrong moves them by whole units.
+# 16 bits). A merge, a rope or a norm gone wrong moves them by 1 or more.
 TIE = 0.1
 # Tokens shown before a divergence.
 AROUND = 24
+BROKEN = "answers NaN in place of probabilities: its weights are broken; check the loss in train.log and train again"
 # Probabilities that llama-server gives with each token: enough to hold both sides' choices.
 CHOICES = 10
 
 
-def model(folder: Path, adapter: Path | None) -> Any:
+class Choice(TypedDict):
+    """A side's token, and the probability that each side gives it (None: not among llama-server's likeliest)."""
+
+    id: int
+    text: str
+    probability: dict[str, float | None]
+
+
+# Where two answers to a prompt part; the functional form, for the key with a dash.
+Divergence = TypedDict(
+    "Divergence",
+    {"step": int, "near_tie": bool, "before": str, "transformers": Choice, "llama-server": Choice},
+)
+
+
+class FirstDivergence(Divergence):
+    """The same, and the prompt's number from 1."""
+
+    prompt: int
+
+
+class Compared(TypedDict):
+    """One answer: `same` steps alike, `gap` the largest between the log-probabilities of a token that both chose."""
+
+    same: int
+    gap: float
+    divergence: Divergence | None
+
+
+class Answers(TypedDict):
+    """What parity.json holds of answers: `same` prompts with one answer, `tokens` found the same, see `Compared`."""
+
+    equal: bool
+    prompts: int
+    steps: int
+    same: int
+    ties: int
+    tokens: int
+    tolerance: float
+    largest_gap: float
+    first_divergence: FirstDivergence | None
+
+
+def model(folder: Path, adapter: Path | None) -> "PreTrainedModel":
     """The base with its adapter merged by peft, on the CPU in float32, its weights rounded to bfloat16 first.
 
     Raises BadInput when memory is too short for it, Failed when transformers cannot read it or the adapter does not
     fit.
     """
-    base.check(folder)
+    base.check_folder(folder)
     if adapter:
-        lora.check_patterns(lora.check(adapter), lora.shapes(folder), adapter)
+        lora.check_patterns(lora.check_adapter(adapter), lora.shapes(folder), adapter)
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -44,7 +92,7 @@ def model(folder: Path, adapter: Path | None) -> Any:
         )
     logging.disable_progress_bar()
     try:
-        whole: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # the settings of a model of any origin, in the hands of a class of any
@@ -54,33 +102,47 @@ def model(folder: Path, adapter: Path | None) -> Any:
         from peft import PeftModel
 
         try:
-            whole = PeftModel.from_pretrained(whole, str(adapter)).merge_and_unload()
+            loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
         except (RuntimeError, ValueError, TypeError) as error:
             raise Failed(f"{adapter} does not fit {folder}: {str(error).splitlines()[0]}") from error
-        whole = whole.to(torch.bfloat16).to(torch.float32)
-    return whole.eval()
+        loaded = loaded.bfloat16().float()
+    return loaded.eval()
 
 
-def check(whole: Any, url: str, prompts: Sequence[list[int]], tokenizer: Any, steps: int = STEPS) -> dict[str, Any]:
+def compare_answers(
+    trained: "PreTrainedModel",
+    url: str,
+    prompts: Sequence[list[int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    steps: int = STEPS,
+) -> Answers:
     """Compare the answers that a model and llama-server at `url`, with its f16 GGUF, give to the same prompts.
 
-    Returns {"equal", "prompts", "steps", "same" (prompts with the same answer), "ties", "tokens" (found the same),
-    "tolerance", "largest_gap" (between the two log-probabilities of a token that both chose), "first_divergence"}. A
-    near tie, see TIE, ends a prompt's comparison and is no failure; any other divergence is.
+    A near tie, see TIE, ends a prompt's comparison and is no failure; any other divergence is. Raises Failed when one
+    of the two computes NaN, or the server is gone.
     """
-    found: dict[str, Any] = {"equal": True, "prompts": len(prompts), "steps": steps, "same": 0, "ties": 0, "tokens": 0}
-    found |= {"tolerance": TIE, "largest_gap": 0.0, "first_divergence": None}
+    found: Answers = {
+        "equal": True,
+        "prompts": len(prompts),
+        "steps": steps,
+        "same": 0,
+        "ties": 0,
+        "tokens": 0,
+        "tolerance": TIE,
+        "largest_gap": 0.0,
+        "first_divergence": None,
+    }
     with progress.bar("parity: greedy answers", len(prompts)) as shown:
         for number, prompt in enumerate(prompts, 1):
-            one = follow(whole, prompt, answer(url, prompt, steps), tokenizer)
+            one = compare_answer(trained, prompt, answer(url, prompt, steps), tokenizer)
             found["tokens"] += one["same"]
             found["largest_gap"] = max(found["largest_gap"], one["gap"])
             parted = one["divergence"]
             found["same"] += parted is None
-            found["ties"] += bool(parted and parted["near_tie"])
-            worse = parted and not parted["near_tie"] and found["equal"]
-            if parted and (worse or found["first_divergence"] is None):
-                found["first_divergence"] = {"prompt": number} | parted
+            found["ties"] += parted is not None and parted["near_tie"]
+            # The first near tie is shown only as long as there is nothing worse.
+            if parted and (found["first_divergence"] is None or (found["equal"] and not parted["near_tie"])):
+                found["first_divergence"] = {"prompt": number, **parted}
             found["equal"] = found["equal"] and (parted is None or parted["near_tie"])
             shown.update(number)
     return found
@@ -90,7 +152,7 @@ def unquantised(gguf: Path) -> bool:
     """Whether a GGUF holds its weights in 16 or 32 bits, so that its answers can be compared token by token."""
     from gguf import LlamaFileType
 
-    kind = header.read(gguf).get("general.file_type")
+    kind = header.metadata(gguf).get("general.file_type")
     return kind in (LlamaFileType.ALL_F32, LlamaFileType.MOSTLY_F16, LlamaFileType.MOSTLY_BF16)
 
 
@@ -98,11 +160,13 @@ def answer(url: str, prompt: list[int], steps: int) -> list[dict[int, float]]:
     """llama-server's greedy answer: at each step its likeliest tokens, the chosen one first, with log-probabilities.
 
     The token that ends the answer is among them. llama-server keeps back the probabilities of a token that is a part of
-    a letter: its step has that token alone, with NaN.
+    a letter: its step has that token alone, with NaN. Raises Failed when the model computes NaN.
     """
     body = {"prompt": prompt, "n_predict": steps, "n_probs": CHOICES, "temperature": 0, "top_k": 1}
     body |= {"repeat_penalty": 1.0, "cache_prompt": False, "return_tokens": True}
     given = llamacpp.post(f"{url}/completion", body)
+    if any(step["logprob"] is None for step in given["completion_probabilities"]):  # JSON has no NaN
+        raise Failed(f"the GGUF {BROKEN}")
     likely = [
         {step["id"]: step["logprob"]} | {each["id"]: each["logprob"] for each in step["top_logprobs"]}
         for step in given["completion_probabilities"]
@@ -114,31 +178,32 @@ def answer(url: str, prompt: list[int], steps: int) -> list[dict[int, float]]:
     return made + likely
 
 
-def follow(whole: Any, prompt: list[int], said: Sequence[Mapping[int, float]], tokenizer: Any) -> dict[str, Any]:
-    """Hold a model to an answer: up to where they part the two have read the same, so one pass tells all its choices.
+def compare_answer(
+    trained: "PreTrainedModel",
+    prompt: list[int],
+    served: Sequence[Mapping[int, float]],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Compared:
+    """Compare a model with an answer of llama-server's, see `answer`. One pass of the model tells all its choices.
 
-    Returns {"same": steps alike, "gap": the largest between log-probabilities of a token both chose, "divergence"}.
+    One pass is enough, since up to the first difference both have read the same tokens. Raises Failed when the model
+    computes NaN.
     """
-    import torch
-
-    chosen = [next(iter(step)) for step in said]
-    with torch.inference_mode():
-        read = torch.tensor([[*prompt, *chosen[:-1]]])
-        logits = whole(input_ids=read, logits_to_keep=len(chosen)).logits[0]
-    own = torch.log_softmax(logits.float(), dim=-1)
+    chosen = [next(iter(step)) for step in served]
+    own = log_probabilities(trained, prompt, chosen)
     gap = 0.0
-    for step, (token, theirs) in enumerate(zip(chosen, said, strict=True)):
+    for step, (token, theirs) in enumerate(zip(chosen, served, strict=True)):
         mine = int(own[step].argmax())
         if mine != token:
             apart = [float(own[step, mine] - own[step, token])]
             if not math.isnan(theirs[token]):
                 apart.append(theirs[token] - theirs.get(mine, -math.inf))
-            divergence = {
+            divergence: Divergence = {
                 "step": step,
                 "near_tie": max(apart) <= TIE,
                 "before": text(tokenizer, [*prompt, *chosen[:step]][-AROUND:]),
-                "transformers": chance(mine, float(own[step, mine]), theirs.get(mine), tokenizer),
-                "llama-server": chance(token, float(own[step, token]), theirs[token], tokenizer),
+                "transformers": choice(mine, float(own[step, mine]), theirs.get(mine), tokenizer),
+                "llama-server": choice(token, float(own[step, token]), theirs[token], tokenizer),
             }
             return {"same": step, "gap": round(gap, 4), "divergence": divergence}
         if not math.isnan(theirs[token]):
@@ -146,14 +211,29 @@ def follow(whole: Any, prompt: list[int], said: Sequence[Mapping[int, float]], t
     return {"same": len(chosen), "gap": round(gap, 4), "divergence": None}
 
 
-def chance(token: int, mine: float, theirs: float | None, tokenizer: Any) -> dict[str, Any]:
-    """A side's choice and the probability that each side gives it (None: not among llama-server's likeliest)."""
+def log_probabilities(trained: "PreTrainedModel", prompt: list[int], answer: list[int]) -> "torch.Tensor":
+    """What a model gives each token at each step of an answer, float32 (steps, vocabulary).
+
+    Raises Failed when it computes NaN.
+    """
+    import torch
+
+    with torch.inference_mode():
+        read = torch.tensor([[*prompt, *answer[:-1]]])
+        logits = trained(input_ids=read, logits_to_keep=len(answer)).logits[0]
+    if logits.isnan().any():
+        raise Failed(f"the base with its adapter, in transformers, {BROKEN}")
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def choice(token: int, mine: float, theirs: float | None, tokenizer: "PreTrainedTokenizerBase") -> Choice:
+    """A token by the log-probabilities that transformers (`mine`) and llama-server (`theirs`) give it."""
     served = None if theirs is None or math.isnan(theirs) else round(math.exp(theirs), 4)
-    both = {"transformers": round(math.exp(mine), 4), "llama-server": served}
+    both: dict[str, float | None] = {"transformers": round(math.exp(mine), 4), "llama-server": served}
     return {"id": token, "text": text(tokenizer, [token]), "probability": both}
 
 
-def words(found: Mapping[str, Any]) -> str:
+def words(found: Answers) -> str:
     """What was found, in one line."""
     line = f"{found['same']} of {found['prompts']} greedy answers the same for {found['steps']} tokens"
     parted = found["first_divergence"]
@@ -162,7 +242,7 @@ def words(found: Mapping[str, Any]) -> str:
     told = [
         f"{side} says {each['text']!r} (probability {each['probability']['transformers']} in transformers, "
         f"{each['probability']['llama-server']} in llama-server)"
-        for side, each in ((side, parted[side]) for side in ("transformers", "llama-server"))
+        for side, each in (("transformers", parted["transformers"]), ("llama-server", parted["llama-server"]))
     ]
     kind = "a near tie" if parted["near_tie"] else "not a near tie"
     where = f"prompt {parted['prompt']}, step {parted['step']}, after {parted['before']!r}"

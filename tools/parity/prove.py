@@ -1,50 +1,61 @@
 """A proof of parity: of a recipe's model before it gets its name, or of a GGUF that we did not make."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired
 
 import orjson
 
 from tools import BadInput, Failed
 from tools.core import chat_template, files, progress, run_folder, trajectory
+from tools.core.trajectory import Episode, Message
 from tools.gguf import base, header, llamacpp, lora
 from tools.parity import compare, greedy
 from tools.recipes.recipe import read_recipe
+
+if TYPE_CHECKING:
+    from ollama import Client
+    from transformers import PreTrainedTokenizerBase
+
+    from tools.serving.ollama import Spec
 
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
 
 
+class Parity(compare.Compared):
+    """parity.json: what was found of tokens and, where they were compared too, of answers."""
+
+    greedy: NotRequired[greedy.Answers]
+
+
 @contextlib.contextmanager
 def sides(
-    client: Any, wanted: Any, tokenizer: Any, episode: list[compare.Message]
-) -> Iterator[tuple[Any, list[compare.Side]]]:
+    client: "Client | None", wanted: "Spec", tokenizer: "PreTrainedTokenizerBase", episode: list[Message]
+) -> "Iterator[tuple[Spec, list[compare.Side]]]":
     """Every server of a model (ollama.Spec), ready to be asked: llama-server and, with a client, Ollama.
 
-    Ollama has the model as NAME-trial for as long as the `with` lasts, made as choose_template.settle says (see there
-    for `tokenizer` and `episode`): the spec of it is given too, without a client the wanted one.
+    Ollama has the model as NAME-trial for as long as the `with` lasts. Its spec is given too, or the wanted one without
+    a client. `tokenizer`, `episode`: see choose_template.create_with_right_prompts. Raises Failed where a server fails.
     """
     from tools.parity import choose_template
     from tools.serving import ollama
 
     with llamacpp.server(wanted.gguf, int(wanted.parameters["num_ctx"])) as url:
         if client is None:
-            yield wanted, [compare.llama_server(url)]
+            yield wanted, [compare.llama_server_side(url)]
             return
         name = f"{wanted.name}-trial"
         try:
-            tried = choose_template.settle(client, replace(wanted, name=name), tokenizer, episode)
-            yield tried, [compare.llama_server(url), compare.ollama(client, name, url, wanted.system)]
+            tried = choose_template.create_with_right_prompts(client, replace(wanted, name=name), tokenizer, episode)
+            yield tried, [compare.llama_server_side(url), compare.ollama_side(client, name, url, wanted.system)]
         finally:
             ollama.remove(client, name)
 
 
-def tokens(
-    this: run_folder.Run, source: Path, seen: list[compare.Side], test_set: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
+def tokens(this: run_folder.Run, source: Path, seen: list[compare.Side], test_set: Iterable[Episode]) -> Parity:
     """Compare the tokens of a run's training with those of each server; parity.json says the outcome too.
 
     `source`: the folder with the tokenizer and chat template of training. Where no recipe of ours trained, it is taken
@@ -55,58 +66,57 @@ def tokens(
     if this.recipe.exists():
         asrun = read_recipe(this.recipe).settings
         base_model, entry = Path(asrun["base_model"]), asrun["datasets"][0]
-        found = compare.prove(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
+        found = compare.compare_with_training(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
     else:
-        found = compare.prove(talks, source, seen, tokenizer=tokenizer)
+        found = compare.compare_with_training(talks, source, seen, tokenizer=tokenizer)
     files.write_json(this.parity, found)
-    return found
+    return Parity(**found)
 
 
 def answers(
-    folder: Path, adapter: Path | None, gguf: Path, test_set: Iterable[Mapping[str, Any]], log: Path | None = None
-) -> dict[str, Any]:
-    """Compare greedy answers of transformers and llama-server: see greedy.check. `gguf`: in 16 bits, of that adapter.
+    folder: Path, adapter: Path | None, gguf: Path, test_set: Iterable[Episode], log: Path | None = None
+) -> greedy.Answers:
+    """Compare greedy answers of transformers and llama-server: see greedy.compare_answers.
 
-    Raises BadInput for a quantised GGUF, and where memory is too short.
+    `gguf`: the base with that adapter, in 16 bits. Raises BadInput for a quantised GGUF, and where memory is too short.
     """
     if not greedy.unquantised(gguf):
         raise BadInput(f"{gguf}: quantised, so its answers differ; give the f16 GGUF, or --no-greedy")
     tokenizer = chat_template.tokenizer(adapter or folder)
     talks = compare.conversations(test_set, tokenizer)[: compare.COUNT]
-    asked = compare.prompts(talks, compare.transformers(tokenizer), greedy.PROMPTS)
+    asked = compare.prompts(talks, compare.transformers_side(tokenizer), greedy.PROMPTS)
     # One after the other in memory would be slower, not smaller: the server maps its file.
     with llamacpp.server(gguf, CONTEXT, log=log) as url:
         with progress.step("parity: loading the base and its adapter in transformers"):
-            whole = greedy.model(folder, adapter)
-        return greedy.check(whole, url, asked, tokenizer)
+            trained = greedy.model(folder, adapter)
+        return greedy.compare_answers(trained, url, asked, tokenizer)
 
 
-def of_file(
-    gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: str, with_answers: bool
-) -> dict[str, Any]:
-    """Check a GGUF that we did not make against the base that it came from: what parity.prove returns, and "greedy".
+def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: str, with_answers: bool) -> Parity:
+    """Compare a GGUF that we did not make with the base that it came from: its tokens and, if asked, its answers.
 
     `name`: the base, a folder or a hub id, of which its tokenizer alone is needed, unless answers are compared.
-    `data`: conversations, one a line. `adapter`: one that is in the GGUF. `in_ollama`: a model's name there.
+    `data`: conversations, one a line. `adapter`: one that is in the GGUF. `in_ollama`: a model's name there. Raises
+    BadInput for what of these cannot be used, Failed where a server fails.
     """
     from tools.serving import ollama
 
     folder = base.tokenizer_folder(name)
     if not gguf.is_file():
         raise BadInput(f"{gguf}: no such file")
-    found_header = header.read(gguf)
+    found_header = header.metadata(gguf)
     if adapter:
-        lora.check(adapter)
+        lora.check_adapter(adapter)
     tokenizer = chat_template.tokenizer(adapter or folder)
     chat_template.check_gguf(found_header, str(gguf))  # llama-server tries it too, and has no limits.
     talks = compare.conversations(trajectory.read(data), tokenizer)
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(llamacpp.server(gguf, 512, log=log_of(gguf)))
-        seen = [compare.llama_server(url)]
+        seen = [compare.llama_server_side(url)]
         if in_ollama:
             client = stack.enter_context(ollama.session()).client
-            seen.append(compare.ollama(client, in_ollama, url))
-        found = compare.prove(talks, adapter or folder, seen, tokenizer=tokenizer)
+            seen.append(compare.ollama_side(client, in_ollama, url))
+        found = Parity(**compare.compare_with_training(talks, adapter or folder, seen, tokenizer=tokenizer))
     if found["equal"] and with_answers:
         found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
     return found
@@ -118,7 +128,7 @@ def log_of(gguf: Path) -> Path:
     return run_folder.outputs() / "parity" / f"{gguf.stem}-{name}.log"
 
 
-def tell(found: Mapping[str, Any], as_json: bool) -> None:
+def print_result(found: Parity, as_json: bool) -> None:
     """Print what was found. Raises Failed, so that the exit status is 1, for a difference."""
     if as_json:
         print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
@@ -128,12 +138,12 @@ def tell(found: Mapping[str, Any], as_json: bool) -> None:
         print(f"training = {seen}: {found['conversations']} conversations{refused}, {found['tokens']} tokens the same")
         if "greedy" in found:
             print(greedy.words(found["greedy"]))
-    stop(found)
+    raise_if_different(found)
 
 
-def stop(found: Mapping[str, Any], so: str = "") -> None:
+def raise_if_different(found: Parity, so: str = "") -> None:
     """Raise Failed with the first difference, of tokens or of answers, where there is one."""
-    if not found["equal"]:
-        raise Failed(f"training and serving differ, {so}{compare.words(found['first_difference'])}")
-    if not found.get("greedy", found)["equal"]:
+    if first := found["first_difference"]:
+        raise Failed(f"training and serving differ, {so}{compare.words(first)}")
+    if "greedy" in found and not found["greedy"]["equal"]:
         raise Failed(f"the same prompts, other answers: {greedy.words(found['greedy'])}")

@@ -1,7 +1,7 @@
 """Model to games: the base and the tuned model play the same unseen rooms."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -12,6 +12,9 @@ from tools.core.trajectory import system_prompt
 from tools.pipeline.serving import CLASSIC, player, proof_inputs, spec
 from tools.pipeline.trained import name_of, tuned
 from tools.recipes.recipe import open_recipe
+
+if TYPE_CHECKING:
+    from tools.evaluation.play import Evaluation
 
 
 def play_games(name: str, other: str, quant: str, rooms: int, called: str) -> None:
@@ -35,7 +38,7 @@ def play_games(name: str, other: str, quant: str, rooms: int, called: str) -> No
                 continue
             with this.stage(stage, inputs), player(model, quant, who, called) as chat:
                 start = time.monotonic()
-                games = play.play_all(chat, drawn, words, title=f"{who} {quant}")
+                games = play.play_rooms(chat, drawn, words, title=f"{who} {quant}")
                 summary = play.summary(games, time.monotonic() - start)
                 turns = [{"role": "system", "content": words}, {"role": "user", "content": CLASSIC}]
                 with progress.step(f"{who} {quant}: one more answer, to the first prompt that people try"):
@@ -45,7 +48,7 @@ def play_games(name: str, other: str, quant: str, rooms: int, called: str) -> No
     Console().print(report.table(evaluations(this)))
 
 
-def evaluations(this: Run) -> list[dict[str, Any]]:
+def evaluations(this: Run) -> "list[Evaluation]":
     """All games of a run: the base first, then by quantisation."""
     return [orjson.loads(item.read_bytes()) for item in sorted(this.folder.glob("eval-*.json"))]
 

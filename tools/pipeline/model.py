@@ -1,7 +1,8 @@
 """Adapter to files: GGUFs in any quantisation and what each costs, the adapter alone, the merged model."""
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,9 @@ def make_gguf(name: str, other: str, quants: str, adapter: str = "", guided: boo
     wanted = list(dict.fromkeys(convert.check_quant(each) for each in quants.split()))
     model = tuned(name, other, adapter)
     inputs = {key: model.hashes.get(key, "") for key in ("adapter", "base", *(["data"] if guided else []))}
-    before = f16_files(model.run)
-    with model.run.held("gguf"):
+    told = contextlib.nullcontext() if "F16" in wanted else f16_told(model.run)
+    with told, model.run.held("gguf"):
         make_missing(model, inputs, wanted, guided)
-    if "F16" not in wanted:
-        tell_f16(model.run, before)
 
 
 def make_missing(model: Tuned, inputs: dict[str, Any], wanted: Sequence[str], guided: bool) -> None:
@@ -50,20 +49,25 @@ def make_missing(model: Tuned, inputs: dict[str, Any], wanted: Sequence[str], gu
             for who, folder in (("tuned", model.adapter), ("base", None)):
                 file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
                 guide = imatrix_of(model.run, who) if guided and quant not in convert.UNQUANTISED else None
-                convert.build(model.base, folder, file, quant, model.metadata, f16, guide)
+                convert.build_gguf(model.base, folder, file, quant, model.metadata, f16, guide)
+
+
+@contextlib.contextmanager
+def f16_told(this: Run) -> Iterator[None]:
+    """Say at the end, after an error too, which F16 GGUFs were made on the way and stay: path and size."""
+    before = f16_files(this)
+    try:
+        yield
+    finally:
+        for file in f16_files(this):
+            if file not in before:
+                size = file.stat().st_size / 1e6
+                print(f"{file}: {size:,.0f} MB, kept for the next quantisation; you may remove it", file=sys.stderr)
 
 
 def f16_files(this: Run) -> list[Path]:
     """The F16 GGUFs of a run that are there, of the tuned model and of the base."""
     return [file for file in (this.gguf("F16", who) for who in ("tuned", "base")) if file.exists()]
-
-
-def tell_f16(this: Run, before: Sequence[Path]) -> None:
-    """Say which F16 GGUFs were made on the way to something else, and stay; those there `before` are no news."""
-    if made := [file for file in f16_files(this) if file not in before]:
-        names, size = " and ".join(file.name for file in made), sum(file.stat().st_size for file in made) / 1e6
-        stay = f"{'stay' if len(made) > 1 else 'stays'} for the next quantisation: {size:,.0f} MB"
-        print(f"{names} {stay}; remove {'them' if len(made) > 1 else 'it'} if the disk is short", file=sys.stderr)
 
 
 def imatrix_of(this: run_folder.Run, who: str) -> Path:
@@ -75,7 +79,7 @@ def imatrix_of(this: run_folder.Run, who: str) -> Path:
         raise BadInput(f"{this.folder}: no recipe of ours, so no training conversations to measure what matters by")
     f16, out = this.gguf("F16", who), this.imatrix(who)
     if not out.exists() or out.stat().st_mtime < f16.stat().st_mtime:
-        imatrix.make(f16, read_recipe(this.recipe).data, chat_template.tokenizer(this.adapter), out)
+        imatrix.make_imatrix(f16, read_recipe(this.recipe).data, chat_template.tokenizer(this.adapter), out)
     return out
 
 
@@ -90,7 +94,7 @@ def merge_adapter(name: str, other: str) -> Path:
             print(f"{this.merged}: already merged of this adapter")
             return this.merged
         with this.stage("merge", inputs):
-            merge.merge(model.base, model.adapter, this.merged)
+            merge.merge_to_folder(model.base, model.adapter, this.merged)
     print(f"{this.merged}: merged")
     return this.merged
 
@@ -117,23 +121,23 @@ def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int,
     """
     from rich.console import Console
 
-    from tools.gguf import convert
-    from tools.gguf import perplexity as score
+    from tools.gguf import convert, perplexity
 
     names = [each for each in map(convert.check_quant, quants.split()) if each != "F16"]
     this, held_out = open_recipe(name).run, Path(data) if data else trajectory.TEST_DATA
-    before = f16_files(this)
-    make_gguf(name, other, "F16")
-    make_gguf(name, other, " ".join(names), guided=guided)
-    made = {quant: this.gguf(quant) for quant in names}
-    inputs = {quant: files.sha256(file) for quant, file in {"F16": this.gguf("F16"), **made}.items()}
-    inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
-    with this.held("quality"):
-        if not this.done("quality", inputs) or not this.quality.exists():
-            with this.stage("quality", inputs) as notes, progress.step("quality"):
-                tokenizer = chat_template.tokenizer(this.adapter)
-                found = score.compare(this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks)
-                files.write_json(this.quality, found)
-                notes |= {"tokens": found["tokens"]}
-    Console().print(score.table(orjson.loads(this.quality.read_bytes())["models"]))
-    tell_f16(this, before)
+    with f16_told(this):
+        make_gguf(name, other, "F16")
+        make_gguf(name, other, " ".join(names), guided=guided)
+        made = {quant: this.gguf(quant) for quant in names}
+        inputs = {quant: files.sha256(file) for quant, file in {"F16": this.gguf("F16"), **made}.items()}
+        inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
+        with this.held("quality"):
+            if not this.done("quality", inputs) or not this.quality.exists():
+                with this.stage("quality", inputs) as notes, progress.step("quality"):
+                    tokenizer = chat_template.tokenizer(this.adapter)
+                    found = perplexity.score_quants(
+                        this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks
+                    )
+                    files.write_json(this.quality, found)
+                    notes |= {"tokens": found["tokens"]}
+    Console().print(perplexity.table(orjson.loads(this.quality.read_bytes())["models"]))

@@ -15,7 +15,7 @@ from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, quote, run_folder
 from tools.core.trajectory import test_set
 from tools.gguf import base
-from tools.pipeline.model import f16_files, make_adapter_gguf, make_gguf, merge_adapter, tell_f16
+from tools.pipeline.model import f16_told, make_adapter_gguf, make_gguf, merge_adapter
 from tools.pipeline.trained import Tuned, name_of, tuned
 from tools.recipes.recipe import open_recipe
 
@@ -107,13 +107,13 @@ def player(
             if who == "tuned":
                 publish(None, model, wanted)
             context = int(wanted.parameters["num_ctx"])
-            yield play.openai(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
+            yield play.openai_chat(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
             return
         if who == "tuned":
             publish(session.client, model, wanted, force)
         else:
             server.create(session.client, wanted)
-        yield play.ollama(session.client, wanted.name)
+        yield play.ollama_chat(session.client, wanted.name)
 
 
 def publish(client: Any, model: Tuned, wanted: Any, force: bool = False) -> None:
@@ -150,13 +150,13 @@ def prove_and_name(client: Any, model: Tuned, wanted: Any, force: bool) -> None:
         prove.sides(client, wanted, tokenizer, episode) as (tried, seen),
     ):
         found = prove.tokens(this, model.tokenizer, seen, test_set())
-        prove.stop(found, "so the model gets no name: ")
+        prove.raise_if_different(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
         if client is not None:
             notes |= {"template": tried.family or "in the GGUF"}
             asked = {"the first prompt": first, "an observation": episode[:4]}
             with progress.step(f"Ollama: trying whether the answers of {tried.name} end"):
-                notes["ends"] = choose_template.ends(client, tried.name, asked, force)
+                notes["ends"] = choose_template.answers_end(client, tried.name, asked, force)
         files.write(this.modelfile, server.modelfile(replace(tried, name=wanted.name)).encode())
         if why := quote.not_in_modelfile(wanted.system or ""):
             print(f"{this.modelfile}: without the system prompt, which has {why}; Ollama has it", file=sys.stderr)
@@ -190,13 +190,12 @@ def check_parity(
         _, seen = stack.enter_context(prove.sides(client, wanted, tokenizer, episode))
         found = prove.tokens(this, model.tokenizer, seen, test_set())
     if answers and found["equal"]:
-        before = f16_files(this)
-        with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
-            make_gguf(name, other, "F16", adapter)
-        found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), test_set())
-        files.write_json(this.parity, found)
-        tell_f16(this, before)
-    prove.tell(found, as_json)
+        with f16_told(this):
+            with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
+                make_gguf(name, other, "F16", adapter)
+            found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), test_set())
+            files.write_json(this.parity, found)
+    prove.print_result(found, as_json)
 
 
 def proof_inputs(wanted: Any) -> dict[str, str]:
@@ -256,7 +255,7 @@ def give_adapter_to_ollama(name: str, other: str, quant: str, model: str, over: 
     file, trained = make_adapter_gguf(name, other), tuned(name, other)
     this, file_of = trained.run, trained.run.gguf
     if not over and not file_of(quant, "base").exists():
-        convert.build(trained.base, None, file_of(quant, "base"), quant, trained.metadata, file_of("F16", "base"))
+        convert.build_gguf(trained.base, None, file_of(quant, "base"), quant, trained.metadata, file_of("F16", "base"))
     wanted = replace(spec(trained, quant, "base", model, not over), adapter=file, base=over)
     wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
     with this.held("ollama"), server.session() as session:
@@ -338,5 +337,5 @@ def write_exports(name: str, other: str, quant: str, model: str, to: Sequence[st
         stop=wanted.stop[0],
     )
     for place in places:
-        command = export.write(exported, place)
+        command = export.export_folder(exported, place)
         print(f"{this.folder / 'export' / place}\n  {command}")

@@ -56,7 +56,7 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
     Raises BadInput when there is none, Failed when its base cannot be had.
     """
     if adapter:
-        return foreign(Path(adapter), other)
+        return of_adapter(Path(adapter), other)
     recipe = open_recipe(name, base=other)
     this = recipe.run
     if not this.adapter.exists():
@@ -68,14 +68,14 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
     return Tuned(this, recipe.name, served, this.adapter, source, recipe.base, hashes, length, words)
 
 
-def foreign(folder: Path, other: str) -> Tuned:
+def of_adapter(folder: Path, other: str) -> Tuned:
     """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
     from tools.gguf import lora
     from tools.serving import ollama
     from tools.training import run_axolotl
 
     name = quote.plain_name(folder.resolve().name, "an adapter")
-    config = lora.check(folder)
+    config = lora.check_adapter(folder)
     called = other or str(config.get("base_model_name_or_path") or "")
     if not called:
         raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")

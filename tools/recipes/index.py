@@ -63,7 +63,7 @@ def number(value: float) -> str:
     return re.sub(r"\.?0*e-0*", "e-", f"{value:e}") if 0 < value < 1e-2 else f"{value:g}"
 
 
-def assignments(keys: Mapping[str, Any]) -> str:
+def assignments(keys: Mapping[str, object]) -> str:
     """A recipe's keys with their values as SET= takes them: texts bare, all else as JSON, which is YAML."""
     written = {key: value if isinstance(value, str) else orjson.dumps(value).decode() for key, value in keys.items()}
     return " ".join(f"{key}={value}" for key, value in written.items())

@@ -84,7 +84,7 @@ def tokens_of(folder: Path) -> dict[str, str | tuple[str, ...]]:
     written = str(tokenizer.bos_token)
     for talk in (turns, turns[1:]):  # Some models have no template, some of these no system message.
         with contextlib.suppress(TemplateError, ValueError):
-            written += tokenizer.apply_chat_template(talk, tokenize=False)
+            written += str(tokenizer.apply_chat_template(talk, tokenize=False))
     ends = [*base.end_texts(folder), *named_in_config(folder, tokenizer)]
     eos = end_of_turn(written, ends)
     if not eos:

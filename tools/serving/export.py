@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ LLAMA_SERVER = {
 class Model:
     """A finished run to be exported: its folder, the model's name, and what a server must be told of it.
 
-    `merged`: the whole model as a Hugging Face folder. `gguf`, `quant`: the quantised one. `sampling`: as Ollama names
+    `merged`: base and adapter as a Hugging Face folder. `gguf`, `quant`: the quantised one. `sampling`: as Ollama names
     the parameters. `stop`: the token that ends an answer. `base_hub`: the base model's id on the hub.
     """
 
@@ -140,8 +140,8 @@ def chosen(names: list[str]) -> list[str]:
     return names or list(WRITERS)
 
 
-def write(model: Model, to: str) -> str:
-    """Write export/<to>/ in the run's folder, whole; the command that goes with it.
+def export_folder(model: Model, to: str) -> str:
+    """Write export/<to>/ in the run's folder; the command that goes with it.
 
     Raises BadInput for a model's name that Ollama would not get from us either.
     """
@@ -171,9 +171,9 @@ def card(model: Model) -> str:
         "data": Path(settings["datasets"][0]["path"]).name,
         "data_hash": found["data"],
         "settings": {title: settings[key] for key, title in SETTINGS.items() if key in settings},
-        "parity": read(model.this.parity),
+        "parity": json_or_none(model.this.parity),
         "played": played,
-        "models": (read(model.this.folder / "quality.json") or {}).get("models"),
+        "models": (json_or_none(model.this.folder / "quality.json") or {}).get("models"),
         "stop": model.stop,
         "system": model.system,
         "servers": hub_commands(model),
@@ -192,8 +192,8 @@ def hub_commands(model: Model) -> str:
     return "\n".join(shlex.join([*command, "--host", HERE]) for command in commands)
 
 
-def front_matter(model: Model, known: catalog.Model | None, played: list[dict[str, Any]]) -> str:
-    """The card's head in YAML, of what the hub's own library checked."""
+def front_matter(model: Model, known: catalog.Model | None, played: Sequence[Mapping[str, Any]]) -> str:
+    """The card's head in YAML, of what the hub's own library checked. `played`: what eval-*.json hold."""
     from huggingface_hub import EvalResult, ModelCardData
 
     licence = known.licence if known else "the base model's own"
@@ -232,8 +232,8 @@ def provenance_name(model: Model) -> str:
     return f"{model.this.folder.parent.name}/{model.this.folder.name}"
 
 
-def read(path: Path) -> Any:
-    """What a JSON file holds, None where there is none."""
+def json_or_none(path: Path) -> dict[str, Any] | None:
+    """What a JSON file of ours holds, None where there is none."""
     return orjson.loads(path.read_bytes()) if path.exists() else None
 
 
@@ -246,7 +246,7 @@ def link(source: Path, to: Path) -> None:
     shutil.copy2(source, to)
 
 
-def script(path: Path, template: str, facts: Mapping[str, Any]) -> None:
+def script(path: Path, template: str, facts: Mapping[str, object]) -> None:
     """Write a script that can be run."""
     path.write_text(templates.template(f"export/{template}").render(facts), encoding="utf-8")
     path.chmod(0o755)

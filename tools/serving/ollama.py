@@ -17,13 +17,12 @@ from urllib.parse import urlsplit
 from tools import BadInput, Failed
 from tools.core import files, progress, quote, run_folder, templates
 from tools.core.process import following
+from tools.core.trajectory import Message
 from tools.gguf import llamacpp
 
 if TYPE_CHECKING:
     import httpx
     from ollama import Client
-
-Message = dict[str, str]
 
 VERSION = "0.34.2"
 # Every model of ours is called so: what a user's own Ollama holds besides is never touched.
@@ -31,7 +30,7 @@ PREFIX = "react-"
 # Conversations that an Ollama of ours answers at a time.
 PARALLEL = 4
 # Seconds that a program has to say whether it is Ollama.
-PATIENCE = 5.0
+ANSWER_SECONDS = 5.0
 TEMPLATES = templates.TEMPLATES / "ollama"
 
 
@@ -120,7 +119,7 @@ def install() -> Path | None:
 
 
 def compile_ollama() -> Path | None:
-    """Build the pinned version into `home()`, whole; None, and a line that says why, when that cannot be."""
+    """Build the pinned version into `home()`; None, and a line that says why, when that cannot be."""
     if shutil.which("go") is None:
         print("Ollama is not installed and there is no Go to build it: llama-server takes its place.", file=sys.stderr)
         return None
@@ -221,7 +220,10 @@ def users_own() -> str | None:
 
 
 def address(host: str) -> str:
-    """The URL of an OLLAMA_HOST setting, read as Ollama reads it: scheme, host and port may each be left out."""
+    """The URL of an OLLAMA_HOST setting, read as Ollama reads it: scheme, host and port may each be left out.
+
+    Raises BadInput for what is no address.
+    """
     scheme, _, rest = host.rpartition("://")
     parts = urlsplit(f"//{rest.rstrip('/')}")
     try:
@@ -239,7 +241,7 @@ def answer_of(url: str) -> dict[str, Any]:
     import httpx
 
     try:
-        value = httpx.get(url, timeout=PATIENCE, trust_env=False).json()
+        value = httpx.get(url, timeout=ANSWER_SECONDS, trust_env=False).json()
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise ConnectionError(str(error)) from error
     except (httpx.HTTPError, ValueError):
@@ -358,7 +360,7 @@ def unload(client: "Client", digest: str) -> None:
 
     Ollama (0.34) lets one serve any other model of the same file too, with the template that it was started with.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < deadline:
         running = (each.model or "" for each in client.ps().models)
         if not (same := [each for each in running if made_of(client, each, digest)]):
@@ -415,7 +417,7 @@ def remove(client: "Client", name: str) -> bool:
 
 
 def render(client: "Client", name: str, messages: list[Message], think: bool | None = None) -> str:
-    """The prompt that Ollama makes of messages (role, content), whole, whatever num_ctx is. Raises Failed.
+    """The prompt that Ollama makes of messages (role, content), uncut, whatever num_ctx is. Raises Failed.
 
     `think`: the switch of models that have one; None leaves it to Ollama.
     """
@@ -475,8 +477,8 @@ def failures(client: "Client", name: str) -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
-        mend = "; `make setup` builds llama-quantize, which does" if "quantization is only" in error.error else ""
-        raise Failed(f"Ollama, {name}: {error.error}{mend}") from error
+        fix = "; `make setup` builds llama-quantize, which does" if "quantization is only" in error.error else ""
+        raise Failed(f"Ollama, {name}: {error.error}{fix}") from error
     except httpx.HTTPStatusError as error:
         raise Failed(f"Ollama, {name}: {error.response.text.strip()[:300]}") from error
     except (httpx.HTTPError, ConnectionError) as error:

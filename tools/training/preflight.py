@@ -90,7 +90,8 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
     """
     episodes = read(recipe)
     if isinstance(base, Path) and with_its_own_template(recipe):
-        chat_template.check(chat_template.written(base), str(base), {})  # Before Axolotl, which takes 10 s to load.
+        # Before Axolotl, which takes 10 s to load.
+        chat_template.check_templates(chat_template.written(base), str(base), {})
     findings = [
         Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "use the key that it names")
         for text in schema.validate(recipe)

@@ -463,10 +463,10 @@ def test_an_array_in_any_pieces_is_cut_into_its_elements(
     data = json.dumps(rows, indent=indent, ensure_ascii=False).encode()
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     found = []
-    for kind, chunk in chunks.array(iter(pieces)):
-        assert kind != "fault"
-        if kind == "array":
-            found += [json.loads(chunk[0][begin:end]) for begin, end in chunk[1]]
+    for chunk in chunks.array(iter(pieces)):
+        assert not isinstance(chunk, chunks.Fault)
+        if isinstance(chunk, chunks.Elements):
+            found += [json.loads(chunk.data[begin:end]) for begin, end in chunk.spans]
     assert found == rows
 
 

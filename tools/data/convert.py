@@ -21,7 +21,7 @@ from tools.core import files, progress, quote, run_folder
 from tools.data import formats
 from tools.data.formats import worker
 from tools.data.formats.source import Source
-from tools.data.formats.worker import Made, Task
+from tools.data.formats.worker import Job, Made, Range, Task
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".log")
 PACKED = (".gz", ".zst")
@@ -71,6 +71,11 @@ class Output:
     def put(self, data: bytes) -> None:
         """Write data of ours."""
         worker.put(self.handle, self.engine.compress(data) if self.engine else worker.packed(data, self.packed))
+
+    def put_after(self, data: bytes, before: bytes) -> None:
+        """Write data, if there are any, after the bytes `before`."""
+        if data:
+            self.put(before + data)
 
     def close(self) -> None:
         """Write what the compression still holds."""
@@ -249,84 +254,97 @@ def by_this_process(sources: list[Source], output: Output, task: Task) -> Genera
     """What each chunk became, made here."""
     read = 0
     for source in sources:
-        for kind, data in source.jobs(ranges=False):
-            made = worker.convert(source.format, kind, data, task, read)
+        for job in source.jobs(ranges=False):
+            assert not isinstance(job, Range)
+            made = worker.convert_chunk(source.format, job, task, read)
             read += made.read
-            yield source, made, partial(written_here, output, made.data)
+            yield source, made, partial(output.put_after, made.data)
 
 
-def written_here(output: Output, data: bytes, before: bytes) -> None:
-    """Write what was made here."""
-    if data:
-        output.put(before + data)
+class Worker:
+    """A process that makes something of one job at a time, and writes it when told (worker.serve)."""
+
+    def __init__(self, output: Output, task: Task) -> None:
+        path = [str(run_folder.ROOT), *(each for each in sys.path if each)]
+        self.output = output
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-c", START.format(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[output.handle],
+            env=os.environ | MEMORY,
+            process_group=0,  # Ctrl-C is for us; we end it.
+        )
+        self.tell((output.handle, astuple(task)))
+
+    def start(self, source: Source, job: Job) -> None:
+        """Give it a job. Raises Failed, as all that follows, when the process has gone."""
+        self.tell((source.format, type(job).__name__, tuple(job)))
+
+    def made(self) -> Made:
+        """What it made of its job."""
+        return Made(*self.told())
+
+    def write(self, made: Made, before: bytes) -> None:
+        """Have it write what it made, after the bytes `before`. Raises OSError where it could not."""
+        if self.output.packed == "zst":  # one frame, which we write
+            self.tell(None)
+            self.output.put(before + made.data)
+            return
+        self.tell(worker.packed(before, self.output.packed))
+        if number := self.told():
+            raise OSError(number, os.strerror(number))
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def tell(self, value: Any) -> None:
+        """Send it anything that marshal writes."""
+        assert self.process.stdin
+        try:
+            marshal.dump(value, self.process.stdin)
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self.gone() from error
+
+    def told(self) -> Any:
+        """The next value that it sends."""
+        assert self.process.stdout
+        try:
+            return marshal.load(self.process.stdout)
+        except EOFError as error:
+            raise self.gone() from error
+
+    def gone(self) -> Failed:
+        """What to say when the process has gone."""
+        status = self.process.wait()
+        return Failed(f"a process of the conversion ended (status {status}); run the same command again")
 
 
 def by_processes(sources: list[Source], output: Output, task: Task) -> Generator[Result]:
     """What each chunk became, in order, made by processes; each writes its own when `write` is called."""
-    command = [sys.executable, "-S", "-c", START.format([str(run_folder.ROOT), *(each for each in sys.path if each)])]
-    count = min(WORKERS, len(os.sched_getaffinity(0)))
-    workers: list[subprocess.Popen[bytes]] = []
+    workers: list[Worker] = []
     try:
-        for _ in range(count):
-            handle = output.handle
-            each = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[handle],
-                env=os.environ | MEMORY,
-            )
-            workers.append(each)
-            tell(each, (handle, astuple(task)))
-        asked: deque[tuple[Source, subprocess.Popen[bytes]]] = deque()
-        jobs = ((source, kind, data) for source in sources for kind, data in source.jobs(ranges=True))
-        for number, (source, kind, data) in enumerate(jobs):
-            if len(asked) == count:
-                yield answer(*asked.popleft(), output)
-            tell(workers[number % count], (source.format, kind, data))
-            asked.append((source, workers[number % count]))
-        while asked:
-            yield answer(*asked.popleft(), output)
+        for _ in range(min(WORKERS, len(os.sched_getaffinity(0)))):
+            workers.append(Worker(output, task))
+        busy: deque[tuple[Source, Worker]] = deque()
+        idle = deque(workers)
+        for source, job in ((each, job) for each in sources for job in each.jobs(ranges=True)):
+            if not idle:
+                idle.append(busy[0][1])
+                yield result(*busy.popleft())
+            busy.append((source, idle.popleft()))
+            busy[-1][1].start(source, job)
+        while busy:
+            yield result(*busy.popleft())
     finally:
         for each in workers:
-            each.kill()
-            each.communicate()
+            each.end()
 
 
-def tell(process: subprocess.Popen[bytes], value: Any) -> None:
-    """Send a value to a process. Raises Failed when it has gone."""
-    assert process.stdin
-    try:
-        marshal.dump(value, process.stdin)
-        process.stdin.flush()
-    except BrokenPipeError as error:
-        raise Failed(
-            f"a process of the conversion ended (status {process.wait()}); run the same command again"
-        ) from error
-
-
-def told_by(process: subprocess.Popen[bytes]) -> Any:
-    """The next value from a process. Raises Failed when it has gone."""
-    assert process.stdout
-    try:
-        return marshal.load(process.stdout)
-    except EOFError as error:
-        raise Failed(
-            f"a process of the conversion ended (status {process.wait()}); run the same command again"
-        ) from error
-
-
-def answer(source: Source, process: subprocess.Popen[bytes], output: Output) -> Result:
-    """What a process made of its chunk."""
-    made = Made(*told_by(process))
-
-    def write(before: bytes) -> None:
-        if output.packed == "zst":
-            tell(process, None)
-            output.put(before + made.data)
-            return
-        tell(process, worker.packed(before, output.packed))
-        if number := told_by(process):
-            raise OSError(number, os.strerror(number))
-
-    return source, made, write
+def result(source: Source, worker: Worker) -> Result:
+    """What a process made of its job; it writes that before it is given the next."""
+    made = worker.made()
+    return source, made, partial(worker.write, made)

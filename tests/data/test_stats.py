@@ -75,7 +75,7 @@ def test_another_tokenizers_folder_counts(tmp_path: Path, capsys: pytest.Capture
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path / "words")
-    stats.show([str(DATA)], str(tmp_path / "words"), "", as_json=True)
+    stats.print_stats([str(DATA)], str(tmp_path / "words"), "", as_json=True)
     found = orjson.loads(capsys.readouterr().out)
     said = [turn["content"] for each in trajectory.read(DATA) for turn in each["messages"]]
     assert found["tokens"]["total"] == sum(len(each.split()) for each in said)
@@ -83,7 +83,7 @@ def test_another_tokenizers_folder_counts(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no tokenizer") as error:
-        stats.show([str(DATA)], str(tmp_path), "", as_json=True)
+        stats.print_stats([str(DATA)], str(tmp_path), "", as_json=True)
     assert "\n" not in str(error.value)
 
 

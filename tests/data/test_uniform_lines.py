@@ -90,10 +90,8 @@ def test_whatever_is_read_at_once_is_read_the_same(rows: list[dict[str, Any]]) -
 
 def test_a_file_of_ever_other_keys_does_not_fill_the_memory() -> None:
     """Beyond a bound of sets of keys, lines are left to the reader; those of sets that are known are read at once."""
-    chunks = [
-        orjson.dumps({"messages": TURNS, f"key{number}": 1}) + b"\n"
-        for number in range(2 * uniform_lines.MOST_KEY_SETS)
-    ]
+    most = uniform_lines.MOST_KEY_SETS
+    chunks = [orjson.dumps({"messages": TURNS, f"key{number}": 1}) + b"\n" for number in range(2 * most)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uniform_lines, "DECODERS", {})
         at_once = [uniform_lines.read_chunk("messages", each) is not None for each in chunks]

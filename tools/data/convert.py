@@ -1,4 +1,4 @@
-"""Any format of episodes to any other: recognised, streamed, in order, and under its name only when it is whole."""
+"""Any format of episodes to any other: recognised, streamed, in order, and under its name only when it is complete."""
 
 import contextlib
 import glob
@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -22,6 +22,9 @@ from tools.data import formats
 from tools.data.formats import worker
 from tools.data.formats.source import Source
 from tools.data.formats.worker import Job, Made, Range, Task
+
+if TYPE_CHECKING:
+    from zstandard import ZstdCompressionObj
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".log")
 PACKED = (".gz", ".zst")
@@ -44,6 +47,7 @@ class Counts:
     written: int = 0
     rows: int = 0
     kept_apart: int = 0
+    not_read: list[str] = field(default_factory=list)  # files that hold the same episodes as one that was read
     extra: dict[str, int] = field(default_factory=dict)  # keys beside the turns' roles and texts: in how many episodes
     seconds: float = 0.0
 
@@ -62,7 +66,7 @@ class Output:
 
     def __init__(self, handle: int, packed: str) -> None:
         self.handle, self.packed = handle, packed
-        self.engine: Any = None
+        self.engine: ZstdCompressionObj | None = None
         if packed == "zst":
             import zstandard
 
@@ -89,25 +93,27 @@ Result = tuple[Source, Made, Callable[[bytes], None]]  # whose, what, and what w
 def convert_files(
     inputs: list[str], out: str, task: Task, wanted: str = "", apart: str = "", force: bool = False
 ) -> Counts:
-    """Convert files, folders, globs or stdin ("-") to one file or stdout ("-"), whole or not at all.
+    """Convert files, folders, globs or stdin ("-") to one file or stdout ("-"), completely or not at all.
 
     `wanted`: the inputs' format; empty: each is recognised. `apart`: the file for episodes that the target cannot hold,
     as messages. `force`: replace what is there. Raises BadInput, with file:line, for what cannot be read, held or
     written; Failed when the disk is full.
     """
-    paths = found(inputs)
+    paths, copies = read_once(found(inputs))
     if apart and os.path.realpath(apart) == os.path.realpath(out):
         raise BadInput(f"{apart}: both OUT and --apart; name two files")
     with contextlib.ExitStack() as stack:
         handle = stack.enter_context(opened(out, force, paths))
         aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
-        return pour(paths, out, handle, aside, task, wanted)
+        counts = pour(paths, out, handle, aside, task, wanted)
+    counts.not_read = copies
+    return counts
 
 
 def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: Task, wanted: str = "") -> Counts:
     """Convert files (None: stdin) into the open file `handle`, and what the target cannot hold into `aside` (-1: none).
 
-    `task.array` and `task.packed` follow the name of `out`. Raises as `convert`.
+    `task.array` and `task.packed` follow the name of `out`. Raises as `convert_files`.
     """
     sources = [Source(path, wanted) for path in paths]
     stem, suffix = os.path.splitext(out)
@@ -144,9 +150,10 @@ def file_set(
 
     Alpaca and ShareGPT of both, the entries of dataset_info.json that tell LLaMA-Factory of them (what else stands in
     it stays), and axolotl.yaml, the `datasets:` of an Axolotl recipe. An input belongs to the test set when its name
-    says test. Raises BadInput as `convert` does, and when there are not inputs of both kinds.
+    says test. Raises BadInput as `convert_files` does, and when there are not inputs of both kinds.
     """
-    paths = [path for path in found(inputs) if path]
+    every, copies = read_once(found(inputs))
+    paths = [path for path in every if path]
     parts = {
         split: [each for each in paths if ("test" in each.name) == (split == "test")] for split in ("train", "test")
     }
@@ -154,7 +161,7 @@ def file_set(
         raise BadInput(f"{' '.join(inputs)}: needs files for training and, named test, for testing")
     info = Path(folder) / "dataset_info.json"
     known = files.read_object(info) if info.exists() else {}
-    counts = Counts()
+    counts = Counts(not_read=copies)
     with contextlib.ExitStack() as stack:
         handles = {
             (split, to): stack.enter_context(opened(f"{folder}/react_{split}_{to}.json", force, paths))
@@ -187,6 +194,8 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
     lines = [f"{out}: {counts.read} episodes read, {counts.written} written, {counts.seconds:.1f} s"]
     if counts.rows != counts.written:
         lines[0] += f", {counts.rows} rows"
+    if counts.not_read:
+        lines.append(f"not read: {', '.join(counts.not_read)}; the ShareGPT files beside them hold the same episodes")
     if apart:
         lines.append(f"{counts.kept_apart} kept apart in {apart}, as messages")
     if counts.extra:
@@ -198,8 +207,10 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
     return "\n".join(lines)
 
 
-def command(inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool, force: bool) -> None:
-    """Convert, and print the counts: on stderr when the data go to stdout."""
+def convert_and_report(
+    inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool, force: bool
+) -> None:
+    """Convert, and print the counts: on stderr when the data go to stdout. Raises as `convert_files`."""
     if task.to not in (*formats.JSON, *formats.TEXT, FILE_SET):
         raise BadInput(f"--to {task.to}: it must be one of {', '.join((*formats.JSON, *formats.TEXT, FILE_SET))}")
     if wanted not in ("", *formats.JSON, *formats.TEXT):
@@ -231,6 +242,20 @@ def found(inputs: list[str]) -> list[Path | None]:
         else:
             paths.append(path)
     return paths
+
+
+def read_once(paths: list[Path | None]) -> tuple[list[Path | None], list[str]]:
+    """The files without those that hold the same episodes as another one, and the names of these.
+
+    They are the Alpaca files of a set that `file_set` wrote, where the ShareGPT files beside them are read too.
+    """
+    copies = {
+        path.with_name(f"react_{split}_alpaca.json")
+        for split in ("train", "test")
+        for path in paths
+        if path and path.name == f"react_{split}_sharegpt.json"
+    }
+    return [path for path in paths if path not in copies], [str(path) for path in paths if path in copies]
 
 
 def is_data(name: str) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from tools import Failed
-from tools.core import catalog, progress
+from tools.core import catalog, progress, run_folder, trajectory
+from tools.core.finding import Finding
 from tools.pipeline.job import Job, base_folder
 from tools.recipes import recipe
 
@@ -29,7 +30,7 @@ def check_recipe(job: Job, force: bool = False, as_json: bool = False) -> None:
         folder: Path | str = base_folder(job.path, job.other)
     except Failed as error:
         folder = str(job.other or recipe.load(job.path)["base_model"])
-        unread = preflight.Finding(
+        unread = Finding(
             "warning",
             f"the tokens were not looked at: {error}",
             f"{job.path}:{recipe.line_of(job.path, 'base_model')}",
@@ -91,10 +92,11 @@ def train_recipe(job: Job, launch: Any, force: bool = False, resume: bool = Fals
 def submit_recipe(job: Job, launch: Any, how: str) -> None:
     """Print the command of a training (`how`: dry-run), or give it to Slurm or Ray where they are, else say how.
 
-    Raises BadInput for a recipe that Axolotl refuses.
+    Raises BadInput for a recipe that Axolotl refuses, and for data that do not begin with episodes.
     """
     from tools.training import cluster
 
+    trajectory.check_beginning(run_folder.ROOT / recipe.dataset(job.path, job.changes)["path"])
     with progress.step("loading Axolotl, which checks the recipe"):
         recipe.validate(job.path, job.changes, job.tier)
     base_model = job.other or recipe.load(job.path)["base_model"]

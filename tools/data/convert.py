@@ -99,7 +99,7 @@ def convert_files(
     as messages. `force`: replace what is there. Raises BadInput, with file:line, for what cannot be read, held or
     written; Failed when the disk is full.
     """
-    paths, copies = read_once(found(inputs))
+    paths, copies = read_once(input_files(inputs))
     if apart and os.path.realpath(apart) == os.path.realpath(out):
         raise BadInput(f"{apart}: both OUT and --apart; name two files")
     with contextlib.ExitStack() as stack:
@@ -152,7 +152,7 @@ def file_set(
     it stays), and axolotl.yaml, the `datasets:` of an Axolotl recipe. An input belongs to the test set when its name
     says test. Raises BadInput as `convert_files` does, and when there are not inputs of both kinds.
     """
-    every, copies = read_once(found(inputs))
+    every, copies = read_once(input_files(inputs))
     paths = [path for path in every if path]
     parts = {
         split: [each for each in paths if ("test" in each.name) == (split == "test")] for split in ("train", "test")
@@ -220,7 +220,7 @@ def convert_and_report(
     print(quote.visible(said, keep="\n"), file=sys.stderr if out == "-" else sys.stdout)
 
 
-def found(inputs: list[str]) -> list[Path | None]:
+def input_files(inputs: list[str]) -> list[Path | None]:
     """The files that inputs name, in order; None for stdin. Raises BadInput for one that names none."""
     paths: list[Path | None] = []
     for each in inputs:

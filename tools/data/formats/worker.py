@@ -177,7 +177,7 @@ def loaded(text: bytes) -> Row:
     again = orjson.dumps(row)
     # Most files are written as we would write them: then nothing can be missing.
     if again != text and strings(again) != strings(text):
-        raise BadInput(f"{twice(text)} stands twice in one object; keep one of them")
+        raise BadInput(f"{doubled_key(text)} stands twice in one object; keep one of them")
     return row
 
 
@@ -199,7 +199,7 @@ def strings(data: bytes) -> int:
     return data.count(b'"')
 
 
-def twice(text: bytes) -> str:
+def doubled_key(text: bytes) -> str:
     """The key that stands twice in one object of a row, in words."""
     doubled: list[str] = []
 

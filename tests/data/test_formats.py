@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tools import BadInput
 from tools.core.chunks import Lines
 from tools.data import formats
-from tools.data.formats import CannotHold, alpaca, calls, messages, sharegpt, transcript, worker
+from tools.data.formats import CannotHold, alpaca, calls, messages, messages_of, sharegpt, transcript, worker
 from tools.data.formats.worker import Task
 
 SYSTEM = {"role": "system", "content": "Solve the task."}
@@ -317,9 +317,9 @@ PLAYED = [
 ]
 
 
-def texts(text: str) -> list[list[str]]:
+def texts(text: str) -> list[list[object]]:
     """The turns' texts of each episode of a text."""
-    return [[turn["content"] for turn in each["messages"]] for _, each in transcript.episodes(text.split("\n"))]
+    return [[turn["content"] for turn in messages_of(each)] for _, each in transcript.episodes(text.split("\n"))]
 
 
 def test_the_paper_s_transcripts_are_read() -> None:
@@ -333,7 +333,7 @@ def test_alfworld_s_logs_are_read() -> None:
     log = f"\n#####\n\nEnvironment #4:\n{PAPER}\n\nSTATUS: FAIL\n\n#####\n\n#####\n\nEnvironment #5: Success\n\n#####\n"
     ((line, episode),) = transcript.episodes(log.split("\n"))
     assert (line, episode["environment"], episode["status"]) == (4, 4, "FAIL")
-    assert [turn["content"] for turn in episode["messages"]] == PLAYED
+    assert [turn["content"] for turn in messages_of(episode)] == PLAYED
 
 
 def test_the_paper_s_runs_print_acts_and_observations() -> None:

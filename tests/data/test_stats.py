@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -92,7 +92,7 @@ def test_the_tables_say_the_same(capsys: pytest.CaptureFixture[str], made: tuple
 
     found = made[0]
     found["tokens"]["longer_than"] = {int(size): count for size, count in found["tokens"]["longer_than"].items()}
-    for each in stats.tables(found):
+    for each in stats.tables(cast("stats.Stats", found)):
         Console(width=150).print(each)
     shown = capsys.readouterr().out
     assert f"{found['tokens']['total']:,}" in shown and "1,024 tokens" in shown
@@ -135,9 +135,12 @@ def test_the_page_is_read_on_a_phone_and_in_the_dark(page: Page) -> None:
 
 
 def test_names_of_the_data_are_text_on_the_page() -> None:
-    episode = {"task": "<b>&", "messages": [{"role": "assistant", "content": "Thought: a\nAction: b"}]}
-    found = stats.measure([episode], lambda messages: 3) | {"files": ["<i>.jsonl"], "tokenizer": "t"}
-    text = stats.page(found)
+    episode: dict[str, object] = {
+        "task": "<b>&",
+        "messages": [{"role": "assistant", "content": "Thought: a\nAction: b"}],
+    }
+    measured = stats.measure([episode], lambda messages: 3)
+    text = stats.page({"files": ["<i>.jsonl"], "tokenizer": "t", **measured})
     assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;&amp;" in text and "&lt;i&gt;.jsonl" in text
 
 

@@ -1,5 +1,11 @@
 """`python -m tools`."""
 
-from tools.cli import main
+import sys
+
+try:
+    from tools.cli import main
+except KeyboardInterrupt:  # Ctrl-C while libraries are imported
+    print("react-recipes: stopped", file=sys.stderr)
+    sys.exit(130)
 
 main()

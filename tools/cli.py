@@ -88,7 +88,7 @@ def lint(
     from tools.core import trajectory
     from tools.data import lint
 
-    lint.check(trajectory.paths(data), world, base, sequence_len, fail_on, fix, as_json, force)
+    lint.lint_files(trajectory.paths(data), world, base, sequence_len, fail_on, fix, as_json, force)
 
 
 @app.command()
@@ -106,7 +106,7 @@ def split(
     from tools.data import split
 
     ratios = {"train": 1 - validation - test, "validation": validation, "test": test}
-    split.split(trajectory.paths(data), out, ratios, seed, as_json, force)
+    split.split_files(trajectory.paths(data), out, ratios, seed, as_json, force)
 
 
 @app.command()
@@ -123,7 +123,7 @@ def stats(
     from tools.core import trajectory
     from tools.data import stats
 
-    stats.show(trajectory.paths(data), base, html, as_json, force)
+    stats.print_stats(trajectory.paths(data), base, html, as_json, force)
 
 
 @app.command()
@@ -154,7 +154,7 @@ def convert(
     if per not in ("episode", "step"):
         raise BadInput(f"--per {per}: it must be episode or step")
     inputs, task = trajectory.paths(paths[:-1]), Task(to, calls, per == "step", drop)
-    convert.command(inputs, paths[-1], task, wanted, apart, as_json, force)
+    convert.convert_and_report(inputs, paths[-1], task, wanted, apart, as_json, force)
 
 
 @app.command()
@@ -509,6 +509,8 @@ def main() -> None:
 
             make_variables.refuse_misspelt(flags)
         status = app(standalone_mode=False)
+        if status == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:
@@ -528,7 +530,7 @@ def main() -> None:
     except click.ClickException as error:
         stop(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        stop("stopped; the same command goes on from here", 130)
+        stop("stopped; run the same command again to go on", 130)
 
 
 def stop(why: object, status: int) -> None:

@@ -37,6 +37,14 @@ def test_reading_streams(tmp_path: Path) -> None:
     assert next(trajectory.read(tmp_path / "data.jsonl")) == GOOD
 
 
+def test_the_beginning_of_a_file_is_checked_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(lines(GOOD, GOOD) + b"no JSON\n")
+    trajectory.check_beginning(path, 2)
+    with pytest.raises(BadInput, match=re.escape(f"{path}:3: not JSON (")):
+        trajectory.check_beginning(path)
+
+
 @pytest.mark.parametrize(
     ("data", "line", "why"),
     [

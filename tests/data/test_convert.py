@@ -177,6 +177,18 @@ def test_the_classic_file_set_comes_from_one_command(tmp_path: Path) -> None:
         convert.file_set([str(DATA)], str(tmp_path / "x"), Task("llamafactory"))
 
 
+def test_the_classic_file_set_is_read_back_with_each_episode_once(tmp_path: Path) -> None:
+    folder, back = tmp_path / "set", tmp_path / "back.jsonl"
+    convert.file_set([str(run_folder.ROOT / "data")], str(folder), Task(convert.FILE_SET))
+    copies = [str(folder / f"react_{split}_alpaca.json") for split in ("test", "train")]
+    done = command(folder, back, "--to", "messages")
+    assert f"not read: {', '.join(copies)}; the ShareGPT files beside them hold the same" in done.stdout.decode()
+    both = [(run_folder.ROOT / "data" / f"{split}.jsonl").read_bytes() for split in ("test", "train")]
+    assert back.read_bytes() == b"".join(both)
+    assert to(tmp_path / "again.jsonl", *sorted(folder.glob("*.json"))[1:]).not_read == copies
+    assert to(tmp_path / "one.jsonl", copies[0]).read == 48
+
+
 GOOD = LINES[0]
 
 
@@ -357,7 +369,26 @@ def test_an_interrupted_conversion_leaves_the_old_file(tmp_path: Path) -> None:
         time.sleep(1)  # until it waits for more
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+        assert said(process.stderr.read().decode()) == ["react-recipes: stopped; run the same command again to go on"]
     assert out.read_bytes() == b"old" and {item.name for item in tmp_path.iterdir()} == {"out.jsonl"}
+
+
+def test_ctrl_c_while_several_processes_convert_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C goes to all processes of the terminal's group, at whatever moment."""
+    path = large(tmp_path)
+    path.write_bytes(path.read_bytes() * 20)
+    before = {item.name for item in tmp_path.iterdir()}
+    for _ in range(3):
+        out = tmp_path / "out.jsonl"
+        line = [*TOOLS, "convert", str(path), str(out), "--to", "sharegpt"]
+        with subprocess.Popen(line, cwd=run_folder.ROOT, stderr=subprocess.PIPE, text=True, process_group=0) as process:
+            while not list(tmp_path.glob(".*.partial*")) and process.poll() is None:
+                time.sleep(0.001)
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert said(errors) == ["react-recipes: stopped; run the same command again to go on"]
+        assert {item.name for item in tmp_path.iterdir()} == before
 
 
 def test_processes_that_are_killed_fail_the_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,10 +494,10 @@ def test_an_array_in_any_pieces_is_cut_into_its_elements(
     data = json.dumps(rows, indent=indent, ensure_ascii=False).encode()
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     found = []
-    for kind, chunk in chunks.array(iter(pieces)):
-        assert kind != "fault"
-        if kind == "array":
-            found += [json.loads(chunk[0][begin:end]) for begin, end in chunk[1]]
+    for chunk in chunks.array(iter(pieces)):
+        assert not isinstance(chunk, chunks.Fault)
+        if isinstance(chunk, chunks.Elements):
+            found += [json.loads(chunk.data[begin:end]) for begin, end in chunk.spans]
     assert found == rows
 
 

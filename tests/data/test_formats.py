@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tools import BadInput
+from tools.core.chunks import Lines
 from tools.data import formats
-from tools.data.formats import CannotHold, alpaca, calls, messages, sharegpt, transcript, worker
+from tools.data.formats import CannotHold, alpaca, calls, messages, messages_of, sharegpt, transcript, worker
 from tools.data.formats.worker import Task
 
 SYSTEM = {"role": "system", "content": "Solve the task."}
@@ -23,7 +24,7 @@ GAME: dict[str, Any] = {"id": "game-0", "messages": [SYSTEM, ROOM, STEP, SEEN, L
 
 def made(source: str, episodes: list[Any], task: Task) -> worker.Made:
     """What the episodes, one a line in the format `source`, become."""
-    return worker.convert(source, "lines", b"".join(orjson.dumps(each) + b"\n" for each in episodes), task)
+    return worker.convert_chunk(source, Lines(b"".join(orjson.dumps(each) + b"\n" for each in episodes)), task)
 
 
 def rows(source: str, episode: dict[str, Any], to: str, **how: Any) -> list[Any]:
@@ -36,13 +37,13 @@ def rows(source: str, episode: dict[str, Any], to: str, **how: Any) -> list[Any]
 def back(data: bytes, source: str) -> bytes:
     """What was written in a format, as messages again."""
     if source in formats.TEXT:
-        chunk: Any = [(line, episode) for line, episode in transcript.episodes(data.decode().split("\n"))]
-        found = worker.convert(source, "episodes", chunk, Task("messages"))
+        chunk = worker.Episodes([*transcript.episodes(data.decode().split("\n"))])
+        found = worker.convert_chunk(source, chunk, Task("messages"))
     else:
         parsed = [orjson.loads(line) for line in data.splitlines()]
         if parsed and alpaca.is_step(parsed[0]):
             data = b"".join(orjson.dumps(row) + b"\n" for row in alpaca.joined(iter(parsed)))
-        found = worker.convert(source, "lines", data, Task("messages"))
+        found = worker.convert_chunk(source, Lines(data), Task("messages"))
     assert not found.fault
     return found.data
 
@@ -119,7 +120,7 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
 @given(episode=episodes())
 def test_every_episode_comes_back_the_same_bytes(to: str, how: dict[str, Any], episode: dict[str, Any]) -> None:
     line = orjson.dumps(episode) + b"\n"
-    there = worker.convert("messages", "lines", line, Task(to, **how))
+    there = worker.convert_chunk("messages", Lines(line), Task(to, **how))
     assert not there.fault and there.read == there.written == 1
     assert back(there.data, to) == line
 
@@ -148,10 +149,10 @@ def test_what_text_can_hold_comes_back_the_same_and_the_rest_is_refused(
 def test_the_committed_episodes_are_held_by_every_format() -> None:
     data = Path("data/test.jsonl").read_bytes()
     for to, how in WAYS:
-        assert back(worker.convert("messages", "lines", data, Task(to, **how)).data, to) == data
-    plain = worker.convert("messages", "lines", data, Task("messages", drop=True)).data.splitlines()
+        assert back(worker.convert_chunk("messages", Lines(data), Task(to, **how)).data, to) == data
+    plain = worker.convert_chunk("messages", Lines(data), Task("messages", drop=True)).data.splitlines()
     for to in formats.TEXT:
-        again = back(worker.convert("messages", "lines", data, Task(to, drop=True)).data, to).splitlines()
+        again = back(worker.convert_chunk("messages", Lines(data), Task(to, drop=True)).data, to).splitlines()
         for line, other in zip(plain, again, strict=True):
             assert orjson.loads(other)["messages"] == orjson.loads(line)["messages"][1:]
 
@@ -316,9 +317,9 @@ PLAYED = [
 ]
 
 
-def texts(text: str) -> list[list[str]]:
+def texts(text: str) -> list[list[object]]:
     """The turns' texts of each episode of a text."""
-    return [[turn["content"] for turn in each["messages"]] for _, each in transcript.episodes(text.split("\n"))]
+    return [[turn["content"] for turn in messages_of(each)] for _, each in transcript.episodes(text.split("\n"))]
 
 
 def test_the_paper_s_transcripts_are_read() -> None:
@@ -332,7 +333,7 @@ def test_alfworld_s_logs_are_read() -> None:
     log = f"\n#####\n\nEnvironment #4:\n{PAPER}\n\nSTATUS: FAIL\n\n#####\n\n#####\n\nEnvironment #5: Success\n\n#####\n"
     ((line, episode),) = transcript.episodes(log.split("\n"))
     assert (line, episode["environment"], episode["status"]) == (4, 4, "FAIL")
-    assert [turn["content"] for turn in episode["messages"]] == PLAYED
+    assert [turn["content"] for turn in messages_of(episode)] == PLAYED
 
 
 def test_the_paper_s_runs_print_acts_and_observations() -> None:
@@ -401,8 +402,12 @@ def test_rows_of_steps_that_lost_one_are_refused() -> None:
         (sharegpt.read, {"conversations": [{"from": "bot", "value": "Hi"}]}, "turn 1 has no known tag"),
         (sharegpt.read, {"conversations": [{"from": "gpt", "loss": True}]}, "turn 1 has no text"),
         (sharegpt.read, {"conversations": [{"from": "gpt", "value": "Hi"}], "messages": []}, "keep one of them"),
-        (alpaca.read, {"instruction": "Hi"}, 'no "output"'),
-        (alpaca.read, {"instruction": "Hi", "output": "Ho", "history": [["a"]]}, '"history" must be'),
+        (alpaca.read, {"instruction": "Hi"}, "missing required field `output`; a row is {"),
+        (
+            alpaca.read,
+            {"instruction": "Hi", "output": "Ho", "history": [["a"]]},
+            "got 1 - at `$.history[0]`; a row is",
+        ),
         (alpaca.read, {"instruction": "Hi", "output": "Ho", "extra": {"messages": [1]}}, '"extra" holds "messages"'),
     ],
 )

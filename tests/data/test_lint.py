@@ -1,4 +1,4 @@
-"""Lint: each kind of fault is named with its line, what is good is not, and what is mended is mended safely."""
+"""Lint: each kind of fault is named with its line, what is good is not, and what is repaired is repaired safely."""
 
 import random
 import subprocess
@@ -16,6 +16,7 @@ from hypothesis import strategies as some
 from tools import BadInput, Failed
 from tools.core import run_folder, trajectory
 from tools.data import lint
+from tools.data.formats import messages_of
 from tools.gguf import base, find_base
 from tools.worlds.household import episodes, grammar, rooms, world
 
@@ -87,7 +88,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     def call(*paths: object, fail_on: str = "error", fix: object = "", as_json: bool = False) -> tuple[int, str, str]:
         status, why = 0, ""
         try:
-            lint.check(list(map(str, paths)), "auto", "", 2048, fail_on, str(fix), as_json)
+            lint.lint_files(list(map(str, paths)), "auto", "", 2048, fail_on, str(fix), as_json)
         except (BadInput, Failed) as error:
             status, why = (2 if isinstance(error, BadInput) else 1), str(error)
         return status, capsys.readouterr().out, why
@@ -200,6 +201,20 @@ def test_a_word_changed_is_a_near_duplicate_and_other_words_are_not() -> None:
     assert found[0].what.endswith("as d:1")
 
 
+def test_near_duplicates_come_in_the_order_of_the_file() -> None:
+    rng = random.Random(0)
+    texts = [[str(rng.randrange(1000)) for _ in range(80)] for _ in range(12)]
+    rows = []
+    for number in range(36):
+        words = list(texts[number % 12])
+        words[rng.randrange(80)] = "other"
+        row = good(("assistant", f"Thought: {' '.join(words)}\nAction: Finish[it]"), seed=number % 12)
+        rows.append((f"d:{number}", row))
+    found = [each for each in lint.examine(rows, lint.Limits(), Counter()) if each.kind == "near-duplicate"]
+    places = [(int(each.where[2:]), int(each.what.rpartition(":")[2])) for each in found]
+    assert len(places) > 12 and places == sorted(places)
+
+
 def test_an_episode_longer_than_the_models_sequence_is_named() -> None:
     tokenizer = find_base.tokenizer("")
     length = len(tokenizer.apply_chat_template(good()["messages"], return_dict=False))
@@ -253,7 +268,7 @@ def test_json_has_a_line_for_each_finding_and_their_sum(tmp_path: Path, command:
     }
 
 
-def test_fix_mends_what_is_safe_says_so_and_leaves_the_rest(tmp_path: Path, command: Command) -> None:
+def test_fix_repairs_what_is_safe_says_so_and_leaves_the_rest(tmp_path: Path, command: Command) -> None:
     rows = [
         answer("Thought: a\nAction: b\nObservation: c\nThought: d\nAction: e"),
         good(id="kept", seed=1),
@@ -264,19 +279,21 @@ def test_fix_mends_what_is_safe_says_so_and_leaves_the_rest(tmp_path: Path, comm
         good(("assistant", "Observation: c\nThought: a\nAction: b"), seed=3),
     ]
     data, out = write(tmp_path / "d.jsonl", rows), tmp_path / "out.jsonl"
-    status, shown, _ = command(data, fix=out)
+    status, shown, why = command(data, fix=out)
     assert [orjson.loads(line) for line in out.read_bytes().splitlines()] == [
         answer("Thought: a\nAction: b"),
         rows[1],
         good(("assistant", "Thought: x\nAction: y"), seed=2),
         rows[6],
     ]
-    assert f"{out}: 4 episodes written; " in shown
+    assert f"{out}: 4 episodes written, 2 of them repaired; " in shown
+    assert f"{out}: 1 of its episodes still have errors, named above" in shown
+    assert why.endswith(f"; {out} is written, with 1 episodes that have errors")
     for did in (
         "1 made-up observations cut off",
-        "1 exact duplicates dropped",
+        "1 exact duplicates left out",
         "1 turns after the last answer dropped",
-        "1 episodes without an answer dropped",
+        "1 episodes without an answer left out",
         "1 unreadable lines left out",
     ):
         assert did in shown
@@ -322,9 +339,9 @@ def test_what_training_refuses_is_an_error(messages: list[Episode]) -> None:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(some.lists(TURNS, max_size=6))
-def test_mending_keeps_every_action_and_is_done_once(messages: list[Episode]) -> None:
-    better, done = lint.mend({"messages": messages})
+def test_repairing_keeps_every_action_and_is_done_once(messages: list[Episode]) -> None:
+    better, done = lint.repaired({"messages": messages})
     kept = [trajectory.action(text) for _, text in lint.answers(messages)]
-    assert [trajectory.action(text) for _, text in lint.answers(better["messages"])] == kept
-    assert lint.mend(better) == (better, Counter())
+    assert [trajectory.action(text) for _, text in lint.answers(messages_of(better))] == kept
+    assert lint.repaired(better) == (better, Counter())
     assert bool(done) == (better != {"messages": messages})

@@ -82,7 +82,7 @@ def test_nothing_is_ever_on_two_sides(episodes: list[Episode], seed: int) -> Non
     with tempfile.TemporaryDirectory() as folder:
         data, out = write(Path(folder) / "d.jsonl", episodes), Path(folder) / "out"
         try:
-            split.split([str(data)], str(out), PARTS, seed, as_json=True)
+            split.split_files([str(data)], str(out), PARTS, seed, as_json=True)
         except BadInput as error:
             assert "too few" in str(error)
             assert not out.exists()
@@ -110,9 +110,9 @@ def together(one: Episode, other: Episode) -> bool:
 
 def test_the_committed_episodes_are_split_by_room_balanced_and_again_the_same(tmp_path: Path) -> None:
     data = str(run_folder.ROOT / "data" / "train.jsonl")
-    for out in ("one", "two"):
-        split.split([data], str(tmp_path / out), {"train": 0.7, "validation": 0.15, "test": 0.15}, 7, as_json=True)
-    split.split([data], str(tmp_path / "three"), {"train": 0.7, "validation": 0.15, "test": 0.15}, 8, as_json=True)
+    ratios = {"train": 0.7, "validation": 0.15, "test": 0.15}
+    for out, seed in (("one", 7), ("two", 7), ("three", 8)):
+        split.split_files([data], str(tmp_path / out), ratios, seed, as_json=True)
     first, again, other = (
         {file.name: file.read_bytes() for file in (tmp_path / out).iterdir()} for out in ("one", "two", "three")
     )
@@ -166,7 +166,7 @@ def test_what_cannot_be_split_is_one_line(
     data.write_bytes(b"".join(line + b"\n" for line in lines))
     ratios = {"train": 1 - sum(options.values()), "validation": 0.1, "test": 0.1} | options
     with pytest.raises(BadInput) as error:
-        split.split([str(data)], str(tmp_path / "out"), ratios, 0, as_json=True)
+        split.split_files([str(data)], str(tmp_path / "out"), ratios, 0, as_json=True)
     assert says in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -175,18 +175,18 @@ def test_a_source_is_not_written_over_and_no_older_part_is_left_beside(tmp_path:
     data = write(tmp_path / "train.jsonl", [told(f"{number} apples") for number in range(9)])
     before = data.read_bytes()
     with pytest.raises(BadInput, match="read and written at once"):
-        split.split([str(data)], str(tmp_path), PARTS, 0, as_json=True)
-    split.split([str(data)], str(tmp_path / "out"), PARTS, 0, as_json=True)
+        split.split_files([str(data)], str(tmp_path), PARTS, 0, as_json=True)
+    split.split_files([str(data)], str(tmp_path / "out"), PARTS, 0, as_json=True)
     with pytest.raises(BadInput, match=r"validation\.jsonl: stands there from another split"):
-        split.split([str(data)], str(tmp_path / "out"), PARTS | {"validation": 0}, 0, as_json=True)
-    split.split([str(data)], str(tmp_path / "two"), {"train": 0.5, "validation": 0, "test": 0.5}, 0, as_json=True)
+        split.split_files([str(data)], str(tmp_path / "out"), PARTS | {"validation": 0}, 0, as_json=True)
+    split.split_files([str(data)], str(tmp_path / "two"), {"train": 0.5, "validation": 0, "test": 0.5}, 0, as_json=True)
     assert sorted(parts_of(tmp_path / "two")) == ["test", "train"] and data.read_bytes() == before
 
 
 def test_the_table_shows_what_was_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20)]
     data = write(tmp_path / "d.jsonl", [told(f"{word}", task="heat" if word < "8" else "put") for word in words])
-    split.split([str(data)], str(tmp_path / "out"), {"train": 0.8, "test": 0.2}, 0, as_json=False)
+    split.split_files([str(data)], str(tmp_path / "out"), {"train": 0.8, "test": 0.2}, 0, as_json=False)
     shown = capsys.readouterr().out
     for said in ("80.0% (80.0%)", "20.0% (20.0%)", "groups", "heat", "put", "mean answers", "20 groups, the largest 1"):
         assert said in shown

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -96,7 +96,7 @@ def test_another_tokenizers_folder_counts(tmp_path: Path, capsys: pytest.Capture
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path / "words")
-    stats.show([str(DATA)], str(tmp_path / "words"), "", as_json=True)
+    stats.print_stats([str(DATA)], str(tmp_path / "words"), "", as_json=True)
     found = orjson.loads(capsys.readouterr().out)
     said = [turn["content"] for each in trajectory.read(DATA) for turn in each["messages"]]
     assert found["tokens"]["total"] == sum(len(each.split()) for each in said)
@@ -104,7 +104,7 @@ def test_another_tokenizers_folder_counts(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no tokenizer") as error:
-        stats.show([str(DATA)], str(tmp_path), "", as_json=True)
+        stats.print_stats([str(DATA)], str(tmp_path), "", as_json=True)
     assert "\n" not in str(error.value)
 
 
@@ -113,7 +113,7 @@ def test_the_tables_say_the_same(capsys: pytest.CaptureFixture[str], made: tuple
 
     found = made[0]
     found["tokens"]["longer_than"] = {int(size): count for size, count in found["tokens"]["longer_than"].items()}
-    for each in stats.tables(found):
+    for each in stats.tables(cast("stats.Stats", found)):
         Console(width=150).print(each)
     shown = capsys.readouterr().out
     assert f"{found['tokens']['total']:,}" in shown and "1,024 tokens" in shown
@@ -171,9 +171,12 @@ def test_the_page_is_read_on_a_phone_and_in_the_dark(made: tuple[dict[str, Any],
 
 
 def test_names_of_the_data_are_text_on_the_page() -> None:
-    episode = {"task": "<b>&", "messages": [{"role": "assistant", "content": "Thought: a\nAction: b"}]}
-    found = stats.measure([episode], lambda messages: 3) | {"files": ["<i>.jsonl"], "tokenizer": "t"}
-    text = stats.page(found)
+    episode: dict[str, object] = {
+        "task": "<b>&",
+        "messages": [{"role": "assistant", "content": "Thought: a\nAction: b"}],
+    }
+    measured = stats.measure([episode], lambda messages: 3)
+    text = stats.page({"files": ["<i>.jsonl"], "tokenizer": "t", **measured})
     assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;&amp;" in text and "&lt;i&gt;.jsonl" in text
 
 

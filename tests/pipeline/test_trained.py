@@ -43,3 +43,16 @@ def test_a_command_for_another_machine_is_of_a_recipe_that_axolotl_takes(
     with pytest.raises(BadInput, match="sequense_len: no such key; did you mean sequence_len?"):
         submit_recipe(asked, Launch(), how)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["dry-run", "slurm", "ray"])
+def test_a_command_for_another_machine_is_of_data_that_are_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
+    data = tmp_path / "notes.jsonl"
+    data.write_text("Not JSON.\n")
+    asked = open_recipe("qwen7b-qlora", "24gb", data=str(data))
+    with pytest.raises(BadInput, match="notes.jsonl:1: not JSON"):
+        submit_recipe(asked, Launch(), how)
+    assert not (tmp_path / "outputs").exists()

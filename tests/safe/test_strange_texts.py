@@ -398,10 +398,10 @@ def episode(text: str) -> dict[str, Any]:
     return {"task": text, "messages": [{"role": role, "content": content} for role, content in turns.items()]}
 
 
-def figures(text: str) -> dict[str, Any]:
+def figures(text: str) -> stats.Stats:
     """What `stats` finds in episodes with this text everywhere, in a file of this name."""
     found = stats.measure([episode(text), episode("plain")], lambda messages: len(messages))
-    return {"files": [f"{text}.jsonl"], "tokenizer": text} | found
+    return {"files": [f"{text}.jsonl"], "tokenizer": text, **found}
 
 
 @quick
@@ -453,8 +453,8 @@ def wide(text: str) -> str:
 @example("[/]")
 @example("[red]x :smile: [link=x]")
 def test_tables_show_a_text_and_obey_none_of_it(text: str) -> None:
-    balance = {"seed": 0, "parts": {"train": {"episodes": 1, "wanted": 1.0, "share": 1.0, "groups": 1}}}
-    balance["parts"]["train"] |= {"tasks": {text: 1}, "mean_turns": 1.0, "mean_characters": 1}  # type: ignore[index]
+    part = split.Part(episodes=1, wanted=1.0, share=1.0, groups=1, tasks={text: 1}, mean_turns=1.0, mean_characters=1)
+    balance: split.Balance = {"seed": 0, "out": "", "groups": 1, "largest": 1, "parts": {"train": part}}
     summary: dict[str, Any] = {"won": 1, "rooms": 1, "by_task": {text: {"won": 1, "rooms": 1}}, "invalid": 0}
     summary |= {"mean_steps": 1.0, "tokens_per_second": 1.0, "seconds": 1.0}
     game: Any = {"won": True, "goal": text, "seed": 0, "steps": 1, "transcript": [{"role": "user", "content": text}]}

@@ -1,7 +1,6 @@
-"""A file's bytes in chunks of whole episodes, never more in memory than a few of them.
+"""A file's bytes in chunks of complete episodes; only a few chunks are in memory at once.
 
-A chunk is (kind, data): "lines" of JSON; a part of an "array" with where each of its elements begins and ends; or, so
-that it is met in its place, what is wrong: ("fault", why), or ("fault", (how many lines on, why)).
+What is wrong with a file is a chunk too (`Fault`): so it is met after all that stands before it.
 """
 
 import re
@@ -9,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from tools import BadInput
 
@@ -20,7 +19,29 @@ TOO_LONG = f"an episode of more than {LIMIT >> 20} MiB; it must be one JSON obje
 GAP = re.compile(rb"[ \t\r\n]*+(,?)[ \t\r\n]*+")
 STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 TOKEN = re.compile(STRING + rb'|[{}\[\]"]', re.DOTALL)
-Chunk = tuple[str, Any]
+
+
+class Lines(NamedTuple):
+    """Complete lines, an object each."""
+
+    data: bytes
+
+
+class Elements(NamedTuple):
+    """A part of an array, and where each element in it begins and ends."""
+
+    data: bytes
+    spans: list[tuple[int, int]]
+
+
+class Fault(NamedTuple):
+    """Why the file cannot be read on, and how many lines after the chunk's begin that is."""
+
+    why: str
+    line: int = 0
+
+
+Chunk = Lines | Elements | Fault
 
 
 def nested(depth: int) -> bytes:
@@ -116,62 +137,65 @@ def unpacked(head: bytes, file: BinaryIO) -> Iterator[bytes]:
 
 
 def lines(pieces: Iterator[bytes]) -> Iterator[Chunk]:
-    """Chunks of whole lines."""
+    """Chunks of complete lines. Never raises: what is wrong is the last chunk."""
     rest = b""
     try:
         for piece in pieces:
             cut = piece.rfind(b"\n") + 1
             if cut:
-                yield "lines", rest + piece[:cut]
+                yield Lines(rest + piece[:cut])
                 rest = piece[cut:]
             else:
                 rest += piece
             if len(rest) > LIMIT:
-                yield "fault", TOO_LONG
+                yield Fault(TOO_LONG)
                 return
     except BadInput as error:
-        yield "fault", str(error)
+        yield Fault(str(error))
         return
     if rest:
-        yield "lines", rest
+        yield Lines(rest)
 
 
 def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
-    """Chunks of whole elements of the one array that the pieces are, the comma before them included."""
+    """Chunks of complete elements of the one array that the pieces are, each with the comma before it.
+
+    What stands before the array comes first, as lines. Never raises: what is wrong is the last chunk.
+    """
     data, first, at, scanned = b"", True, 0, 0
     try:
         for piece in chain(pieces, [b""]):
             data += piece
-            # An element that is not whole is looked at again once there is twice as much of it, or all.
+            # An element that is not complete is looked at again once there is twice as much of it, or all.
             if piece and len(data) < min(2 * scanned, LIMIT):
                 continue
             if first and not data.startswith(b"["):
                 before = data.index(b"[")
-                yield "lines", data[:before]
+                yield Lines(data[:before])
                 data = data[before:]
             spans, at, fault = elements(data, first)
             scanned = 0 if spans else len(data)
             if spans:
                 cut = spans[-1][1]
-                yield "array", (data[:cut], spans)
+                yield Elements(data[:cut], spans)
                 data, first, at = data[cut:], False, at - cut
             if fault:
-                yield "fault", (data.count(b"\n", 0, at), fault)
+                yield Fault(fault, data.count(b"\n", 0, at))
                 return
             if data[at : at + 1] == b"]":
                 yield from nothing_after(data, at + 1, pieces)
                 return
             if len(data) > LIMIT:
-                yield "fault", (data.count(b"\n", 0, at), TOO_LONG)
+                yield Fault(TOO_LONG, data.count(b"\n", 0, at))
                 return
     except BadInput as error:
-        yield "fault", str(error)
+        yield Fault(str(error))
         return
-    yield "fault", (data.count(b"\n", 0, at), "the array does not end: the file is cut short; copy or make it again")
+    yield Fault("the array does not end: the file is cut short; copy or make it again", data.count(b"\n", 0, at))
 
 
 def elements(data: bytes, first: bool) -> tuple[list[tuple[int, int]], int, str]:
-    """Where whole elements stand in an array's data, where the next thing begins, and what is wrong with it.
+    """Where complete elements stand in an array's data, where the next thing begins, and what is wrong with it.
 
     `first`: the data begin with the opening bracket; else, at most, with the comma before the next element.
     """
@@ -207,24 +231,24 @@ def nothing_after(data: bytes, end: int, pieces: Iterator[bytes]) -> Iterator[Ch
         if not rest:
             return
     lines += rest.count(b"\n", 0, len(rest) - len(rest.lstrip()))
-    yield "fault", (lines, "something stands after the array's end; a file is one array, or one object a line")
+    yield Fault("something stands after the array's end; a file is one array, or one object a line", lines)
 
 
-def stretch(file: BinaryIO, start: int, end: int) -> Chunk:
-    """The lines of a file that begin in its bytes from `start` to before `end`."""
+def lines_between(file: BinaryIO, start: int, end: int) -> Chunk:
+    """The lines of a file that begin in its bytes from `start` to before `end`; a Fault where one is too long."""
     file.seek(max(start - 1, 0))
     if start and not file.readline(LIMIT).endswith(b"\n"):
-        return "lines", b""  # Where the line that is too long, or the last one, begins, it is dealt with.
+        return Lines(b"")  # Where the line that is too long, or the last one, begins, it is dealt with.
     data = file.read(max(end - file.tell(), 0))
     if data and not data.endswith(b"\n"):
         data += file.readline(LIMIT)
         if len(data) - data.rfind(b"\n", 0, -1) > LIMIT:
-            return "fault", TOO_LONG
-    return "lines", data if start else data.removeprefix(BOM)
+            return Fault(TOO_LONG)
+    return Lines(data if start else data.removeprefix(BOM))
 
 
 def line_spans(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each line of a "lines" chunk begins and ends that is not empty."""
+    """Where each line that is not empty begins and ends."""
     at = 0
     for line in data.split(b"\n"):
         if line and not line.isspace():

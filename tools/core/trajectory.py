@@ -4,7 +4,8 @@ import glob
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ def observation(text: str) -> str:
 def paths(arguments: Iterable[str]) -> list[str]:
     """The files that arguments name, where one may name several: DATA="a.jsonl 'my b.jsonl'" is one argument.
 
-    An argument that is a path, or the glob of files, is taken whole, spaces and all; else it is split into words as a
+    An argument that is a path, or the glob of files, is taken as one, spaces and all; else it is split into words as a
     shell would, if one of them is there. Raises BadInput for an empty one.
     """
     named: list[str] = []
@@ -63,10 +64,18 @@ def matching(name: str) -> list[str]:
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The episodes of a messages JSONL file, one after the other: {"messages": [{"role", "content"}, ...], ...}.
 
+    Roles and contents are text; beside messages an episode may carry anything.
+
     Raises BadInput, with file:line, for what cannot be read, holds nothing, or is not a ReAct episode.
     """
     for where, line in lines(path):
         yield parse(line, where)
+
+
+def check_beginning(path: Path, count: int = 8) -> None:
+    """Raise BadInput, with file:line, unless a file begins with so many episodes; a few milliseconds, however large."""
+    for _ in islice(read(path), count):
+        pass
 
 
 def lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -88,7 +97,7 @@ def lines(path: Path) -> Iterator[tuple[str, bytes]]:
         raise BadInput(f"{path}:1: the file is empty; it must hold one episode a line")
 
 
-def rows(paths: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def rows(paths: Iterable[Path]) -> Iterator[tuple[str, dict[str, object] | str]]:
     """(file:line, episode) of every line of messages JSONL files, or (file:line, why it is none) and on to the next.
 
     An episode here is an object whose "messages" are a list of objects, in whatever order and state: see `fault`.
@@ -107,7 +116,7 @@ def followed(rows: Iterable[T], what: str) -> Iterator[T]:
             shown.update(number)
 
 
-def row(line: bytes) -> dict[str, Any] | str:
+def row(line: bytes) -> dict[str, object] | str:
     """The object of one line that has messages, or why it is none."""
     try:
         episode = orjson.loads(line)
@@ -124,13 +133,13 @@ def parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         episode = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise BadInput(f"{where}: not JSON ({error}); each line must be one whole JSON object") from error
+        raise BadInput(f"{where}: not JSON ({error}); each line must be one complete JSON object") from error
     if why := fault(episode):
         raise BadInput(f"{where}: {why}")
     return dict(episode)
 
 
-def fault(episode: Any) -> str | None:
+def fault(episode: object) -> str | None:
     """Why a value is not a ReAct episode, and how to mend it; None when it is one.
 
     It is one when an optional system turn is followed by user and assistant turns by turns, from the user's first to
@@ -155,7 +164,7 @@ def fault(episode: Any) -> str | None:
     return None
 
 
-def order(messages: list[dict[str, Any]]) -> str | None:
+def order(messages: Sequence[Mapping[str, object]]) -> str | None:
     """Which message is out of order, the first one; None when user and assistant take turns after a system turn."""
     first = 1 if messages and messages[0].get("role") == "system" else 0
     for number, turn in enumerate(messages[first:], first + 1):
@@ -166,7 +175,10 @@ def order(messages: list[dict[str, Any]]) -> str | None:
 
 
 def system_prompt(data: Path = TEST_DATA) -> str | None:
-    """The system prompt of a file of episodes, by its first one; None where it has none. Games use the test set's."""
+    """The system prompt of a file of episodes, by its first one; None where it has none. Games use the test set's.
+
+    Raises BadInput as `read`.
+    """
     first = next(read(data))["messages"][0]
     return str(first["content"]) if first["role"] == "system" else None
 

@@ -1,4 +1,4 @@
-"""Any format of episodes to any other: recognised, streamed, in order, and under its name only when it is whole."""
+"""Any format of episodes to any other: recognised, streamed, in order, and under its name only when it is complete."""
 
 import contextlib
 import glob
@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -21,7 +21,10 @@ from tools.core import files, progress, quote, run_folder
 from tools.data import formats
 from tools.data.formats import worker
 from tools.data.formats.source import Source
-from tools.data.formats.worker import Made, Task
+from tools.data.formats.worker import Job, Made, Range, Task
+
+if TYPE_CHECKING:
+    from zstandard import ZstdCompressionObj
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".log")
 PACKED = (".gz", ".zst")
@@ -44,6 +47,7 @@ class Counts:
     written: int = 0
     rows: int = 0
     kept_apart: int = 0
+    not_read: list[str] = field(default_factory=list)  # files that hold the same episodes as one that was read
     extra: dict[str, int] = field(default_factory=dict)  # keys beside the turns' roles and texts: in how many episodes
     seconds: float = 0.0
 
@@ -62,7 +66,7 @@ class Output:
 
     def __init__(self, handle: int, packed: str) -> None:
         self.handle, self.packed = handle, packed
-        self.engine: Any = None
+        self.engine: ZstdCompressionObj | None = None
         if packed == "zst":
             import zstandard
 
@@ -71,6 +75,11 @@ class Output:
     def put(self, data: bytes) -> None:
         """Write data of ours."""
         worker.put(self.handle, self.engine.compress(data) if self.engine else worker.packed(data, self.packed))
+
+    def put_after(self, data: bytes, before: bytes) -> None:
+        """Write data, if there are any, after the bytes `before`."""
+        if data:
+            self.put(before + data)
 
     def close(self) -> None:
         """Write what the compression still holds."""
@@ -84,25 +93,27 @@ Result = tuple[Source, Made, Callable[[bytes], None]]  # whose, what, and what w
 def convert_files(
     inputs: list[str], out: str, task: Task, wanted: str = "", apart: str = "", force: bool = False
 ) -> Counts:
-    """Convert files, folders, globs or stdin ("-") to one file or stdout ("-"), whole or not at all.
+    """Convert files, folders, globs or stdin ("-") to one file or stdout ("-"), completely or not at all.
 
     `wanted`: the inputs' format; empty: each is recognised. `apart`: the file for episodes that the target cannot hold,
     as messages. `force`: replace what is there. Raises BadInput, with file:line, for what cannot be read, held or
     written; Failed when the disk is full.
     """
-    paths = found(inputs)
+    paths, copies = read_once(input_files(inputs))
     if apart and os.path.realpath(apart) == os.path.realpath(out):
         raise BadInput(f"{apart}: both OUT and --apart; name two files")
     with contextlib.ExitStack() as stack:
         handle = stack.enter_context(opened(out, force, paths))
         aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
-        return pour(paths, out, handle, aside, task, wanted)
+        counts = pour(paths, out, handle, aside, task, wanted)
+    counts.not_read = copies
+    return counts
 
 
 def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: Task, wanted: str = "") -> Counts:
     """Convert files (None: stdin) into the open file `handle`, and what the target cannot hold into `aside` (-1: none).
 
-    `task.array` and `task.packed` follow the name of `out`. Raises as `convert`.
+    `task.array` and `task.packed` follow the name of `out`. Raises as `convert_files`.
     """
     sources = [Source(path, wanted) for path in paths]
     stem, suffix = os.path.splitext(out)
@@ -139,9 +150,10 @@ def file_set(
 
     Alpaca and ShareGPT of both, the entries of dataset_info.json that tell LLaMA-Factory of them (what else stands in
     it stays), and axolotl.yaml, the `datasets:` of an Axolotl recipe. An input belongs to the test set when its name
-    says test. Raises BadInput as `convert` does, and when there are not inputs of both kinds.
+    says test. Raises BadInput as `convert_files` does, and when there are not inputs of both kinds.
     """
-    paths = [path for path in found(inputs) if path]
+    every, copies = read_once(input_files(inputs))
+    paths = [path for path in every if path]
     parts = {
         split: [each for each in paths if ("test" in each.name) == (split == "test")] for split in ("train", "test")
     }
@@ -149,7 +161,7 @@ def file_set(
         raise BadInput(f"{' '.join(inputs)}: needs files for training and, named test, for testing")
     info = Path(folder) / "dataset_info.json"
     known = files.read_object(info) if info.exists() else {}
-    counts = Counts()
+    counts = Counts(not_read=copies)
     with contextlib.ExitStack() as stack:
         handles = {
             (split, to): stack.enter_context(opened(f"{folder}/react_{split}_{to}.json", force, paths))
@@ -182,6 +194,8 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
     lines = [f"{out}: {counts.read} episodes read, {counts.written} written, {counts.seconds:.1f} s"]
     if counts.rows != counts.written:
         lines[0] += f", {counts.rows} rows"
+    if counts.not_read:
+        lines.append(f"not read: {', '.join(counts.not_read)}; the ShareGPT files beside them hold the same episodes")
     if apart:
         lines.append(f"{counts.kept_apart} kept apart in {apart}, as messages")
     if counts.extra:
@@ -193,8 +207,10 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
     return "\n".join(lines)
 
 
-def command(inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool, force: bool) -> None:
-    """Convert, and print the counts: on stderr when the data go to stdout."""
+def convert_and_report(
+    inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool, force: bool
+) -> None:
+    """Convert, and print the counts: on stderr when the data go to stdout. Raises as `convert_files`."""
     if task.to not in (*formats.JSON, *formats.TEXT, FILE_SET):
         raise BadInput(f"--to {task.to}: it must be one of {', '.join((*formats.JSON, *formats.TEXT, FILE_SET))}")
     if wanted not in ("", *formats.JSON, *formats.TEXT):
@@ -204,7 +220,7 @@ def command(inputs: list[str], out: str, task: Task, wanted: str, apart: str, as
     print(quote.visible(said, keep="\n"), file=sys.stderr if out == "-" else sys.stdout)
 
 
-def found(inputs: list[str]) -> list[Path | None]:
+def input_files(inputs: list[str]) -> list[Path | None]:
     """The files that inputs name, in order; None for stdin. Raises BadInput for one that names none."""
     paths: list[Path | None] = []
     for each in inputs:
@@ -228,6 +244,20 @@ def found(inputs: list[str]) -> list[Path | None]:
     return paths
 
 
+def read_once(paths: list[Path | None]) -> tuple[list[Path | None], list[str]]:
+    """The files without those that hold the same episodes as another one, and the names of these.
+
+    They are the Alpaca files of a set that `file_set` wrote, where the ShareGPT files beside them are read too.
+    """
+    copies = {
+        path.with_name(f"react_{split}_alpaca.json")
+        for split in ("train", "test")
+        for path in paths
+        if path and path.name == f"react_{split}_sharegpt.json"
+    }
+    return [path for path in paths if path not in copies], [str(path) for path in paths if path in copies]
+
+
 def is_data(name: str) -> bool:
     """Whether a file in a folder is taken for episodes, by its name."""
     stem, suffix = os.path.splitext(name)
@@ -249,84 +279,97 @@ def by_this_process(sources: list[Source], output: Output, task: Task) -> Genera
     """What each chunk became, made here."""
     read = 0
     for source in sources:
-        for kind, data in source.jobs(ranges=False):
-            made = worker.convert(source.format, kind, data, task, read)
+        for job in source.jobs(ranges=False):
+            assert not isinstance(job, Range)
+            made = worker.convert_chunk(source.format, job, task, read)
             read += made.read
-            yield source, made, partial(written_here, output, made.data)
+            yield source, made, partial(output.put_after, made.data)
 
 
-def written_here(output: Output, data: bytes, before: bytes) -> None:
-    """Write what was made here."""
-    if data:
-        output.put(before + data)
+class Worker:
+    """A process that makes something of one job at a time, and writes it when told (worker.serve)."""
+
+    def __init__(self, output: Output, task: Task) -> None:
+        path = [str(run_folder.ROOT), *(each for each in sys.path if each)]
+        self.output = output
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-c", START.format(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[output.handle],
+            env=os.environ | MEMORY,
+            process_group=0,  # Ctrl-C is for us; we end it.
+        )
+        self.tell((output.handle, astuple(task)))
+
+    def start(self, source: Source, job: Job) -> None:
+        """Give it a job. Raises Failed, as all that follows, when the process has gone."""
+        self.tell((source.format, type(job).__name__, tuple(job)))
+
+    def made(self) -> Made:
+        """What it made of its job."""
+        return Made(*self.told())
+
+    def write(self, made: Made, before: bytes) -> None:
+        """Have it write what it made, after the bytes `before`. Raises OSError where it could not."""
+        if self.output.packed == "zst":  # one frame, which we write
+            self.tell(None)
+            self.output.put(before + made.data)
+            return
+        self.tell(worker.packed(before, self.output.packed))
+        if number := self.told():
+            raise OSError(number, os.strerror(number))
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def tell(self, value: Any) -> None:
+        """Send it anything that marshal writes."""
+        assert self.process.stdin
+        try:
+            marshal.dump(value, self.process.stdin)
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self.gone() from error
+
+    def told(self) -> Any:
+        """The next value that it sends."""
+        assert self.process.stdout
+        try:
+            return marshal.load(self.process.stdout)
+        except EOFError as error:
+            raise self.gone() from error
+
+    def gone(self) -> Failed:
+        """What to say when the process has gone."""
+        status = self.process.wait()
+        return Failed(f"a process of the conversion ended (status {status}); run the same command again")
 
 
 def by_processes(sources: list[Source], output: Output, task: Task) -> Generator[Result]:
     """What each chunk became, in order, made by processes; each writes its own when `write` is called."""
-    command = [sys.executable, "-S", "-c", START.format([str(run_folder.ROOT), *(each for each in sys.path if each)])]
-    count = min(WORKERS, len(os.sched_getaffinity(0)))
-    workers: list[subprocess.Popen[bytes]] = []
+    workers: list[Worker] = []
     try:
-        for _ in range(count):
-            handle = output.handle
-            each = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[handle],
-                env=os.environ | MEMORY,
-            )
-            workers.append(each)
-            tell(each, (handle, astuple(task)))
-        asked: deque[tuple[Source, subprocess.Popen[bytes]]] = deque()
-        jobs = ((source, kind, data) for source in sources for kind, data in source.jobs(ranges=True))
-        for number, (source, kind, data) in enumerate(jobs):
-            if len(asked) == count:
-                yield answer(*asked.popleft(), output)
-            tell(workers[number % count], (source.format, kind, data))
-            asked.append((source, workers[number % count]))
-        while asked:
-            yield answer(*asked.popleft(), output)
+        for _ in range(min(WORKERS, len(os.sched_getaffinity(0)))):
+            workers.append(Worker(output, task))
+        busy: deque[tuple[Source, Worker]] = deque()
+        idle = deque(workers)
+        for source, job in ((each, job) for each in sources for job in each.jobs(ranges=True)):
+            if not idle:
+                idle.append(busy[0][1])
+                yield result(*busy.popleft())
+            busy.append((source, idle.popleft()))
+            busy[-1][1].start(source, job)
+        while busy:
+            yield result(*busy.popleft())
     finally:
         for each in workers:
-            each.kill()
-            each.communicate()
+            each.end()
 
 
-def tell(process: subprocess.Popen[bytes], value: Any) -> None:
-    """Send a value to a process. Raises Failed when it has gone."""
-    assert process.stdin
-    try:
-        marshal.dump(value, process.stdin)
-        process.stdin.flush()
-    except BrokenPipeError as error:
-        raise Failed(
-            f"a process of the conversion ended (status {process.wait()}); run the same command again"
-        ) from error
-
-
-def told_by(process: subprocess.Popen[bytes]) -> Any:
-    """The next value from a process. Raises Failed when it has gone."""
-    assert process.stdout
-    try:
-        return marshal.load(process.stdout)
-    except EOFError as error:
-        raise Failed(
-            f"a process of the conversion ended (status {process.wait()}); run the same command again"
-        ) from error
-
-
-def answer(source: Source, process: subprocess.Popen[bytes], output: Output) -> Result:
-    """What a process made of its chunk."""
-    made = Made(*told_by(process))
-
-    def write(before: bytes) -> None:
-        if output.packed == "zst":
-            tell(process, None)
-            output.put(before + made.data)
-            return
-        tell(process, worker.packed(before, output.packed))
-        if number := told_by(process):
-            raise OSError(number, os.strerror(number))
-
-    return source, made, write
+def result(source: Source, worker: Worker) -> Result:
+    """What a process made of its job; it writes that before it is given the next."""
+    made = worker.made()
+    return source, made, partial(worker.write, made)

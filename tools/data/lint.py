@@ -1,4 +1,4 @@
-"""What is wrong with ReAct episodes, each finding with its file:line, and the mending of what can be mended safely.
+"""What is wrong with ReAct episodes, each finding with its file:line; what can be repaired safely is, where asked for.
 
 Near-duplicates are those of near_duplicates.py: shingles of 5 words of all that is said but the system turn, MinHash of
 128 permutations, threshold 0.8. Memory does not grow with the episodes' length: about 1 kB is kept of each.
@@ -12,20 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import orjson
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, progress, quote, trajectory
+from tools.core.finding import Finding, Level
 from tools.data import near_duplicates
+from tools.data.formats import Episode, Message, messages_of
 from tools.gguf import base, find_base
 
-Row = tuple[str, dict[str, Any] | str]
-LEVELS = ("error", "warning", "advice")
+Row = tuple[str, Episode | str]  # file:line, and the episode there or why there is none
+LEVELS: tuple[Level, ...] = ("error", "warning", "advice")
 WORLDS = ("auto", "household", "none")
 # What a finding is called, how grave it is, and how to mend it.
-KINDS = {
+KINDS: dict[str, tuple[Level, str]] = {
     "unreadable": ("error", 'one JSON object a line: {"messages": [{"role": "user", "content": "..."}, ...]}'),
     "roles": ("error", "an optional system turn, then user and assistant by turns"),
     "no-text": ("error", 'give the message its "content", or drop the episode'),
@@ -34,11 +36,11 @@ KINDS = {
     "observation": ("error", "end the turn after its action (--fix does); what the world says is the user's turn"),
     "action": ("error", "write the action as the environment knows it, or drop the episode"),
     "loop": ("warning", "cut the repetition out, or drop the episode"),
-    "cut": ("error", "drop what follows the last whole answer (--fix drops turns after it), or the episode"),
+    "cut": ("error", "drop what follows the last complete answer (--fix drops turns after it), or the episode"),
     "unfinished": ("warning", "drop the episode, unless failing is to be learned"),
     "duplicate": ("warning", "drop one of the two (--fix does)"),
     "near-duplicate": ("advice", "drop one of the two; never one in training and one in test (the command split)"),
-    "long": ("warning", "a longer sequence_len, or a shorter episode: training drops or cuts it"),
+    "long": ("warning", "a longer sequence_len, or a shorter episode: training drops every longer one"),
     "secret": ("error", "take it out, and withdraw the key where it was issued"),
     "mail": ("warning", "take it out, or put an address at example.com in its place"),
 }
@@ -52,14 +54,10 @@ MADE_UP_AFTER = re.compile(r"(?:^|\s)Observation[ \t]*:(?:\s|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing found: how grave, of what kind, what, where (file:line), and how to mend it."""
+class EpisodeFinding(Finding):
+    """One thing found in an episode. `kind`: its name in KINDS."""
 
-    level: str
     kind: str
-    what: str
-    where: str
-    mend: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Limits:
     """
 
     world: str = "auto"
-    count: Callable[[list[dict[str, Any]]], int] | None = None
+    count: Callable[[list[Message]], int] | None = None
     sequence_len: int = 2048
 
 
@@ -82,22 +80,22 @@ class Private(catalog.Part):
 
 
 @cache
-def private() -> list[tuple[str, str, re.Pattern[str]]]:
+def private_shapes() -> list[tuple[str, str, re.Pattern[str]]]:
     """(kind, name, shape) of what must not stand in training data: catalog/secrets.yaml."""
     known = catalog.whole("secrets", Private)
     shapes = [("secret", name, re.compile(shape)) for name, shape in known.secrets.items()]
     return [*shapes, ("mail", "mail address", re.compile(known.mail))]
 
 
-def text(turn: dict[str, Any]) -> str:
+def content_of(turn: Message) -> str:
     """What a turn says; nothing where it has no text."""
     content = turn.get("content")
     return content if isinstance(content, str) else ""
 
 
-def answers(messages: list[dict[str, Any]]) -> list[tuple[int, str]]:
+def answers(messages: list[Message]) -> list[tuple[int, str]]:
     """(number, text) of each assistant turn, counted from 1."""
-    return [(number, text(turn)) for number, turn in enumerate(messages, 1) if turn.get("role") == "assistant"]
+    return [(number, content_of(turn)) for number, turn in enumerate(messages, 1) if turn.get("role") == "assistant"]
 
 
 def made_up(answer: str) -> int | None:
@@ -109,25 +107,25 @@ def made_up(answer: str) -> int | None:
     return min(places) if places else None
 
 
-def is_household(episode: dict[str, Any], world: str) -> bool:
+def is_household(episode: Episode, world: str) -> bool:
     """Whether an episode is played in the household: as `world` says, else by ALFWorld's words in its first turn."""
-    first = next((text(turn) for turn in episode["messages"] if turn.get("role") == "user"), "")
+    first = next((content_of(turn) for turn in messages_of(episode) if turn.get("role") == "user"), "")
     return world == "household" or (world == "auto" and HOUSEHOLD in first)
 
 
-def look(episode: dict[str, Any], limits: Limits) -> Iterator[tuple[str, str]]:
+def look_at_episode(episode: Episode, limits: Limits) -> Iterator[tuple[str, str]]:
     """(kind, what) of all that is wrong with one episode by itself."""
-    messages = episode["messages"]
+    messages = messages_of(episode)
     if why := trajectory.order(messages):
         yield "roles", why
     for number, turn in enumerate(messages, 1):
-        if not text(turn).strip():
+        if not content_of(turn).strip():
             yield "no-text", f"message {number} ({turn.get('role')}) has no text"
     for number, answer in answers(messages):
         yield from look_at_answer(number, answer)
     household = is_household(episode, limits.world)
     if household:
-        yield from never_admitted(messages)
+        yield from look_at_actions(messages)
     if loop := find_loop(messages):
         yield "loop", loop
     yield from look_at_end(episode, household)
@@ -149,7 +147,7 @@ def look_at_answer(number: int, answer: str) -> Iterator[tuple[str, str]]:
         yield "observation", f"message {number} makes up its own Observation: {quoted(answer[start:].strip())}"
 
 
-def never_admitted(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def look_at_actions(messages: list[Message]) -> Iterator[tuple[str, str]]:
     """Actions that no room of the household admits."""
     from tools.worlds.household import grammar
 
@@ -159,14 +157,14 @@ def never_admitted(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             yield "action", f"message {number} does {quoted(action)}, which is never admitted: {why}"
 
 
-def find_loop(messages: list[dict[str, Any]]) -> str | None:
-    """The first stretch of actions that comes twice in a row with the same observations, in words."""
+def find_loop(messages: list[Message]) -> str | None:
+    """The first run of actions that comes twice in a row with the same observations, in words."""
     steps: list[tuple[str, str]] = []
     places: list[int] = []
     for number, answer in answers(messages):
-        follows = messages[number] if number < len(messages) else {}
+        follows: Message = messages[number] if number < len(messages) else {}
         if (action := trajectory.action(answer)) and follows.get("role") == "user":
-            steps.append((action, text(follows)))
+            steps.append((action, content_of(follows)))
             places.append(number)
     for size in range(1, min(LONGEST_CYCLE, len(steps) // 2) + 1):
         for start in range(len(steps) - 2 * size + 1):
@@ -177,14 +175,14 @@ def find_loop(messages: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def look_at_end(episode: dict[str, Any], household: bool) -> Iterator[tuple[str, str]]:
+def look_at_end(episode: Episode, household: bool) -> Iterator[tuple[str, str]]:
     """An episode cut short: by its last turn, or by what it says of its outcome."""
-    messages = episode["messages"]
-    last = messages[-1] if messages else {}
+    messages = messages_of(episode)
+    last: Message = messages[-1] if messages else {}
     if last.get("role") != "assistant":
         yield "cut", f"ends with the {last.get('role')}'s turn" if last else "has no turns"
         return
-    action = trajectory.action(text(last))
+    action = trajectory.action(content_of(last))
     if action is None:
         yield "cut", "ends before its last action"
     elif any(action.count(left) > action.count(right) for left, right in ("[]", "()", "{}")):
@@ -198,16 +196,16 @@ def look_at_end(episode: dict[str, Any], household: bool) -> Iterator[tuple[str,
     elif household and action:
         from tools.worlds.household import grammar
 
-        goal = next((text(turn) for turn in messages if "Your task is to:" in text(turn)), "")
+        goal = next((content_of(turn) for turn in messages if "Your task is to:" in content_of(turn)), "")
         if goal and not grammar.finishes(goal.rpartition("Your task is to:")[2], action):
             yield "unfinished", f"its last action is {quoted(action)}, which does not fulfil the task"
 
 
-def look_for_private(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def look_for_private(messages: list[Message]) -> Iterator[tuple[str, str]]:
     """Keys and mail addresses, by the shape of the first of each kind; their text is not repeated."""
-    said = [text(turn) for turn in messages]
+    said = [content_of(turn) for turn in messages]
     everything = "\n".join(said)
-    for kind, name, shape in private():
+    for kind, name, shape in private_shapes():
         if shape.search(everything):
             number, found = next((n, found) for n, each in enumerate(said, 1) if (found := shape.search(each)))
             yield kind, f"message {number} holds what looks like a {name}: {found[0][:4]}..."
@@ -219,23 +217,26 @@ def quoted(words: str) -> str:
     return f"`{line[:60]}{'...' if len(line) > 60 else ''}`"
 
 
-def digest(episode: dict[str, Any]) -> bytes:
+def digest(episode: Episode) -> bytes:
     """What two episodes with the same messages share, 16 bytes."""
     return hashlib.blake2b(orjson.dumps(episode["messages"]), digest_size=16).digest()
 
 
-def conversation(episode: dict[str, Any]) -> str:
+def conversation(episode: Episode) -> str:
     """All that is said in an episode but for its system turn."""
-    return "\n".join(text(turn) for turn in episode["messages"] if turn.get("role") != "system")
+    return "\n".join(content_of(turn) for turn in messages_of(episode) if turn.get("role") != "system")
 
 
-def examine(rows: Iterable[Row], limits: Limits, counts: Counter[str]) -> Iterator[Finding]:
-    """All findings of these rows in order, then the near-duplicates; `counts` gets episodes, kinds and levels."""
+def examine(rows: Iterable[Row], limits: Limits, counts: Counter[str]) -> Iterator[EpisodeFinding]:
+    """All findings of these rows in order, then the near-duplicates by their places.
 
-    def found(kind: str, what: str, where: str) -> Finding:
+    `counts` gets the number of findings of each kind and level, "episodes", and "with errors": episodes that have any.
+    """
+
+    def found(kind: str, what: str, where: str) -> EpisodeFinding:
         level, mend = KINDS[kind]
         counts.update([kind, level])
-        return Finding(level, kind, what, where, mend)
+        return EpisodeFinding(level, what, where, mend, kind)
 
     seen: dict[bytes, str] = {}
     signatures, places = array("I"), []
@@ -244,8 +245,10 @@ def examine(rows: Iterable[Row], limits: Limits, counts: Counter[str]) -> Iterat
             yield found("unreadable", episode, where)
             continue
         counts["episodes"] += 1
-        for kind, what in look(episode, limits):
+        errors = counts["error"]
+        for kind, what in look_at_episode(episode, limits):
             yield found(kind, what, where)
+        counts["with errors"] += counts["error"] > errors
         first = seen.setdefault(digest(episode), where)
         if first is not where:
             yield found("duplicate", f"the same messages as {first}", where)
@@ -253,22 +256,23 @@ def examine(rows: Iterable[Row], limits: Limits, counts: Counter[str]) -> Iterat
             signatures.frombytes(near_duplicates.signature(said))
             places.append(where)
     with progress.step("lint: looking for near-duplicates"):
-        for earlier, later, share in near_duplicates.pairs(signatures):
-            yield found("near-duplicate", f"{share:.0%} as {places[earlier]}", places[later])
+        pairs = sorted(near_duplicates.pairs(signatures), key=lambda pair: (pair[1], pair[0]))
+    for earlier, later, share in pairs:
+        yield found("near-duplicate", f"{share:.0%} as {places[earlier]}", places[later])
 
 
-def mend(episode: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
-    """An episode with what can be mended safely, and what was done.
+def repaired(episode: Episode) -> tuple[Episode, Counter[str]]:
+    """An episode with what can be repaired safely, and what was done.
 
-    Safe is what leaves every whole step as it was: an answer is cut where it makes up an Observation, if its action
+    Safe is what leaves every complete step as it was: an answer is cut where it makes up an Observation, if its action
     comes before that (the action done stays the same), and turns after the last answer are dropped.
     """
     done: Counter[str] = Counter()
     messages = []
-    for turn in episode["messages"]:
-        start = made_up(text(turn)) if turn.get("role") == "assistant" else None
-        if start is not None and trajectory.action(text(turn)[:start]):
-            turn = turn | {"content": text(turn)[:start].rstrip()}
+    for turn in messages_of(episode):
+        start = made_up(content_of(turn)) if turn.get("role") == "assistant" else None
+        if start is not None and trajectory.action(content_of(turn)[:start]):
+            turn = turn | {"content": content_of(turn)[:start].rstrip()}
             done["made-up observations cut off"] += 1
         messages.append(turn)
     while messages and messages[-1].get("role") != "assistant":
@@ -277,33 +281,33 @@ def mend(episode: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
     return episode | {"messages": messages}, done
 
 
-def mended(rows: Iterable[Row], out: BinaryIO, counts: Counter[str]) -> Iterator[Row]:
-    """These rows mended, each written to `out` as it passes; `counts` gets what was done.
+def write_repaired(rows: Iterable[Row], out: BinaryIO, did: Counter[str], counts: Counter[str]) -> Iterator[Row]:
+    """These rows repaired, each written to `out` as it passes.
 
-    Dropped are the second of two episodes with the same messages, and those without an answer. What cannot be read is
-    passed on and not written.
+    Left out are the second of two episodes with the same messages, and those without an answer. What cannot be read is
+    passed on and not written. `did` gets what was done, `counts` how many episodes were "written" and "repaired".
     """
     seen: set[bytes] = set()
     for where, episode in rows:
         if isinstance(episode, str):
-            counts["unreadable lines left out"] += 1
+            did["unreadable lines left out"] += 1
             yield where, episode
             continue
-        better, done = mend(episode)
+        better, done = repaired(episode)
         key = digest(better)
         if not better["messages"]:
-            counts["episodes without an answer dropped"] += 1
+            did["episodes without an answer left out"] += 1
         elif key in seen:
-            counts["exact duplicates dropped"] += 1
+            did["exact duplicates left out"] += 1
         else:
-            counts.update(done)
+            did.update(done)
             out.write(orjson.dumps(better, option=orjson.OPT_APPEND_NEWLINE))
-            counts["written"] += 1
+            counts.update(written=1, repaired=bool(done))
             yield where, better
         seen.add(key)
 
 
-def check(
+def lint_files(
     paths: Sequence[str],
     world: str,
     base_name: str,
@@ -313,13 +317,12 @@ def check(
     as_json: bool,
     force: bool = False,
 ) -> None:
-    """Print all findings of these files, a line each, and their sum; with `fix`, write what is mended to that file.
+    """Print all findings of these files, a line each, and their sum; with `fix`, write the episodes to that file.
 
-    `force`: replace what is there under that name.
-
-    With `fix` the findings are those that are left. `base_name`: whose tokenizer counts (see base.tokenizer); with ""
-    no episode is over-long. Raises Failed when a finding reaches the level `fail_on`, BadInput for a file that cannot
-    be read or an option that is none.
+    There they are repaired where that is safe (`repaired`), and the findings are those that are left: an episode that
+    still has an error is in the file too. `force`: replace what is there under that name. `base_name`: whose tokenizer
+    counts (see base.tokenizer); with "" no episode is over-long. Raises Failed when a finding reaches the level
+    `fail_on`, BadInput for a file that cannot be read or an option that is none.
     """
     for option, value, known in (("fail-on", fail_on, (*LEVELS, "never")), ("world", world, WORLDS)):
         if value not in known:
@@ -327,22 +330,24 @@ def check(
     count = None
     if base_name:
         count = partial(base.tokens, find_base.tokenizer(base_name))
+    limits = Limits(world, count, sequence_len)
     counts: Counter[str] = Counter()
     did: Counter[str] = Counter()
     rows = trajectory.followed(trajectory.rows(map(Path, paths)), "lint")
     if fix:
         with files.output(fix, force, paths) as beside, beside.open("wb") as out:
-            show(examine(mended(rows, out, did), Limits(world, count, sequence_len), counts), as_json)
+            print_findings(examine(write_repaired(rows, out, did, counts), limits, counts), as_json)
     else:
-        show(examine(rows, Limits(world, count, sequence_len), counts), as_json)
-    sum_up(counts, did, fix, as_json)
+        print_findings(examine(rows, limits, counts), as_json)
+    print_sum(counts, did, fix, as_json)
     reached = LEVELS[: LEVELS.index(fail_on) + 1] if fail_on in LEVELS else ()
     if any(counts[level] for level in reached):
         named = ", ".join(f"{counts[level]} of level {level}" for level in reached)
-        raise Failed(f"{counts['episodes']} episodes looked at: {named}")
+        left = f"; {fix} is written, with {counts['with errors']} episodes that have errors" if fix else ""
+        raise Failed(f"{counts['episodes']} episodes looked at: {named}{left}")
 
 
-def show(findings: Iterable[Finding], as_json: bool) -> None:
+def print_findings(findings: Iterable[EpisodeFinding], as_json: bool) -> None:
     """Print findings as they come, a line each."""
     for each in findings:
         if as_json:
@@ -351,8 +356,8 @@ def show(findings: Iterable[Finding], as_json: bool) -> None:
             print(quote.visible(f"{each.where}: {each.level}: {each.kind}: {each.what}"))
 
 
-def sum_up(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) -> None:
-    """Print how many findings there are of each kind and how each is mended, and what was mended."""
+def print_sum(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) -> None:
+    """Print how many findings there are of each kind and how each is mended, and what `fix` holds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -360,9 +365,12 @@ def sum_up(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) -> 
         kind: counts[kind] for level in LEVELS for kind, known in KINDS.items() if known[0] == level and counts[kind]
     }
     if as_json:
-        levels = {level: counts[level] for level in LEVELS}
-        total = {"episodes": counts["episodes"], **levels, "kinds": found}
-        print(orjson.dumps(total | ({"fix": {"file": fix, **did}} if fix else {})).decode())
+        levels: dict[str, int] = {level: counts[level] for level in LEVELS}
+        total: dict[str, object] = {"episodes": counts["episodes"], **levels, "kinds": found}
+        if fix:
+            written = {key: counts[key] for key in ("written", "repaired", "with errors")}
+            total["fix"] = {"file": fix, **written, **did}
+        print(orjson.dumps(total).decode())
         return
     if found:
         table = Table("level", "kind", "count", "how to mend")
@@ -371,6 +379,14 @@ def sum_up(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) -> 
         Console().print(table)
     print(f"{counts['episodes']} episodes, {', '.join(f'{counts[level]} of level {level}' for level in LEVELS)}")
     if fix:
-        written = did.pop("written", 0)
-        what = ", ".join(f"{count} {name}" for name, count in did.items()) or "nothing to mend"
-        print(f"{fix}: {written} episodes written; {what}")
+        what = ", ".join(f"{count} {name}" for name, count in did.items()) or "nothing to repair"
+        print(
+            quote.visible(f"{fix}: {counts['written']} episodes written, {counts['repaired']} of them repaired; {what}")
+        )
+        if counts["with errors"]:
+            print(
+                quote.visible(
+                    f"{fix}: {counts['with errors']} of its episodes still have errors, named above; "
+                    "mend them or take them out before training"
+                )
+            )

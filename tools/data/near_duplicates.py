@@ -12,11 +12,17 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasketch import MinHash
+    from numpy.typing import NDArray
 
 SHINGLE = 5
 THRESHOLD = 0.8
 PERMUTATIONS = 128
+ENOUGH = math.ceil(THRESHOLD * PERMUTATIONS)  # places that agree
 WORD = re.compile(r"[⺀-鿿]|[^\W⺀-鿿]+")
 
 
@@ -27,7 +33,7 @@ def shingles(text: str) -> set[str]:
 
 
 @cache
-def _blank() -> Any:
+def empty_signature() -> "MinHash":
     """The signature of nothing; drawing its permutations anew for each text would cost as much as the text."""
     # Nothing here multiplies matrices: threads for that would only take memory, and numpy's library for it spins for
     # ever where it cannot start them.
@@ -39,7 +45,7 @@ def _blank() -> Any:
 
 def signature(text: str) -> bytes:
     """The MinHash of a text's shingles: PERMUTATIONS numbers of 32 bits, the same each time."""
-    made = _blank().copy()
+    made = empty_signature().copy()
     made.update_batch(each.encode("utf-8", "surrogatepass") for each in shingles(text))
     return bytes(made.hashvalues.tobytes())
 
@@ -48,32 +54,46 @@ def pairs(signatures: "array[int]") -> Iterator[tuple[int, int, float]]:
     """(earlier, later, similarity) of near-duplicates, by their places in `signatures` (one after the other).
 
     Not all of them: enough to reach every member of a group of near-duplicates from every other. None is missed: the
-    places are cut into more bands than a pair within the threshold has places that differ, so that one band at least
-    is the same in both. (datasketch's own index misses some, and takes several times the memory.)
+    signatures are cut into more bands than a pair within the threshold has places that differ, so that one band at
+    least is the same in both. (datasketch's own index misses some, and takes several times the memory.)
     """
     import numpy as np
 
-    values = np.asarray(signatures).reshape(-1, PERMUTATIONS)
-    enough = math.ceil(THRESHOLD * PERMUTATIONS)
-    bands = PERMUTATIONS - enough + 1
+    values = np.asarray(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+    bands = PERMUTATIONS - ENOUGH + 1
     width = PERMUTATIONS // bands
     groups = Groups(len(values))
     for start in range(0, bands * width, width):
-        for members in _alike(np, values[:, start : start + width]):
-            roots = np.array([groups.root(each) for each in members])
-            while (roots != roots[0]).any():
-                first, root = int(members[0]), roots[0]
-                others = members[roots != root]
-                same = np.count_nonzero(values[others] == values[first], axis=1)
-                for other, agreeing in zip(others[same >= enough], same[same >= enough], strict=True):
-                    if groups.join(first, int(other)):
-                        yield first, int(other), float(agreeing) / PERMUTATIONS
-                        roots[roots == roots[np.searchsorted(members, other)]] = root
-                members, roots = members[1:], roots[1:]
+        for members in places_of_equal_rows(values[:, start : start + width]):
+            yield from new_pairs(members, values, groups)
 
 
-def _alike(np: Any, band: Any) -> Iterator[Any]:
+def new_pairs(
+    members: "NDArray[np.intp]", values: "NDArray[np.uint32]", groups: "Groups"
+) -> Iterator[tuple[int, int, float]]:
+    """Near-duplicates among these members (ascending) that are not in one group yet; `groups` gets them.
+
+    Each member is held against those after it that are in another group, all at once.
+    """
+    import numpy as np
+
+    roots = np.array([groups.root(each) for each in members])
+    for place, first in enumerate(members):
+        others = place + np.flatnonzero(roots[place:] != roots[place])
+        if not len(others):
+            return  # All that are left are in one group.
+        agreeing = np.count_nonzero(values[members[others]] == values[first], axis=1)
+        near = agreeing >= ENOUGH
+        for other, count in zip(others[near], agreeing[near], strict=True):
+            if groups.join(int(first), int(members[other])):
+                yield int(first), int(members[other]), float(count) / PERMUTATIONS
+                roots[roots == roots[other]] = roots[place]
+
+
+def places_of_equal_rows(band: "NDArray[np.uint32]") -> "Iterator[NDArray[np.intp]]":
     """The places (ascending) of each set of rows that are the same, where there are two or more."""
+    import numpy as np
+
     order = np.lexsort(band.T[::-1])
     changes = np.flatnonzero((band[order[1:]] != band[order[:-1]]).any(axis=1)) + 1
     for group in np.split(order, changes):

@@ -1,4 +1,4 @@
-"""Train, validation and test sets of episodes with no leak between them: the same room is never on two sides.
+"""Split episodes into train, validation and test; no room appears in two of them.
 
 Kept together are episodes of the same room, near-duplicates (near_duplicates.py, of all that is said but the system
 turn), and all that these two join. A room is an episode's own field "room" where it has one; else, in ALFWorld's text,
@@ -13,16 +13,39 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import orjson
 
 from tools import BadInput
 from tools.core import files, progress, quote, trajectory
 from tools.data import lint, near_duplicates
+from tools.data.formats import Episode, messages_of
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+class Part(TypedDict):
+    """What one part of a split holds. `wanted`, `share`: of all episodes; `tasks`: how many episodes each has."""
+
+    episodes: int
+    wanted: float
+    share: float
+    groups: int
+    tasks: dict[str, int]
+    mean_turns: float
+    mean_characters: int
+
+
+class Balance(TypedDict):
+    """What a split made. `groups`: how many there are; `largest`: the episodes of the largest one."""
+
+    seed: int
+    out: str
+    groups: int
+    largest: int
+    parts: dict[str, Part]
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,7 @@ class Survey:
         ]
 
 
-def episodes(paths: Sequence[Path], what: str) -> Iterator[dict[str, Any]]:
+def episodes(paths: Sequence[Path], what: str) -> Iterator[Episode]:
     """The episodes of files, in order. Raises BadInput, with file:line, at the first that is none."""
     for where, episode in trajectory.followed(trajectory.rows(paths), what):
         if isinstance(episode, str) or (why := trajectory.fault(episode)):
@@ -51,24 +74,26 @@ def episodes(paths: Sequence[Path], what: str) -> Iterator[dict[str, Any]]:
         yield episode
 
 
-def room(episode: Mapping[str, Any]) -> tuple[str, bool]:
+def room(episode: Episode) -> tuple[str, bool]:
     """What names an episode's room, and whether it is sure: else it is a text to be compared with others."""
     if episode.get("room") is not None:
         return orjson.dumps(episode["room"], option=orjson.OPT_SORT_KEYS).decode(), True
-    first = next(lint.text(turn) for turn in episode["messages"] if turn["role"] == "user")
+    first = next(lint.content_of(turn) for turn in messages_of(episode) if turn["role"] == "user")
     if lint.HOUSEHOLD in first:
         told = first.partition(lint.HOUSEHOLD)[2].partition("Your task is to:")[0]
         return " ".join(sorted(re.findall(r"[a-z]+ \d+", told))), True
     return first, False
 
 
-def survey(rows: Iterable[dict[str, Any]]) -> Survey:
+def survey(rows: Iterable[Episode]) -> Survey:
     """Read all episodes once, and group them."""
     named: dict[str, int] = {}
     joined: list[tuple[int, int]] = []
-    firsts, told = array("I"), []
+    firsts, told = array("I"), list[int]()
     talks = array("I")
-    tasks, turns, characters = [], [], []
+    tasks: list[str] = []
+    turns: list[int] = []
+    characters: list[int] = []
     for place, episode in enumerate(rows):
         name, sure = room(episode)
         key = files.sha256_of(name.encode("utf-8", "surrogatepass"))
@@ -79,7 +104,7 @@ def survey(rows: Iterable[dict[str, Any]]) -> Survey:
         said = lint.conversation(episode)
         talks.frombytes(near_duplicates.signature(said))
         tasks.append(str(episode.get("task", "")))
-        turns.append(len(lint.answers(episode["messages"])))
+        turns.append(len(lint.answers(messages_of(episode))))
         characters.append(len(said))
     with progress.step("split: looking for near-duplicates"):
         joined += [(told[one], told[other]) for one, other, _ in near_duplicates.pairs(firsts)]
@@ -121,7 +146,7 @@ def assign(found: Survey, ratios: Mapping[str, float], seed: int) -> list[str]:
     return parts
 
 
-def split(
+def split_files(
     paths: Sequence[str], out: str, ratios: Mapping[str, float], seed: int, as_json: bool, force: bool = False
 ) -> None:
     """Write train.jsonl, validation.jsonl and test.jsonl into the folder `out`, and print what was balanced.
@@ -155,7 +180,7 @@ def split(
             written[part] = stack.enter_context(beside.open("wb"))
         for part, episode in zip(parts, episodes(sources, "split, writing"), strict=True):
             written[part].write(orjson.dumps(episode, option=orjson.OPT_APPEND_NEWLINE))
-    balance = {"seed": seed, "out": out} | balanced(found, parts, wanted)
+    balance = balance_of(found, parts, wanted, seed, out)
     if as_json:
         print(orjson.dumps(balance).decode())
         return
@@ -165,9 +190,9 @@ def split(
     print(f"{out}: {', '.join(f'{part}.jsonl' for part in wanted)}; {count} groups, the largest {balance['largest']}")
 
 
-def balanced(found: Survey, parts: list[str], ratios: Mapping[str, float]) -> dict[str, Any]:
+def balance_of(found: Survey, parts: list[str], ratios: Mapping[str, float], seed: int, out: str) -> Balance:
     """What a split made: groups, the largest's size, and of each part its share, groups, tasks and mean lengths."""
-    made = {}
+    made: dict[str, Part] = {}
     for part, wanted in ratios.items():
         places = [place for place, each in enumerate(parts) if each == part]
         made[part] = {
@@ -180,10 +205,10 @@ def balanced(found: Survey, parts: list[str], ratios: Mapping[str, float]) -> di
             "mean_characters": round(sum(found.characters[place] for place in places) / len(places)),
         }
     sizes = Counter(found.groups)
-    return {"groups": len(sizes), "largest": max(sizes.values()), "parts": made}
+    return {"seed": seed, "out": out, "groups": len(sizes), "largest": max(sizes.values()), "parts": made}
 
 
-def table(balance: dict[str, Any]) -> "Table":
+def table(balance: Balance) -> "Table":
     """What was balanced: a column for each part."""
     from rich.table import Table
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from tools import Failed
-from tools.core import catalog, progress
+from tools.core import catalog, progress, trajectory
+from tools.core.finding import Finding
 from tools.gguf import find_base
 from tools.recipes import schema
 from tools.recipes.recipe import Recipe, names
@@ -35,7 +36,7 @@ def check_recipe(recipe: Recipe, force: bool = False, as_json: bool = False) -> 
         folder = recipe.base
         what = f"the tokens were not looked at: {error}"
         mend = "training looks at them, once the base is here"
-        unread = [preflight.Finding("warning", what, recipe.at("base_model"), mend)]
+        unread = [Finding("warning", what, recipe.at("base_model"), mend)]
     inputs = run_axolotl.fingerprint(recipe, folder) if isinstance(folder, Path) else None
     if inputs and not as_json and this.done("check", inputs):
         print(f"check: {recipe.name} and its data are good, as before")
@@ -91,10 +92,11 @@ def train_recipe(recipe: Recipe, launch: "Launch", force: bool = False, resume: 
 def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:
     """Print the command of a training (`how`: dry-run), or give it to Slurm or Ray where they are, else say how.
 
-    Raises BadInput for a recipe that Axolotl refuses.
+    Raises BadInput for a recipe that Axolotl refuses, and for data that do not begin with episodes.
     """
     from tools.training import cluster
 
+    trajectory.check_beginning(recipe.data)
     with progress.step("loading Axolotl, which checks the recipe"):
         schema.validate(recipe)
     if how == "dry-run":

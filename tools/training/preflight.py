@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import psutil
@@ -14,6 +14,7 @@ import psutil
 from tools import BadInput
 from tools.core import catalog, chat_template, files, machine, quote, run_folder, trajectory
 from tools.core.catalog import Model
+from tools.core.finding import Finding
 from tools.recipes import plan, render, schema
 from tools.recipes.plan import Change, Plan
 from tools.recipes.recipe import RECIPES, Recipe, names, read_recipe
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 TOKENIZERS_OWN = "tokenizer_default"
 # Below this share of trained tokens most of a GPU's time goes to what is read only.
 LITTLE_TRAINED = 0.05
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found: how grave, what, where (file:line), and how to mend it. An error stops a training."""
-
-    level: Literal["error", "warning", "advice"]
-    what: str
-    where: str
-    mend: str
 
 
 @dataclass(frozen=True)

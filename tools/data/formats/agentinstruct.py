@@ -3,20 +3,23 @@
 Read by sharegpt.py, which knows the flag; OpenAI's name for it is `weight`, 0 or 1.
 """
 
-from typing import Any
+from typing import cast
 
-from tools.data.formats import CannotHold, Ordinary, sharegpt
+from tools.data.formats import CannotHold, Episode, Message, Row, Turns, sharegpt
 
 
-def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[str, Any]:
+def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:
     """The object of an episode: ShareGPT with a flag in each turn. Raises CannotHold as ShareGPT does."""
-    row = sharegpt.write(episode, with_calls, plain)
-    row["conversations"] = [flagged(turn, number) for number, turn in enumerate(row["conversations"], 1)]
-    return row
+    row = sharegpt.write(episode, with_calls, turns)
+    shared = cast("list[Message]", row["conversations"])
+    return row | {"conversations": [flagged(turn, number) for number, turn in enumerate(shared, 1)]}
 
 
-def flagged(turn: dict[str, Any], number: int) -> dict[str, Any]:
-    """The turn with its flag. A weight that says what holds anyway stays beside it, to come back as it was."""
+def flagged(turn: Message, number: int) -> Message:
+    """The turn with its flag. A weight that says what holds anyway stays beside it, to come back as it was.
+
+    Raises CannotHold for a weight between 0 and 1.
+    """
     answers = turn["from"] in ("gpt", "function_call")
     loss = turn.get("weight", answers)
     if loss not in (0, 1, True, False):

@@ -6,75 +6,94 @@ read it.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from itertools import chain
+
+import msgspec
 
 from tools import BadInput
-from tools.data.formats import KEYS, CannotHold, Ordinary, ordinary, text_of
+from tools.data.formats import (
+    KEYS,
+    CannotHold,
+    Episode,
+    Message,
+    Read,
+    Row,
+    Turns,
+    messages_of,
+    roles_and_texts,
+    text_of,
+)
 
 OWN = ("instruction", "input", "output", "system", "history", "extra")
+SHAPE = '{"instruction": "...", "input": "", "output": "...", "history": [["question", "answer"], ...]}'
 STEP = "step_of"  # in `extra` of a row a step: [which, of how many]
+NOT_KEPT = '"extra" holds "messages" that do not belong to this row; remove it'
 
 
-def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
-    """The episode of a row, and its roles and texts when there is no more in its messages, which are left None.
+class Columns(msgspec.Struct):
+    """The columns of a row that a model reads, and what each must be."""
 
-    Instruction and input are joined by a newline, as LLaMA-Factory does.
+    instruction: str
+    output: str
+    input: str | None = None
+    system: str | None = None
+    history: list[tuple[str, str]] | None = None
+
+
+def read(row: Row) -> Read:
+    """The episode of a row. Instruction and input are joined by a newline, as LLaMA-Factory does.
 
     Raises BadInput when one of the known columns is not what it should be.
     """
-    for key in ("instruction", "output"):
-        if type(row.get(key)) is not str:
-            raise BadInput(f'no "{key}"; a row is {{"instruction": "...", "input": "", "output": "..."}}')
-    asked, system, history = row.get("input") or "", row.get("system") or "", row.get("history") or []
-    if type(asked) is not str or type(system) is not str:
-        raise BadInput('"input" and "system" must be text')
-    pairs = [pair for pair in history if type(pair) is list and len(pair) == 2] if type(history) is list else []
-    if len(pairs) != len(history) or not all(type(text) is str for pair in pairs for text in pair):
-        raise BadInput('"history" must be a list of [question, answer]')
-    question = f"{row['instruction']}\n{asked}" if asked and row["instruction"] else row["instruction"] or asked
-    texts = [text for pair in pairs for text in pair] + [question, row["output"]]
+    try:
+        known = msgspec.convert(row, Columns)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{error}; a row is {SHAPE}") from error
+    question = f"{known.instruction}\n{known.input}" if known.instruction and known.input else known.instruction
+    texts = [*chain.from_iterable(known.history or ()), question or known.input or "", known.output]
     roles = ["user", "assistant"] * (len(texts) // 2)
-    if system:
-        roles, texts = ["system", *roles], [system, *texts]
+    if known.system:
+        roles, texts = ["system", *roles], [known.system, *texts]
     others = {key: value for key, value in row.items() if key not in OWN}
     extra = row.get("extra")
-    if type(extra) is not dict:
+    if not isinstance(extra, dict):
         return others | ({} if extra is None else {"extra": extra}) | {"messages": None}, (roles, texts)
-    if extra.get("messages", []) == []:
+    kept = extra.get("messages", [])
+    if kept == []:
         return others | placed(None, extra), (roles, texts)
-    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-    episode = others | placed(restored(messages, extra["messages"]), extra)
-    return episode, ordinary(episode["messages"])
+    messages = restored([{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)], kept)
+    return others | placed(messages, extra), roles_and_texts(messages)
 
 
-def restored(messages: list[dict[str, Any]], kept: Any) -> list[dict[str, Any]]:
-    """The messages again, from their roles and texts and what `kept_of` kept of them."""
-    if (
-        type(kept) is not list
-        or len(kept) > len(messages)
-        or not all(each is None or type(each) is dict for each in kept)
-    ):
-        raise BadInput('"extra" holds "messages" that do not belong to this row; remove it')
+def restored(messages: list[Message], kept: object) -> list[Message]:
+    """The messages again, from their roles and texts and what `kept_of` kept of them.
+
+    Raises BadInput where that was kept of other messages.
+    """
+    if not isinstance(kept, list) or len(kept) > len(messages):
+        raise BadInput(NOT_KEPT)
     for number, each in enumerate(kept):
         if each is not None:
+            if not isinstance(each, dict):
+                raise BadInput(NOT_KEPT)
             text = {"content": messages[number]["content"]}
             messages[number] = each | text if "role" in each else messages[number] | each
     return messages
 
 
-def placed(messages: list[dict[str, Any]] | None, extra: dict[str, Any]) -> dict[str, Any]:
+def placed(messages: list[Message] | None, extra: Row) -> Episode:
     """The episode again: what `extra` kept, and its messages where they stood."""
-    episode = {key: messages if key == "messages" else value for key, value in extra.items() if key != STEP}
+    episode: Episode = {key: messages if key == "messages" else value for key, value in extra.items() if key != STEP}
     return episode if "messages" in episode else episode | {"messages": messages}
 
 
-def kept_of(episode: dict[str, Any], plain: Ordinary) -> dict[str, Any]:
+def kept_of(episode: Episode, turns: Turns | None) -> Row:
     """What an Alpaca row cannot hold: the episode without its turns' roles and texts; empty when there is no more.
 
     `messages` stands in it where it must: to keep other keys of messages, or its place when that is not the last.
     """
-    kept: list[dict[str, Any] | None] = []
-    for turn in [] if plain else episode["messages"]:
+    kept: list[Message | None] = []
+    for turn in [] if turns else messages_of(episode):
         keys = tuple(turn)
         if keys == KEYS:
             kept.append(None)
@@ -89,41 +108,41 @@ def kept_of(episode: dict[str, Any], plain: Ordinary) -> dict[str, Any]:
     return {key: value for key, value in episode.items() if key != "messages"}
 
 
-def exchanges(episode: dict[str, Any], plain: Ordinary) -> tuple[str, list[tuple[str, str]]]:
+def exchanges(episode: Episode, turns: Turns | None) -> tuple[str, list[tuple[str, str]]]:
     """The system turn's text and the exchanges (question, answer). Raises CannotHold when turns are out of order."""
-    turns = episode["messages"]
-    roles = plain[0] if plain else [turn["role"] for turn in turns]
+    roles = turns[0] if turns else [turn["role"] for turn in messages_of(episode)]
     system = roles[0] == "system"
     pairs = len(roles) // 2
     if not pairs or roles != ["system"] * system + ["user", "assistant"] * pairs:
         raise CannotHold("turns out of order: a row holds a system turn, then user and assistant by turns")
-    texts = plain[1] if plain else [text_of(turn, number) for number, turn in enumerate(turns, 1)]
+    texts = turns[1] if turns else [text_of(turn, number) for number, turn in enumerate(messages_of(episode), 1)]
     if system and not texts[0]:
         raise CannotHold("an empty system turn, which a row cannot tell from none")
     return texts[0] if system else "", list(zip(texts[system::2], texts[system + 1 :: 2], strict=True))
 
 
-def write(episode: dict[str, Any], extra: bool, plain: Ordinary) -> dict[str, Any]:
+def write(episode: Episode, extra: bool, turns: Turns | None) -> Row:
     """The row of an episode; `extra`: with what other columns cannot hold. Raises CannotHold for turns out of order."""
-    system, pairs = exchanges(episode, plain)
+    system, pairs = exchanges(episode, turns)
     (question, answer), history = pairs[-1], pairs[:-1]
-    row: dict[str, Any] = {"instruction": question, "input": "", "output": answer, "system": system, "history": history}
-    if extra and (kept := kept_of(episode, plain)):
+    row: Row = {"instruction": question, "input": "", "output": answer, "system": system, "history": history}
+    if extra and (kept := kept_of(episode, turns)):
         row["extra"] = kept
     return row
 
 
-def write_steps(episode: dict[str, Any], extra: bool, plain: Ordinary) -> list[dict[str, Any]]:
+def write_steps(episode: Episode, extra: bool, turns: Turns | None) -> list[Row]:
     """The rows of an episode, one a step; raises CannotHold as `write` does, and for a key of ours."""
     if STEP in episode:
         raise CannotHold(f'a key "{STEP}" of its own, which tells where a step stands')
-    system, pairs = exchanges(episode, plain)
-    task, since, rows = pairs[0][0], "", []
-    kept = kept_of(episode, plain) if extra else {}
+    system, pairs = exchanges(episode, turns)
+    task, since = pairs[0][0], ""
+    rows: list[Row] = []
+    kept = kept_of(episode, turns) if extra else {}
     for number, (question, answer) in enumerate(pairs, 1):
         if number > 1:
             since = f"{since}\n{question}" if since else question
-        row: dict[str, Any] = {"instruction": task, "input": since, "output": answer, "system": system, "history": []}
+        row: Row = {"instruction": task, "input": since, "output": answer, "system": system, "history": []}
         if extra:
             row["extra"] = {STEP: [number, len(pairs)]} | kept
         rows.append(row)
@@ -131,45 +150,65 @@ def write_steps(episode: dict[str, Any], extra: bool, plain: Ordinary) -> list[d
     return rows
 
 
-def is_step(row: Any) -> bool:
+class Place(msgspec.Struct):
+    """Where a step stands in its episode: its number, from 1, and how many there are."""
+
+    step_of: tuple[int, int]
+
+
+class Step(Columns, kw_only=True):
+    """A row a step, as `write_steps` makes it."""
+
+    extra: Place
+
+
+def is_step(row: object) -> bool:
     """Whether a row is one step of an episode, written so by `write_steps`."""
     extra = row.get("extra") if isinstance(row, dict) else None
     return isinstance(extra, dict) and STEP in extra
 
 
-def joined(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of steps, joined again to a row an episode. Raises BadInput where one is missing or was changed."""
-    steps: list[dict[str, Any]] = []
+def joined(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows of steps, joined again to a row an episode; other rows as they are.
+
+    Raises BadInput where a step is missing or was changed.
+    """
+    first: Row = {}
+    steps: list[Step] = []
     for row in rows:
-        which = row["extra"][STEP] if is_step(row) else None
-        if which is None and not steps:
+        if not steps and not is_step(row):
             yield row
             continue
-        if not isinstance(which, list) or len(which) != 2 or which[0] != len(steps) + 1 or not is_text(row):
-            raise BadInput(f"step {len(steps) + 1} of an episode should stand here; keep the rows of one together")
-        steps.append(row)
-        if len(steps) == which[1]:
-            yield one(steps)
+        number = len(steps) + 1
+        try:
+            step = msgspec.convert(row, Step)
+        except msgspec.ValidationError:
+            step = None
+        if step is None or step.extra.step_of[0] != number:
+            raise BadInput(f"step {number} of an episode should stand here; keep the rows of one together")
+        first = first if steps else row
+        steps.append(step)
+        if number == step.extra.step_of[1]:
+            yield first | last_exchange_and_history(steps)
             steps = []
     if steps:
         raise BadInput(f"an episode ends at step {len(steps)}, before its last; keep the rows of one together")
 
 
-def is_text(row: dict[str, Any]) -> bool:
-    """Whether the three columns of a step are text."""
-    return all(type(row.get(key)) is str for key in OWN[:3])
+def last_exchange_and_history(steps: list[Step]) -> Row:
+    """What differs between an episode's first step and its row. Raises BadInput where a step's input does not go on.
 
-
-def one(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the episode whose steps these are."""
-    history, question, said = [], steps[0]["instruction"], ""
-    for number, row in enumerate(steps, 1):
+    A step's input is all that was said since the task: the earlier answers and observations, then its own observation.
+    """
+    history: list[tuple[str, str]] = []
+    said, asked = "", steps[0].instruction
+    for number, step in enumerate(steps, 1):
         if number > 1:
-            head = f"{said}\n" if said else ""
-            if not row["input"].startswith(head):
+            head, now = f"{said}\n" if said else "", step.input or ""
+            if not now.startswith(head):
                 raise BadInput(f"step {number} of an episode does not go on from the one before it")
-            question, said = row["input"][len(head) :], row["input"]
-        history.append([question, row["output"]])
-        said = f"{said}\n{row['output']}" if number > 1 else row["output"]
+            said, asked = now, now[len(head) :]
+        history.append((asked, step.output))
+        said = f"{said}\n{step.output}" if number > 1 else step.output
     question, answer = history.pop()
-    return steps[0] | {"instruction": question, "input": "", "output": answer, "history": history}
+    return {"instruction": question, "input": "", "output": answer, "history": history}

@@ -6,12 +6,12 @@ Observation. Text that would not come back the same is left as it is.
 """
 
 import re
-from typing import Any
+from typing import cast
 
 import orjson
 
 from tools import BadInput
-from tools.data.formats import CannotHold
+from tools.data.formats import CannotHold, Message
 
 PLAIN = "act"  # the name of a call that is an action in plain words
 CALLED = re.compile(r"(?:Thought: (.*)\n)?Action: ([^\n]*)(?:\nAction Input: (.*))?", re.DOTALL)
@@ -20,9 +20,13 @@ OBSERVED = "Observation: "
 THOUGHT = re.compile(r"<think>\n(.*)\n</think>\n\n(.*)", re.DOTALL)
 
 
-def to_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with calls and their answers as text. Raises CannotHold for several calls in one turn."""
-    made, number, latest = [], 0, None
+def to_text(messages: list[Message]) -> list[Message]:
+    """The messages with calls and their answers as text.
+
+    Raises CannotHold for several calls in one turn, BadInput for a call that names no function.
+    """
+    made: list[Message] = []
+    number, latest = 0, None
     for place, turn in enumerate(messages, 1):
         calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else None)
         if calls is not None:
@@ -32,25 +36,26 @@ def to_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             latest = identity(calls[0], number)
             made.append(as_answer(turn, calls[0], place) | ({} if latest is None else {"tool_call_id": latest}))
         elif turn["role"] in ("tool", "function"):
-            if type(turn.get("content")) is not str:
+            text = turn.get("content")
+            if type(text) is not str:
                 raise CannotHold(f'message {place} (tool) has no text; give it as "content"')
             rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
             if rest.get("tool_call_id") in (latest or f"call_{number}", None):
                 rest.pop("tool_call_id", None)
-            made.append({"role": "user", "content": OBSERVED + turn["content"]} | rest)
+            made.append({"role": "user", "content": OBSERVED + text} | rest)
         else:
             made.append({key: value for key, value in turn.items() if key not in ("tool_calls", "function_call")})
     return made
 
 
-def identity(call: Any, number: int) -> str | None:
+def identity(call: object, number: int) -> str | None:
     """A call's id, where it is not the one that `from_text` gives to the call of this number."""
     found = call.get("id") if isinstance(call, dict) else None
     return found if isinstance(found, str) and found != f"call_{number}" else None
 
 
-def as_answer(turn: dict[str, Any], call: Any, place: int) -> dict[str, Any]:
-    """The assistant's turn with its one call as text."""
+def as_answer(turn: Message, call: object, place: int) -> Message:
+    """The assistant's turn with its one call as text. Raises BadInput for a call that names no function."""
     function = call.get("function") if isinstance(call, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(function, dict) or type(name) is not str or not name or "\n" in name:
@@ -78,28 +83,26 @@ def plain_words(arguments: str) -> str | None:
     return words if same else None
 
 
-def from_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def from_text(messages: list[Message]) -> list[Message]:
     """The messages with each action as a call, and the observation after it as the tool's answer."""
-    made: list[dict[str, Any]] = []
+    made: list[Message] = []
     number, waiting = 0, ""
     for place, turn in enumerate(messages):
         if waiting:
-            answer = {"role": "tool", "tool_call_id": waiting, "content": turn["content"].removeprefix(OBSERVED)}
+            text = str(turn["content"]).removeprefix(OBSERVED)
+            answer: Message = {"role": "tool", "tool_call_id": waiting, "content": text}
             made.append(answer | {key: value for key, value in turn.items() if key not in ("role", "content")})
             waiting = ""
             continue
         after = messages[place + 1] if place + 1 < len(messages) else None
-        found = as_call(turn, number + 1) if after is None or observes(after) else None
-        if found is None:
-            made.append(turn)
-            continue
-        number += 1
+        name, found = as_call(turn, number + 1) if after is None or observes(after) else ("", turn)
         made.append(found)
-        waiting = found["tool_calls"][0]["id"] if after else ""
+        number += bool(name)
+        waiting = name if after else ""
     return made
 
 
-def observes(turn: dict[str, Any]) -> bool:
+def observes(turn: Message) -> bool:
     """Whether a turn can be the answer of a tool."""
     text = turn.get("content")
     return (
@@ -111,14 +114,17 @@ def observes(turn: dict[str, Any]) -> bool:
     )
 
 
-def as_call(turn: dict[str, Any], number: int) -> dict[str, Any] | None:
-    """The assistant's turn as a thought and a call; None when it has another form."""
+def as_call(turn: Message, number: int) -> tuple[str, Message]:
+    """The id of a call and the assistant's turn as a thought and that call; "" and the turn when it has another form.
+
+    It has where it would not come back from `as_answer` as it was.
+    """
     text = turn.get("content")
     if turn["role"] != "assistant" or type(text) is not str or tuple(turn)[:2] != ("role", "content"):
-        return None
+        return "", turn
     found = CALLED.fullmatch(text)
     if not found:
-        return None
+        return "", turn
     thought, action, arguments = found.groups()
     name = action if arguments is not None else PLAIN
     if arguments is None:
@@ -126,27 +132,28 @@ def as_call(turn: dict[str, Any], number: int) -> dict[str, Any] | None:
     own = turn.get("tool_call_id", f"call_{number}")
     call = {"id": own, "type": "function", "function": {"name": name, "arguments": arguments}}
     rest = {key: value for key, value in turn.items() if key not in ("role", "content", "tool_call_id")}
-    made = {"role": "assistant", "content": thought, "tool_calls": [call]} | rest
+    made: Message = {"role": "assistant", "content": thought, "tool_calls": [call]} | rest
     if not isinstance(own, str) or not own or not name:
-        return None
+        return "", turn
     back = as_answer(made, call, number) | ({"tool_call_id": own} if identity(call, number) else {})
-    return made if list(back.items()) == list(turn.items()) else None
+    return (own, made) if list(back.items()) == list(turn.items()) else ("", turn)
 
 
-def as_value(message: dict[str, Any]) -> str:
-    """A turn with a call as the text of ShareGPT's `function_call`: the thought in <think>, then the call as JSON."""
-    function = message["tool_calls"][0]["function"]
+def as_value(message: Message) -> str:
+    """A turn that `from_text` made, as the text of ShareGPT's `function_call`: <think>, then the call as JSON."""
+    (call,) = cast("list[dict[str, dict[str, str]]]", message["tool_calls"])
+    function = call["function"]
     try:
         arguments = orjson.loads(function["arguments"])
         if orjson.dumps(arguments).decode() != function["arguments"]:
             arguments = function["arguments"]
     except orjson.JSONDecodeError:
         arguments = function["arguments"]
-    call = orjson.dumps({"name": function["name"], "arguments": arguments}).decode()
-    return call if message["content"] is None else f"<think>\n{message['content']}\n</think>\n\n{call}"
+    text = orjson.dumps({"name": function["name"], "arguments": arguments}).decode()
+    return text if message["content"] is None else f"<think>\n{message['content']}\n</think>\n\n{text}"
 
 
-def from_value(value: str) -> dict[str, Any]:
+def from_value(value: str) -> Message:
     """The turn with a call that the text of a `function_call` says; a plain answer when it says none."""
     found = THOUGHT.fullmatch(value)
     thought, call = found.groups() if found else (None, value)

@@ -3,17 +3,16 @@
 Calls of tools (`tool_calls`, role `tool`) are read as Thought / Action / Observation, see calls.py.
 """
 
-from typing import Any
-
 from tools import BadInput
-from tools.data.formats import Ordinary, calls, ordinary
+from tools.data.formats import Episode, Read, Row, Turns, calls, messages_of, roles_and_texts
 
 ROLES = frozenset({"system", "developer", "user", "assistant"})
 TOOL_ROLES = frozenset({"tool", "function"})
+KNOWN_ROLES = ROLES | TOOL_ROLES
 
 
-def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
-    """The episode of an object, and its roles and texts when there is no more in its messages.
+def read(row: Row) -> Read:
+    """The episode of an object.
 
     Raises BadInput when it holds no messages, or one of no known role.
     """
@@ -21,25 +20,25 @@ def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
     if type(messages) is not list or not messages:
         raise BadInput('no "messages"; an episode is {"messages": [{"role": "user", "content": "..."}, ...]}')
     # Nearly every episode is such, and to look at each message takes five times as long.
-    if (found := ordinary(messages)) and ROLES.issuperset(found[0]):
+    if (found := roles_and_texts(messages)) and ROLES.issuperset(found[0]):
         return row, found
-    called = False
-    for number, turn in enumerate(messages, 1):
-        if type(turn) is not dict:
-            raise BadInput(f'message {number} is no object; a message is {{"role": "user", "content": "..."}}')
-        role = turn.get("role")
-        if type(role) is not str or role not in ROLES:
-            if type(role) is not str or role not in TOOL_ROLES:
-                raise BadInput(f"message {number} has no known role; it must be system, user, assistant or tool")
-            called = True
-        elif len(turn) > 2 and ("tool_calls" in turn or "function_call" in turn):
-            called = True
+    called = any([has_call(turn, number) for number, turn in enumerate(messages, 1)])  # a list: every turn is checked
     if not called:
-        return row, None  # More in its messages than roles and texts.
-    told = calls.to_text(messages)
-    return row | {"messages": told}, ordinary(told)
+        return row, None
+    told = calls.to_text(messages_of(row))
+    return row | {"messages": told}, roles_and_texts(told)
 
 
-def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[str, Any]:
+def has_call(turn: object, number: int) -> bool:
+    """Whether a message calls a tool or is a tool's answer. Raises BadInput for one of no known role."""
+    if not isinstance(turn, dict):
+        raise BadInput(f'message {number} is no object; a message is {{"role": "user", "content": "..."}}')
+    role = turn.get("role")
+    if type(role) is not str or role not in KNOWN_ROLES:
+        raise BadInput(f"message {number} has no known role; it must be system, user, assistant or tool")
+    return role in TOOL_ROLES or "tool_calls" in turn or "function_call" in turn
+
+
+def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:
     """The object of an episode; `with_calls`: its actions as calls of tools."""
-    return episode | {"messages": calls.from_text(episode["messages"])} if with_calls else episode
+    return episode | {"messages": calls.from_text(messages_of(episode))} if with_calls else episode

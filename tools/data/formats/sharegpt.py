@@ -4,10 +4,20 @@ All other keys, an episode's and a message's, stay where they are: readers leave
 read as well: observation and function_call, which are written when actions are asked for as calls of tools.
 """
 
-from typing import Any
-
 from tools import BadInput
-from tools.data.formats import KEYS, CannotHold, Ordinary, calls, ordinary, text_of
+from tools.data.formats import (
+    KEYS,
+    CannotHold,
+    Episode,
+    Message,
+    Read,
+    Row,
+    Turns,
+    calls,
+    messages_of,
+    roles_and_texts,
+    text_of,
+)
 
 TAGS = {"user": "human", "assistant": "gpt", "system": "system", "developer": "developer"}
 ROLES = {tag: role for role, tag in TAGS.items()} | {"user": "user", "assistant": "assistant", "chatgpt": "assistant"}
@@ -17,18 +27,19 @@ TAKEN = ("conversations", "system")
 TAKEN_IN_TURNS = ("from", "value", "loss")
 
 
-def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
-    """The episode of an object, and its roles and texts when there is no more in its messages, which are left None.
+def read(row: Row) -> Read:
+    """The episode of an object.
 
     A `system` column becomes the first turn. Raises BadInput for what is none.
     """
     turns = row.get("conversations")
     if type(turns) is not list or not turns:
         raise BadInput('no "conversations"; an episode is {"conversations": [{"from": "human", "value": "..."}, ...]}')
-    found = ordinary(turns, ("from", "value"))
+    found = roles_and_texts(turns, ("from", "value"))
     if found and "system" not in row and ROLES.keys() >= set(found[0]):
         return put(row, "conversations", "messages", None), ([ROLES[tag] for tag in found[0]], found[1])
-    messages, called = [], False
+    messages: list[Message] = []
+    called = False
     for number, turn in enumerate(turns, 1):
         tag = turn.get("from") if type(turn) is dict else None
         role = ROLES.get(tag) if type(tag) is str else None
@@ -47,21 +58,24 @@ def read(row: dict[str, Any]) -> tuple[dict[str, Any], Ordinary]:
         del episode["system"]
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-    return episode, ordinary(messages)
+    return episode, roles_and_texts(messages)
 
 
-def put(row: dict[str, Any], old: str, new: str, turns: list[dict[str, Any]] | None) -> dict[str, Any]:
+def put(row: Row, old: str, new: str, turns: list[Message] | None) -> Row:
     """A row with its turns under another key, in the same place. Raises BadInput when it has that key too."""
     if new in row:
         raise BadInput(f'both "{old}" and "{new}" in one episode; keep one of them')
     return {(new if key == old else key): (turns if key == old else value) for key, value in row.items()}
 
 
-def renamed(turn: dict[str, Any], role: str, number: int) -> dict[str, Any]:
-    """A turn with more than `from` and `value`, as a message; AgentInstruct's `loss` becomes OpenAI's `weight`."""
+def renamed(turn: Message, role: str, number: int) -> Message:
+    """A turn with more than `from` and `value`, as a message; AgentInstruct's `loss` becomes OpenAI's `weight`.
+
+    Raises BadInput for one without a text.
+    """
     if "value" not in turn:
         raise BadInput(f'turn {number} has no text; give it as "value"')
-    message: dict[str, Any] = {}
+    message: Message = {}
     for key, value in turn.items():
         if key == "from":
             message["role"] = role
@@ -70,14 +84,14 @@ def renamed(turn: dict[str, Any], role: str, number: int) -> dict[str, Any]:
         elif key != "loss":
             message[key] = value
     loss = turn.get("loss")
-    # Without a weight, answers are trained and nothing else; null is "as usual".
+    # Without a weight, answers are trained and nothing else; null says neither.
     if loss is not None and "weight" not in turn and bool(loss) != (role == "assistant"):
         message["weight"] = int(bool(loss))
     return message
 
 
-def called_turn(turn: dict[str, Any], number: int) -> dict[str, Any]:
-    """An observation or a call, as the OpenAI message that it is."""
+def called_turn(turn: Message, number: int) -> Message:
+    """An observation or a call, as the OpenAI message that it is. Raises BadInput for one without a text."""
     value = turn.get("value")
     if type(value) is not str:
         raise BadInput(f'turn {number} has no text; give it as "value"')
@@ -89,26 +103,26 @@ def called_turn(turn: dict[str, Any], number: int) -> dict[str, Any]:
     return calls.from_value(value) | rest
 
 
-def write(episode: dict[str, Any], with_calls: bool, plain: Ordinary) -> dict[str, Any]:
-    """The object of an episode; `plain`: its roles and texts, when they are all. `with_calls`: its actions as calls.
+def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:
+    """The object of an episode; `with_calls`: its actions as calls of tools.
 
     Raises CannotHold for parts in place of a text, and for keys that readers take.
     """
     for key in TAKEN:
         if key in episode:
             raise CannotHold(f'a key "{key}" of its own, which readers of ShareGPT take for theirs')
-    if plain and not with_calls:
-        turns = [{"from": TAGS[role], "value": text} for role, text in zip(*plain, strict=True)]
+    if turns and not with_calls:
+        shared: list[Message] = [{"from": TAGS[role], "value": text} for role, text in zip(*turns, strict=True)]
     else:
-        messages = episode["messages"]
-        turns = [
+        messages = messages_of(episode)
+        shared = [
             tagged(turn, number) for number, turn in enumerate(calls.from_text(messages) if with_calls else messages, 1)
         ]
-    return put(episode, "messages", "conversations", turns)
+    return put(episode, "messages", "conversations", shared)
 
 
-def tagged(message: dict[str, Any], number: int) -> dict[str, Any]:
-    """A message with more than role and content, as a turn: its keys in place."""
+def tagged(message: Message, number: int) -> Message:
+    """A message with more than role and content, as a turn: its keys in place. Raises CannotHold as `write` does."""
     for key in TAKEN_IN_TURNS:
         if key in message:
             raise CannotHold(f'message {number} has a key "{key}", which readers of ShareGPT take for theirs')
@@ -121,4 +135,4 @@ def tagged(message: dict[str, Any], number: int) -> dict[str, Any]:
         }
     text_of(message, number)
     names = {"role": "from", "content": "value"}
-    return {names.get(key, key): TAGS[value] if key == "role" else value for key, value in message.items()}
+    return {names.get(key, key): TAGS[str(value)] if key == "role" else value for key, value in message.items()}

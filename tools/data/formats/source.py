@@ -1,4 +1,4 @@
-"""One input: its format recognised, its bytes cut into chunks of whole episodes."""
+"""One input: its format recognised, its bytes cut into chunks of complete episodes."""
 
 import codecs
 import contextlib
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import orjson
 
 from tools import BadInput
 from tools.core import chunks
 from tools.data import formats
-from tools.data.formats import alpaca, transcript
-from tools.data.formats.worker import loaded
+from tools.data.formats import Episode, Row, alpaca, transcript
+from tools.data.formats.worker import Episodes, Job, Range, loaded
 
 NAMES = re.compile(rb'"(messages|conversations|instruction)"\s*:')
 BATCH = 64  # episodes of a text in one chunk
@@ -38,46 +38,37 @@ class Source:
         """How it is called in messages."""
         return str(self.path) if self.path else "stdin"
 
-    def jobs(self, ranges: bool) -> Iterator[tuple[str, Any]]:
-        """Its chunks; `ranges`: of a plain file of lines, only from where to where each reaches: ("range", (...)).
+    def jobs(self, ranges: bool) -> Iterator[Job]:
+        """Its chunks; `ranges`: of a plain file of lines, only from where to where each reaches.
 
         Raises BadInput when it cannot be read.
         """
         try:
             with contextlib.ExitStack() as stack:
                 # Unbuffered: a pipe is read as it comes, and Ctrl-C is met between two reads.
-                file: Any = stack.enter_context(self.path.open("rb", 0) if self.path else os.fdopen(os.dup(0), "rb", 0))
+                opened = self.path.open("rb", 0) if self.path else os.fdopen(os.dup(0), "rb", 0)
+                file: BinaryIO = stack.enter_context(opened)
                 facts = os.fstat(file.fileno())
                 self.size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
                 try:
                     yield from self.cut(file, ranges and bool(self.path and self.size))
                 except BadInput as error:
-                    yield "fault", str(error)
+                    yield chunks.Fault(str(error))
         except OSError as error:
             raise BadInput(f"{self.name}: cannot be read ({error.strerror}); name a file of episodes") from error
 
-    def read(self, file: Any) -> Iterator[bytes]:
+    def read(self, file: BinaryIO) -> Iterator[bytes]:
         """The bytes of its open file, decompressed, a piece at a time; `done` follows."""
         for piece in chunks.plain(file):
             if self.size:
                 self.done = file.tell()
             yield piece
 
-    def cut(self, file: Any, ranges: bool) -> Iterator[tuple[str, Any]]:
+    def cut(self, file: BinaryIO, ranges: bool) -> Iterator[Job]:
         """The chunks of its open file. Raises BadInput for one that holds nothing known."""
         pieces = self.read(file)
-        head = b""
-        # A pipe gives a little at a time, and the format is told by the first line.
-        for piece in pieces:
-            head = head.lstrip() + piece if head.isspace() else head + piece
-            if len(head) >= chunks.SIZE or (b"\n" in head and not head.isspace()):
-                break
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise BadInput("UTF-16 text; save the file as UTF-8 (iconv -f utf-16 -t utf-8)")
-        head = head.removeprefix(chunks.BOM)
+        head = first_bytes(pieces)
         start = head.lstrip()[:1]
-        if not start:
-            raise BadInput("the file is empty; it must hold episodes")
         every = chain([head], pieces)
         if not self.format and start not in (b"[", b"{"):
             self.format = text_format(head)
@@ -87,43 +78,59 @@ class Source:
         first = first_row(head)
         self.format = self.format or json_format(first, head)
         cut = chunks.array if start == b"[" else chunks.lines
+        packed = os.pread(file.fileno(), 4, 0).startswith((chunks.GZIP, chunks.ZSTD)) if ranges else False
         if first is not None and alpaca.is_step(first):
-            yield from self.steps(cut(every))
-        elif (
-            ranges and cut is chunks.lines and not os.pread(file.fileno(), 4, 0).startswith((chunks.GZIP, chunks.ZSTD))
-        ):
+            yield from steps(cut(every))
+        elif ranges and cut is chunks.lines and not packed:
             for begin in range(0, self.size, chunks.SIZE):
-                end = min(begin + chunks.SIZE, self.size)
-                self.done = end
-                yield "range", (str(self.path), begin, end)
+                self.done = min(begin + chunks.SIZE, self.size)
+                yield Range(str(self.path), begin, self.done)
         else:
             yield from cut(every)
 
-    def steps(self, cut: Iterator[chunks.Chunk]) -> Iterator[tuple[str, Any]]:
-        """The episodes of Alpaca's rows of steps."""
-        at = 0
 
-        def rows() -> Iterator[dict[str, Any]]:
-            nonlocal at
-            for kind, data in cut:
-                if kind == "fault":
-                    at, why = (at + data[0], data[1]) if isinstance(data, tuple) else (at, data)
-                    raise BadInput(why)
-                base, (text, spans) = at, data if kind == "array" else (data, chunks.line_spans(data))
-                for begin, end in spans:
-                    at = base + text.count(b"\n", 0, begin)
-                    yield loaded(text[begin:end])
-                at = base + text.count(b"\n")
-
-        episodes = ((at + 1, formats.whole(*alpaca.read(row))) for row in alpaca.joined(rows()))
-        try:
-            yield from batches(episodes)
-        except BadInput as error:
-            yield "fault", (at, str(error))
+def first_bytes(pieces: Iterator[bytes]) -> bytes:
+    """The beginning of a file, its first line complete if that is short. Raises BadInput for UTF-16 and for nothing."""
+    head = b""
+    # A pipe gives a little at a time, and the format is told by the first line.
+    for piece in pieces:
+        head = head.lstrip() + piece if head.isspace() else head + piece
+        if len(head) >= chunks.SIZE or (b"\n" in head and not head.isspace()):
+            break
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadInput("UTF-16 text; save the file as UTF-8 (iconv -f utf-16 -t utf-8)")
+    head = head.removeprefix(chunks.BOM)
+    if not head.strip():
+        raise BadInput("the file is empty; it must hold episodes")
+    return head
 
 
-def first_row(head: bytes) -> dict[str, Any] | None:
-    """The first object of a file, from its first bytes; None when they hold no whole one."""
+def steps(cut: Iterator[chunks.Chunk]) -> Iterator[Job]:
+    """The episodes of Alpaca's rows of steps."""
+    at = 0  # the line of the row that was read last, from 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal at
+        for chunk in cut:
+            base = at
+            if isinstance(chunk, chunks.Fault):
+                at = base + chunk.line
+                raise BadInput(chunk.why)
+            spans = chunk.spans if isinstance(chunk, chunks.Elements) else chunks.line_spans(chunk.data)
+            for begin, end in spans:
+                at = base + chunk.data.count(b"\n", 0, begin)
+                yield loaded(chunk.data[begin:end])
+            at = base + chunk.data.count(b"\n")
+
+    episodes = ((at + 1, formats.with_messages(*alpaca.read(row))) for row in alpaca.joined(rows()))
+    try:
+        yield from batches(episodes)
+    except BadInput as error:
+        yield chunks.Fault(str(error), at)
+
+
+def first_row(head: bytes) -> Row | None:
+    """The first object of a file, from its first bytes; None when they hold no complete one."""
     begin = head.find(b"{")
     end = (chunks.end_of(head, begin) if head.lstrip()[:1] == b"[" else head.find(b"\n", begin)) if begin >= 0 else 0
     try:
@@ -133,7 +140,7 @@ def first_row(head: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def json_format(first: dict[str, Any] | None, head: bytes) -> str:
+def json_format(first: Row | None, head: bytes) -> str:
     """The format of a file of JSON by its first object, or by its first bytes where that is longer than they are."""
     if first is not None:
         return formats.recognise(first)
@@ -159,16 +166,16 @@ def lines(pieces: Iterator[bytes]) -> Iterator[str]:
             text = rest + decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
             raise BadInput("not UTF-8 text; save the file as UTF-8") from error
-        *whole, rest = text.split("\n")
-        yield from whole
+        *complete, rest = text.split("\n")
+        yield from complete
         if len(rest) > chunks.LIMIT:
             raise BadInput(chunks.TOO_LONG)
     if rest:
         yield rest
 
 
-def batches(episodes: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, Any]]:
+def batches(episodes: Iterator[tuple[int, Episode]]) -> Iterator[Job]:
     """Chunks of so many episodes, each with its line from 0."""
     rows = ((line - 1, episode) for line, episode in episodes)
     while batch := list(islice(rows, BATCH)):
-        yield "episodes", batch
+        yield Episodes(batch)

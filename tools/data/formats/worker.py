@@ -1,4 +1,4 @@
-"""Chunks in, chunks out: rows parsed, read, written and counted; also as a process that imports almost nothing.
+"""What a chunk of one format becomes in another, counted; also as a process that imports almost nothing.
 
 Such a process gets its task and then chunks on stdin and answers on stdout, both by marshal. What it made it writes to
 an open file when told that it is its turn, so that the order is kept and the data pass through no other process.
@@ -16,19 +16,53 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from itertools import islice
+from typing import BinaryIO, NamedTuple
 
 import orjson
 
 from tools import BadInput
 from tools.core import chunks
+from tools.core.chunks import Chunk, Elements, Fault, Lines
 from tools.data import formats
-from tools.data.formats import CannotHold, agentinstruct, alpaca, messages, sharegpt, transcript, usual
+from tools.data.formats import (
+    CannotHold,
+    Episode,
+    Read,
+    Row,
+    Turns,
+    agentinstruct,
+    alpaca,
+    messages,
+    messages_of,
+    sharegpt,
+    transcript,
+    uniform_lines,
+)
 
 READERS = {"messages": messages.read, "sharegpt": sharegpt.read, "agentinstruct": sharegpt.read, "alpaca": alpaca.read}
 WRITERS = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}
 CONSTANT = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
 TOO_DEEP = "nested too deep (more than 250 levels); flatten what the episode carries beside its messages"
+
+
+class Episodes(NamedTuple):
+    """Episodes that are read already, each with its line, from 0."""
+
+    rows: list[tuple[int, Episode]]
+
+
+class Range(NamedTuple):
+    """The lines of a file that begin in these of its bytes, still to be read."""
+
+    path: str
+    start: int
+    end: int
+
+
+Job = Chunk | Episodes | Range
+# Between processes a job goes as its name and its fields: marshal knows plain tuples alone, and is faster than pickle.
+JOBS: dict[str, Callable[..., Job]] = {each.__name__: each for each in (Lines, Elements, Fault, Episodes, Range)}
 
 
 @dataclass(frozen=True)
@@ -60,42 +94,38 @@ class Made:
     fault: str = ""
 
 
-def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> Made:
+def convert_chunk(source: str, chunk: Chunk | Episodes, task: Task, number: int = 0) -> Made:
     """What a chunk in the format `source` becomes, up to its first fault; `number`: of its first episode, from 0.
 
-    `kind`: of the chunk, see chunks.py; or "episodes": [(line, episode), ...], read already.
+    Never raises BadInput: what is wrong with an episode is `fault` of what is returned.
     """
-    if kind == "fault":
-        return Made(line=data[0], fault=data[1]) if isinstance(data, tuple) else Made(fault=data)
+    if isinstance(chunk, Fault):
+        return Made(line=chunk.line, fault=chunk.why)
     made = Made()
     rows: list[bytes] = []
     aside: list[bytes] = []
-    counts: dict[str, int] = {}
-    at = 0
     # Only these targets need messages as they are; the others are made of roles and texts.
     needed = task.calls or task.drop or task.to not in ("sharegpt", "agentinstruct", "alpaca")
-    given, read = rows_of(source, kind, data)
     try:
-        for at, row in given:  # noqa: B007
-            episode, plain = read(row)
+        for episode, turns in episodes_of(source, chunk):
             if needed:
-                episode = formats.whole(episode, plain)
-            made.read += 1
-            count_extra(episode, counts, task, plain)
+                episode = formats.with_messages(episode, turns)
+            count_extra(episode, made.extra, task, turns)
             try:
-                rows += written(episode, task, plain, number + made.read - 1)
+                rows += written(episode, task, turns, number + made.read)
                 made.written += 1
             except CannotHold as error:
                 if not task.apart:
                     raise BadInput(f"{task.to} cannot hold this: {error}; --apart FILE sets such aside") from error
-                aside.append(orjson.dumps(formats.whole(episode, plain)) + b"\n")
+                aside.append(orjson.dumps(formats.with_messages(episode, turns)) + b"\n")
+            made.read += 1
     except BadInput as error:
         made.fault = str(error)
     except orjson.JSONEncodeError:
         made.fault = TOO_DEEP
-    made.line = line_of(kind, data, at) if made.fault else 0
-    made.newlines = 0 if kind == "episodes" else (data if kind == "lines" else data[0]).count(b"\n")
-    made.rows, made.set_apart, made.extra = len(rows), len(aside), dict(counts)
+    made.line = line_of(chunk, made.read) if made.fault else 0
+    made.newlines = 0 if isinstance(chunk, Episodes) else chunk.data.count(b"\n")
+    made.rows, made.set_apart = len(rows), len(aside)
     made.apart = b"".join(aside)
     if task.array:
         made.data = b",\n".join(rows)
@@ -104,25 +134,31 @@ def convert(source: str, kind: str, data: Any, task: Task, number: int = 0) -> M
     return made
 
 
-def rows_of(source: str, kind: str, data: Any) -> tuple[Iterable[tuple[int, Any]], Callable[[Any], Any]]:
-    """The rows of a chunk, numbered by line or by element from 0, and what makes (episode, roles and texts) of one."""
-    if kind == "episodes":
-        return data, lambda episode: (episode, formats.ordinary(episode["messages"]))
-    if kind == "lines" and (found := usual.read(source, data)):
-        return enumerate(found), lambda row: row
+def episodes_of(source: str, chunk: Lines | Elements | Episodes) -> Iterator[Read]:
+    """What the reader of the format `source` makes of a chunk's rows. Raises BadInput, when it comes to it, for a bad
+    one."""
+    if isinstance(chunk, Episodes):
+        return ((episode, formats.roles_and_texts(messages_of(episode))) for _, episode in chunk.rows)
+    if isinstance(chunk, Lines) and (found := uniform_lines.read_chunk(source, chunk.data)):
+        return iter(found)
     reader = READERS[source]
-    return texts(kind, data), lambda text: reader(loaded(text))
+    return (reader(loaded(chunk.data[begin:end])) for begin, end in spans_of(chunk))
 
 
-def texts(kind: str, data: Any) -> Iterator[tuple[int, bytes]]:
-    """The texts of a chunk's rows, numbered by line or by element from 0."""
-    if kind == "lines":
-        return ((number, line) for number, line in enumerate(data.split(b"\n")) if line and not line.isspace())
-    text, spans = data
-    return ((number, text[begin:end]) for number, (begin, end) in enumerate(spans))
+def spans_of(chunk: Lines | Elements) -> Iterable[tuple[int, int]]:
+    """Where each row of a chunk begins and ends."""
+    return chunk.spans if isinstance(chunk, Elements) else chunks.line_spans(chunk.data)
 
 
-def loaded(text: bytes) -> dict[str, Any]:
+def line_of(chunk: Lines | Elements | Episodes, place: int) -> int:
+    """The line, from 0, in which the row at this place (from 0) of a chunk begins."""
+    if isinstance(chunk, Episodes):
+        return chunk.rows[place][0]
+    begin, _ = next(islice(spans_of(chunk), place, None))
+    return chunk.data.count(b"\n", 0, begin)
+
+
+def loaded(text: bytes) -> Row:
     """The object of one row. Raises BadInput when it is none, in words that say why."""
     try:
         row = orjson.loads(text)
@@ -134,14 +170,14 @@ def loaded(text: bytes) -> dict[str, Any]:
         elif not is_utf8(text):
             why = "not UTF-8 text; save the file as UTF-8 (iconv -f latin1 -t utf-8, if it is Latin-1)"
         else:
-            why = f"not JSON ({error}); a file must be one object a line, each whole, or one array of them"
+            why = f"not JSON ({error}); a file must be one object a line, each complete, or one array of them"
         raise BadInput(why) from error
-    if type(row) is not dict:
+    if not isinstance(row, dict):
         raise BadInput("no object; an episode is {...}, with its turns in it")
     again = orjson.dumps(row)
     # Most files are written as we would write them: then nothing can be missing.
     if again != text and strings(again) != strings(text):
-        raise BadInput(f"{twice(text)} stands twice in one object; keep one of them")
+        raise BadInput(f"{doubled_key(text)} stands twice in one object; keep one of them")
     return row
 
 
@@ -163,11 +199,11 @@ def strings(data: bytes) -> int:
     return data.count(b'"')
 
 
-def twice(text: bytes) -> str:
+def doubled_key(text: bytes) -> str:
     """The key that stands twice in one object of a row, in words."""
     doubled: list[str] = []
 
-    def keys(pairs: list[tuple[str, Any]]) -> None:
+    def keys(pairs: list[tuple[str, object]]) -> None:
         doubled.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
 
     with contextlib.suppress(RecursionError):
@@ -175,40 +211,33 @@ def twice(text: bytes) -> str:
     return f'the key "{doubled[0][:40]}"' if doubled else "a key"
 
 
-def line_of(kind: str, data: Any, at: int) -> int:
-    """The line, from 0, in which row number `at` of a chunk begins."""
-    return int(data[0].count(b"\n", 0, data[1][at][0])) if kind == "array" else at
-
-
-def count_extra(episode: dict[str, Any], counts: dict[str, int], task: Task, plain: formats.Ordinary) -> None:
+def count_extra(episode: Episode, counts: dict[str, int], task: Task, turns: Turns | None) -> None:
     """Count what an episode carries that the target may have no place for."""
-    if task.to in formats.TEXT and episode["messages"][0]["role"] == "system":
+    if task.to in formats.TEXT and messages_of(episode)[0]["role"] == "system":
         counts["the system turn"] = counts.get("the system turn", 0) + 1
     for key in episode:
         if key != "messages":
             counts[key] = counts.get(key, 0) + 1
-    if not plain:
-        for key in {key for turn in episode["messages"] for key in turn} - set(formats.KEYS):
+    if not turns:
+        for key in {key for turn in messages_of(episode) for key in turn} - set(formats.KEYS):
             counts[f"messages.{key}"] = counts.get(f"messages.{key}", 0) + 1
 
 
-def written(episode: dict[str, Any], task: Task, plain: formats.Ordinary, number: int) -> list[bytes]:
+def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> list[bytes]:
     """The rows of an episode in the target's format. Raises CannotHold."""
     if task.to in formats.TEXT:
         log = task.to == "alfworld"
         held = transcript.without_extra(episode, log) if task.drop else episode
         return [transcript.write(held, log, number).encode()]
     if task.drop:
-        turns = [{key: turn[key] for key in formats.KEYS if key in turn} for turn in episode["messages"]]
-        episode = {"messages": turns}
+        episode = {
+            "messages": [{key: turn[key] for key in formats.KEYS if key in turn} for turn in messages_of(episode)]
+        }
     if task.to == "alpaca":
-        rows = (
-            alpaca.write_steps(episode, not task.drop, plain)
-            if task.steps
-            else [alpaca.write(episode, not task.drop, plain)]
-        )
-        return [orjson.dumps(row) for row in rows]
-    return [orjson.dumps(WRITERS[task.to](episode, task.calls, plain))]
+        if task.steps:
+            return [orjson.dumps(row) for row in alpaca.write_steps(episode, not task.drop, turns)]
+        return [orjson.dumps(alpaca.write(episode, not task.drop, turns))]
+    return [orjson.dumps(WRITERS[task.to](episode, task.calls, turns))]
 
 
 def put(handle: int, data: bytes) -> None:
@@ -232,20 +261,20 @@ def main() -> None:
     os._exit(0)  # Python would try to write once more what nobody reads
 
 
-def serve(asks: Any, answers: Any) -> None:
-    """Take a task and then chunks from `asks`, and answer each. Raises EOFError or BrokenPipeError at the end."""
+def serve(asks: BinaryIO, answers: BinaryIO) -> None:
+    """Take a task and then jobs from `asks`, and answer each. Raises EOFError or BrokenPipeError at the end."""
     handle, settings = marshal.load(asks)
     task = Task(*settings)
-    opened: dict[str, Any] = {}
+    opened: dict[str, BinaryIO] = {}
     while True:
-        source, kind, data = marshal.load(asks)
+        source, name, fields = marshal.load(asks)
+        job = JOBS[name](*fields)
         try:
-            if kind == "range":
-                path, start, end = data
-                if path not in opened:
-                    opened = {path: open(path, "rb")}  # noqa: SIM115
-                kind, data = chunks.stretch(opened[path], start, end)
-            made = convert(source, kind, data, task)
+            if isinstance(job, Range):
+                if job.path not in opened:
+                    opened = {job.path: open(job.path, "rb")}  # noqa: SIM115
+                job = chunks.lines_between(opened[job.path], job.start, job.end)
+            made = convert_chunk(source, job, task)
         except OSError as error:
             made = Made(fault=f"cannot be read ({error.strerror})")
         ready = packed(made.data, task.packed)

@@ -1,4 +1,4 @@
-"""Usual lines, read a chunk at once, are the episodes that the format's own reader makes; others are left to it."""
+"""Uniform lines, read a chunk at once, are the episodes that the format's own reader makes; others are left to it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.data import formats
-from tools.data.formats import usual, worker
+from tools.data.formats import uniform_lines, worker
 
 TURNS = [{"role": "user", "content": 'Go "on"\n\u2028 \U0001f600 \x7f'}, {"role": "assistant", "content": ""}]
 ROW: dict[str, Any] = {"id": "a", "messages": TURNS, "n": [1.5, None, True], "o": {"x": -1}}
@@ -25,23 +25,23 @@ TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "sys
 def no_decoders_of_other_tests() -> Iterator[None]:
     """As in a process that has just begun: the sets of keys that are read at once are few."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(usual, "DECODERS", {})
+        patch.setattr(uniform_lines, "DECODERS", {})
         yield
 
 
-def one_by_one(source: str, data: bytes) -> list[tuple[dict[str, Any], formats.Ordinary]]:
+def one_by_one(source: str, data: bytes) -> list[formats.Read]:
     """What the format's own reader makes of the lines."""
     return [worker.READERS[source](worker.loaded(line)) for line in data.splitlines()]
 
 
 @pytest.mark.parametrize(("source", "row"), [("messages", ROW), ("sharegpt", SHARED)])
-def test_usual_lines_are_what_the_reader_makes_of_them(source: str, row: dict[str, Any]) -> None:
+def test_uniform_lines_are_what_the_reader_makes_of_them(source: str, row: dict[str, Any]) -> None:
     data = (orjson.dumps(row) + b"\n") * 3
-    found = usual.read(source, data)
+    found = uniform_lines.read_chunk(source, data)
     assert found and len(found) == 3
     for (episode, plain), (wanted, _) in zip(found, one_by_one(source, data), strict=True):
-        whole = formats.whole(episode, plain)
-        assert orjson.dumps(whole) == orjson.dumps(formats.whole(wanted, plain))
+        made = formats.with_messages(episode, plain)
+        assert orjson.dumps(made) == orjson.dumps(formats.with_messages(wanted, plain))
 
 
 @pytest.mark.parametrize(
@@ -69,30 +69,31 @@ def test_usual_lines_are_what_the_reader_makes_of_them(source: str, row: dict[st
         b"",
     ],
 )
-def test_an_unusual_line_is_left_to_the_reader(line: bytes) -> None:
-    usual_one = orjson.dumps({"messages": TURNS})
-    for data in (line + b"\n", line, usual_one + b"\n" + line + b"\n", line + b"\n" + usual_one + b"\n"):
-        assert usual.read("messages", data) is None
+def test_any_other_line_is_left_to_the_reader(line: bytes) -> None:
+    uniform = orjson.dumps({"messages": TURNS})
+    for data in (line + b"\n", line, uniform + b"\n" + line + b"\n", line + b"\n" + uniform + b"\n"):
+        assert uniform_lines.read_chunk("messages", data) is None
 
 
 def test_keys_that_a_reader_of_sharegpt_takes_are_left_to_it() -> None:
     for row in (SHARED | {"system": "s"}, SHARED | {"messages": []}):
-        assert usual.read("sharegpt", orjson.dumps(row) + b"\n") is None
+        assert uniform_lines.read_chunk("sharegpt", orjson.dumps(row) + b"\n") is None
 
 
 @given(st.lists(st.fixed_dictionaries({"messages": st.lists(TURN, max_size=4), "x": JSON}), min_size=1, max_size=4))
 def test_whatever_is_read_at_once_is_read_the_same(rows: list[dict[str, Any]]) -> None:
     data = b"".join(orjson.dumps(row) + b"\n" for row in rows)
-    if (found := usual.read("messages", data)) is None:
+    if (found := uniform_lines.read_chunk("messages", data)) is None:
         return
-    assert [formats.whole(*each) for each in found] == [episode for episode, _ in one_by_one("messages", data)]
+    assert [formats.with_messages(*each) for each in found] == [episode for episode, _ in one_by_one("messages", data)]
 
 
 def test_a_file_of_ever_other_keys_does_not_fill_the_memory() -> None:
     """Beyond a bound of sets of keys, lines are left to the reader; those of sets that are known are read at once."""
-    chunks = [orjson.dumps({"messages": TURNS, f"key{number}": 1}) + b"\n" for number in range(2 * usual.MOST_KEY_SETS)]
+    most = uniform_lines.MOST_KEY_SETS
+    chunks = [orjson.dumps({"messages": TURNS, f"key{number}": 1}) + b"\n" for number in range(2 * most)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(usual, "DECODERS", {})
-        at_once = [usual.read("messages", each) is not None for each in chunks]
-        assert at_once == [True] * usual.MOST_KEY_SETS + [False] * usual.MOST_KEY_SETS
-        assert usual.read("messages", chunks[0])
+        patch.setattr(uniform_lines, "DECODERS", {})
+        at_once = [uniform_lines.read_chunk("messages", each) is not None for each in chunks]
+        assert at_once == [True] * most + [False] * most
+        assert uniform_lines.read_chunk("messages", chunks[0])

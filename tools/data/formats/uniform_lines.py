@@ -1,6 +1,7 @@
-"""Lines as nearly all files have them, a chunk at once, by msgspec: turns of a role and a text, any keys beside them.
+"""Lines that all have the same keys, a chunk at once by msgspec: turns of a role and a text, flat values beside them.
 
-What is the least unusual in a chunk is left to the readers of its format: the conversion then takes a quarter longer.
+Nearly all files are such. A chunk with any other line is left to the reader of its format: the conversion then takes a
+quarter longer.
 """
 
 from operator import attrgetter
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import orjson
 
-from tools.data.formats import KEYS, Ordinary, messages, sharegpt
+from tools.data.formats import KEYS, Episode, Turns, messages, sharegpt
 
 # By format: the key of the turns, those of a turn's role and text, and the roles by their names there.
 SHAPES: dict[str, tuple[str, tuple[str, str], dict[str, str]]] = {
@@ -25,47 +26,55 @@ TAKEN = {"messages": (), "sharegpt": ("system", "messages")}
 # A decoder is two classes, which Python hardly lets go of again: a file whose every chunk begins with other keys would
 # fill the memory with them.
 MOST_KEY_SETS = 64
-DECODERS: dict[tuple[str, tuple[str, ...]], msgspec.json.Decoder[Any]] = {}
+Decoder = msgspec.json.Decoder[msgspec.Struct]
+DECODERS: dict[tuple[str, tuple[str, ...]], Decoder] = {}
 
 
-def read(source: str, data: bytes) -> list[tuple[dict[str, Any], Ordinary]] | None:
-    """The episodes of a chunk of lines, `messages` None in them, each with its roles and texts.
+def read_chunk(source: str, data: bytes) -> list[tuple[Episode, Turns]] | None:
+    """The episodes of a chunk of lines in the format `source`, `messages` None in them, each with its roles and texts.
 
     None where a line is anything but an object of the first one's keys, in their order, without a needless space, whose
     turns have a known role and a text, and all beside them is flat: then nothing is missed that the format's own reader
     would refuse or keep.
     """
-    if source not in SHAPES:
+    if source not in SHAPES or (decoded := decode(source, data)) is None:
         return None
     place, _, roles = SHAPES[source]
-    try:
-        first = data[: data.find(b"\n")]
-        keys = tuple(orjson.loads(first))
-        if place not in keys or any(key in keys for key in TAKEN[source]):
-            return None
-        if (lines := decoder(source, keys)) is None:
-            return None
-        if msgspec.json.encode(lines.decode(first)) != first:
-            return None  # The whole chunk is hardly better.
-        made = lines.decode_lines(data)
-        if msgspec.json.Encoder().encode_lines(made) != data:
-            return None
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError):
-        return None
+    keys, lines = decoded
     names, where = ["messages" if key == place else key for key in keys], keys.index(place)
-    found: list[tuple[dict[str, Any], Ordinary]] = []
-    for line in made:
+    found: list[tuple[Episode, Turns]] = []
+    for line in lines:
         values = msgspec.structs.astuple(line)
         turns = values[where]
         if not turns:
             return None
-        episode = dict(zip(names, values, strict=True))
+        episode: Episode = dict(zip(names, values, strict=True))
         episode["messages"] = None
         found.append((episode, ([*map(roles.__getitem__, map(ROLE, turns))], [*map(TEXT, turns)])))
     return found
 
 
-def decoder(source: str, keys: tuple[str, ...]) -> msgspec.json.Decoder[Any] | None:
+def decode(source: str, data: bytes) -> tuple[tuple[str, ...], list[msgspec.Struct]] | None:
+    """The keys of the first line and every line's values; None unless writing them again gives the same bytes."""
+    place = SHAPES[source][0]
+    try:
+        first = data[: data.find(b"\n")]
+        keys = tuple(orjson.loads(first))
+        if place not in keys or any(key in keys for key in TAKEN[source]):
+            return None
+        if (line := decoder(source, keys)) is None:
+            return None
+        if msgspec.json.encode(line.decode(first)) != first:
+            return None  # The other lines are hardly better.
+        lines = line.decode_lines(data)
+        if msgspec.json.Encoder().encode_lines(lines) != data:
+            return None
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError):
+        return None
+    return keys, lines
+
+
+def decoder(source: str, keys: tuple[str, ...]) -> Decoder | None:
     """Of a line with these keys, in their order; None where a file has too many sets of keys."""
     if (source, keys) not in DECODERS:
         if len(DECODERS) >= MOST_KEY_SETS:
@@ -74,7 +83,7 @@ def decoder(source: str, keys: tuple[str, ...]) -> msgspec.json.Decoder[Any] | N
     return DECODERS[source, keys]
 
 
-def new_decoder(source: str, keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+def new_decoder(source: str, keys: tuple[str, ...]) -> Decoder:
     """Of a line with these keys, in their order. Raises TypeError for keys that are no text."""
     place, (role, text), roles = SHAPES[source]
     names: list[tuple[str, Any, Any]] = [

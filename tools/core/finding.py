@@ -1,0 +1,16 @@
+"""What a check finds: in a recipe, in episodes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["error", "warning", "advice"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: how grave, what, where (file:line), and how to mend it. An error stops a training."""
+
+    level: Level
+    what: str
+    where: str
+    mend: str

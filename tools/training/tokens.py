@@ -3,10 +3,12 @@
 import logging
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
+
+from tools.core import progress
 
 # The label of a token without loss.
 IGNORED = -100
@@ -29,10 +31,10 @@ TOKEN_KEYS = (
 
 def tokenise(
     base: Path,
-    entry: dict[str, Any],
-    conversations: list[dict[str, Any]],
+    entry: Mapping[str, object],
+    conversations: Sequence[Mapping[str, object]],
     sequence_len: int,
-    recipe: dict[str, Any] | None = None,
+    recipe: Mapping[str, object] | None = None,
 ) -> list[tuple[list[int], list[int]]]:
     """The token ids that Axolotl trains on, and their labels (IGNORED: no loss), a pair for each conversation.
 
@@ -41,25 +43,27 @@ def tokenise(
     whole recipe, when its other keys (TOKEN_KEYS) matter. Importing Axolotl takes 10 to 20 s.
     """
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-    import datasets
-    from axolotl.loaders import load_tokenizer
-    from axolotl.utils.config import validate_config
-    from axolotl.utils.data.sft import _load_and_process_single_dataset
-    from axolotl.utils.dict import DictDefault
+    with progress.step("loading Axolotl"):
+        import datasets
+        from axolotl.loaders import load_tokenizer
+        from axolotl.utils.config import validate_config
+        from axolotl.utils.data.sft import _load_and_process_single_dataset
+        from axolotl.utils.dict import DictDefault
 
     from tools.core import chat_template
 
     chat_template.install_in_axolotl()
-    # Of an error that it raises, it would tell by itself too.
+    # It logs the errors that it raises, too.
     logging.getLogger("axolotl.prompt_strategies").setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as folder:
+    title = f"making the tokens of {len(conversations):,} conversations"
+    with progress.step(title), tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "conversations.jsonl"
         data.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in conversations))
-        settings = {key: (recipe or {})[key] for key in TOKEN_KEYS if key in (recipe or {})}
+        settings: dict[str, object] = {key: (recipe or {})[key] for key in TOKEN_KEYS if key in (recipe or {})}
         settings |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
         settings |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
-        settings |= {"datasets": [entry | {"path": str(data)}], "dataset_keep_in_memory": True}
+        settings |= {"datasets": [{**entry, "path": str(data)}], "dataset_keep_in_memory": True}
         cfg = validate_config(DictDefault(settings))
         cfg.dataset_num_proc = None  # Started for a few conversations, more processes cost time.
         # The library keeps a copy of all it ever loaded, unless its cache goes with the folder.

@@ -70,9 +70,12 @@ def check(whole: Any, url: str, prompts: Sequence[list[int]], tokenizer: Any, st
     """
     found: dict[str, Any] = {"equal": True, "prompts": len(prompts), "steps": steps, "same": 0, "ties": 0, "tokens": 0}
     found |= {"tolerance": TIE, "largest_gap": 0.0, "first_divergence": None}
-    with progress.bar("parity: greedy answers", len(prompts)) as shown:
+    with progress.bar("parity: greedy answers of both sides", 2 * len(prompts), "answers") as shown:
         for number, prompt in enumerate(prompts, 1):
-            one = follow(whole, prompt, answer(url, prompt, steps), tokenizer)
+            served = answer(url, prompt, steps)
+            shown.advance()
+            one = follow(whole, prompt, served, tokenizer)
+            shown.advance()
             found["tokens"] += one["same"]
             found["largest_gap"] = max(found["largest_gap"], one["gap"])
             parted = one["divergence"]
@@ -82,7 +85,6 @@ def check(whole: Any, url: str, prompts: Sequence[list[int]], tokenizer: Any, st
             if parted and (worse or found["first_divergence"] is None):
                 found["first_divergence"] = {"prompt": number} | parted
             found["equal"] = found["equal"] and (parted is None or parted["near_tie"])
-            shown.update(number)
     return found
 
 

@@ -35,10 +35,10 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": str(run_folder.ROOT),
 }
-# Keys of a recipe that change what a training takes, and not what it learns.
+# Keys of a recipe that change what a training costs, but not what it learns.
 SAME_RESULT = {"gradient_checkpointing", "micro_batch_size", "gradient_accumulation_steps"}
-# Of the memory predicted: a change that wins less is not named after a training ran out of it.
-LITTLE = 0.1
+# After a training ran out of memory, only changes that save more than this share of the predicted memory are named.
+LEAST_SAVED = 0.1
 # What run.json keeps of the last step, see events.Event.
 NOTED = ("steps", "loss", "tokens", "tokens_per_second", "device_gib")
 
@@ -89,7 +89,7 @@ def train(
         with this.stage("train", inputs) as notes:
             files.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
             notes |= follow(this, this.recipe, tier, launch, model) | {"bf16": bool(composed.get("bf16"))} | versions()
-            keep(this)
+            copy_result(this)
     return this
 
 
@@ -383,7 +383,7 @@ def memory_advice(this: Run, tier: Tier, model: Model | None) -> str:
     if model:
         planned = plan.of(model, tier, plan.from_recipe(recipe.load(this.recipe), tier))
         # The prediction was too low, so what wins little is no help. First what leaves the training as it is.
-        changes = [each for each in plan.advice(planned) if each.won > LITTLE * planned.total]
+        changes = [each for each in plan.advice(planned) if each.won > LEAST_SAVED * planned.total]
         changes = sorted(changes, key=lambda each: not each.keys.keys() <= SAME_RESULT)[:3]
     told = (f"{each.words} wins {each.won:.1f} GiB, {each.slower:.0%} slower" for each in changes)
     return "; ".join(told) or "a smaller micro batch or sequence"
@@ -399,9 +399,9 @@ def last_error(log: Path) -> str:
     return (own or errors or written or ["it wrote nothing"])[-1][:300]
 
 
-def keep(this: Run) -> None:
+def copy_result(this: Run) -> None:
     """Copy the trained adapter or weights, with tokenizer and chat template, under their final name."""
-    with progress.step(f"train: keeping {this.adapter.name}"), files.whole(this.adapter) as partial:
+    with progress.step(f"train: copying {this.adapter.name}"), files.whole(this.adapter) as partial:
         partial.mkdir()
         for item in this.checkpoints.iterdir():
             kept = item.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}

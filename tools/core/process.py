@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypedDict, Unpack
+from typing import IO, Any
 
 KEEPER = Path(__file__).with_name("keeper.py")
 # Seconds that a program has to end after it is asked to.
@@ -21,33 +21,19 @@ SECRET = re.compile(
 SHORTEST_SECRET = 8
 
 
-class Options(TypedDict, total=False):
-    """What a program is started with beside its command: Popen's own arguments."""
-
-    stdin: int | IO[Any] | None
-    stdout: int | IO[Any] | None
-    stderr: int | IO[Any] | None
-    env: Mapping[str, str]
-    cwd: str | Path
-    text: bool
-    errors: str
-    bufsize: int
-    pass_fds: Sequence[int]
-
-
 class Program(subprocess.Popen[Any]):
     """A program in a session of its own, under keeper.py: it and all that it starts end when we do, even by kill -9.
 
     Ctrl-C reaches us alone; when the `with` is left by an exception, the program is stopped. The rest is as in Popen.
     """
 
-    def __init__(self, command: Sequence[str], **options: Unpack[Options]) -> None:
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
         lifeline, self.lifeline = os.pipe()
         kept = [sys.executable, "-I", "-S", str(KEEPER), str(lifeline), str(os.getpid()), *command]
-        settings: Options = {"stdin": subprocess.DEVNULL, **options}
-        settings["pass_fds"] = (lifeline, *options.get("pass_fds", ()))
+        passed = (lifeline, *options.pop("pass_fds", ()))
+        options = {"stdin": subprocess.DEVNULL} | options
         try:
-            super().__init__(kept, start_new_session=True, **settings)
+            super().__init__(kept, pass_fds=passed, start_new_session=True, **options)
         except BaseException:
             os.close(self.lifeline)
             raise
@@ -85,7 +71,7 @@ class Program(subprocess.Popen[Any]):
 
 @contextlib.contextmanager
 def following(
-    command: Sequence[str], log: IO[bytes] | None = None, **options: Unpack[Options]
+    command: Sequence[str], log: IO[bytes] | None = None, **options: Any
 ) -> Iterator[tuple[Program, Iterator[str]]]:
     """A program and the lines of what it writes, stdout and stderr alike, as they come; its end is waited for.
 
@@ -114,10 +100,10 @@ def written_by(program: Program, log: IO[bytes] | None) -> Iterator[str]:
         yield pending.decode(errors="replace")
 
 
-def finished(command: Sequence[str], **options: Unpack[Options]) -> subprocess.CompletedProcess[str]:
+def finished(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, its output kept as text."""
-    kept: Options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
-    with Program(command, **{**kept, **options}) as process:
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with Program(command, **kept, **options) as process:
         out, err = process.communicate()
     return subprocess.CompletedProcess(list(command), process.returncode, out, err)
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, cast, runtime_checkable
 import torch
 from accelerate import DistributedType, ParallelismConfig, PartialState
 from axolotl.integrations.base import BasePlugin
+from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
     from axolotl.utils.dict import DictDefault
-    from peft import PeftModel
     from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -59,8 +59,7 @@ class CpuPlugin(BasePlugin):
 
     def post_model_load(self, cfg: "DictDefault", model: "PreTrainedModel | PeftModel") -> None:
         """Replace the causal model's loss by the same loss, computed from the trained tokens' logits alone."""
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        causal = cast("PreTrainedModel", inner)
+        causal = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
         causal.forward = loss_on_trained_tokens(causal)
 
     def add_callbacks_post_trainer(self, cfg: "DictDefault", trainer: "Trainer") -> list[TrainerCallback]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -13,8 +14,8 @@ import pytest
 from tools.core import process, run_folder
 from tools.core.process import Program
 
-# A program whose child is in a session of its own and has a child too: each writes its number, the program reads on.
-FAMILY = """
+# A program whose child is in a session of its own and has a child too: each writes its id, the program reads on.
+TREE = """
 import os, subprocess, sys, time
 sleep = [sys.executable, "-c", "import time; time.sleep(100)"]
 below = f"p = subprocess.Popen({sleep!r}); print(os.getpid(), p.pid, flush=True); time.sleep(100)"
@@ -28,7 +29,7 @@ IGNORE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
 def gone(processes: list[int], within: float) -> bool:
-    """Whether all of these processes have ended (or only wait to be taken leave of) within so many seconds."""
+    """Whether all of these processes have ended (zombies have) within so many seconds."""
     end = time.monotonic() + within
     while time.monotonic() < end:
         running = [each for each in processes if psutil.pid_exists(each)]
@@ -38,18 +39,19 @@ def gone(processes: list[int], within: float) -> bool:
     return False
 
 
-def family(stream: object) -> list[int]:
-    """The numbers of the program, its child and its grandchild, as they write them."""
+def process_ids(stream: IO[str] | None) -> list[int]:
+    """The ids of the program, its child and its grandchild, as they write them."""
+    assert stream
     found: list[int] = []
     while len(found) < 3:
-        found += map(int, stream.readline().split())  # type: ignore[attr-defined]
+        found += map(int, stream.readline().split())
     return found
 
 
 @pytest.mark.parametrize("ignoring", ["pass", IGNORE])
 @pytest.mark.parametrize("without_prctl", [False, True])
 def test_what_a_program_started_ends_with_us_even_by_kill_9(ignoring: str, without_prctl: bool) -> None:
-    text = FAMILY.replace("IGNORE", ignoring)
+    text = TREE.replace("IGNORE", ignoring)
     keeper = f"""
 text = open({str(process.KEEPER)!r}).read().replace('sys.platform == "linux"', "False")
 import tempfile
@@ -67,7 +69,7 @@ process.KEEPER = file.name
         stdout=subprocess.PIPE,
         text=True,
     )
-    members = family(parent.stdout)
+    members = process_ids(parent.stdout)
     members += [each.pid for each in psutil.Process(parent.pid).children(recursive=True)]
     parent.send_signal(signal.SIGKILL)
     parent.wait()
@@ -77,17 +79,17 @@ process.KEEPER = file.name
 def test_a_program_and_what_it_started_end_when_the_with_is_left_by_an_error() -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        Program([sys.executable, "-c", FAMILY.replace("IGNORE", "pass")], stdout=subprocess.PIPE, text=True) as program,
+        Program([sys.executable, "-c", TREE.replace("IGNORE", "pass")], stdout=subprocess.PIPE, text=True) as program,
     ):
-        members = family(program.stdout)
+        members = process_ids(program.stdout)
         raise KeyboardInterrupt
     assert gone(members, 1)
 
 
 def test_what_a_program_leaves_behind_ends_with_it() -> None:
-    text = FAMILY.replace("IGNORE", "").replace("time.sleep(100)\n", "time.sleep(1)\n")
+    text = TREE.replace("IGNORE", "").replace("time.sleep(100)\n", "time.sleep(1)\n")
     with Program([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as program:
-        members = family(program.stdout)
+        members = process_ids(program.stdout)
     assert program.returncode == 0 and gone(members, 5)
 
 

@@ -251,7 +251,7 @@ def test_an_end_token_that_is_not_trained(url: str, folder: Path, tokenizer: Any
     other = Path(shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("*.gguf")))
     settings = json.loads((other / "tokenizer_config.json").read_bytes())
     files.write_json(other / "tokenizer_config.json", settings | {"eos_token": "<repo_name>"})
-    trained = tokens.tokenise(other, compare.ENTRY | compare.SHAPE, [{"messages": BARE}], 2048)
+    trained = tokens.tokenise(other, {**compare.ENTRY, **compare.SHAPE}, [{"messages": BARE}], 2048)
     first = difference_of(compare.compare_conversations([BARE], trained, [compare.llama_server_side(url)], tokenizer))
     assert first["kind"] == "end_untrained" and 'eos_token: "<|im_end|>"' in first["fix"]
 

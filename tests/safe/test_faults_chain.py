@@ -53,11 +53,11 @@ def test_no_secret_is_in_what_the_chain_leaves_and_no_process_runs_on(tmp_path: 
             cwd=run_folder.ROOT,
             env=environment,
             capture_output=True,
-            text=True,
         )
+        # Bytes: as text, a carriage return would be read as a line feed.
         assert done.returncode == 0, done.stderr
-        assert not any(secret in done.stdout + done.stderr for secret in SECRETS.values())
-        assert not any(letter in done.stderr for letter in "\r\x1b"), done.stderr
+        assert not any(secret.encode() in done.stdout + done.stderr for secret in SECRETS.values())
+        assert not any(letter in done.stdout + done.stderr for letter in b"\r\x1b"), done.stderr
     left = [each for each in files.below(outputs) if each.is_file()]
     for path in left:
         held = path.read_bytes()

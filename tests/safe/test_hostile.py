@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.parts.command import tools_in_little_memory as tools
+from tests.parts.said import said
 from tools import BadInput, Failed
 from tools.core import catalog, chunks, hf_folder, run_folder, trajectory
 from tools.gguf import base, convert, find_base, header, llamacpp, lora, unpack
@@ -41,8 +42,9 @@ def refused(ask: Callable[[], Any], says: str = "") -> str:
 
 def one_line(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
     """What a command says that refused something: one line."""
-    assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr[-2000:]
-    return done.stderr
+    lines = said(done.stderr)
+    assert (done.returncode, len(lines)) == (status, 1), done.stderr[-2000:]
+    return lines[0]
 
 
 # Recipes

@@ -1,10 +1,11 @@
 """The CPU plugin: its loss is the loss, its gradients are the gradients, and no run shares its work in another way."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
 
 from tools.training.cpu_plugin import CpuPlugin, Sharing, asked, gathered_in_order, loss_on_trained_tokens, running
 
@@ -34,6 +35,7 @@ def test_the_loss_and_its_gradients_are_those_of_all_logits(model: LlamaForCausa
     for forward in (model.forward, loss_on_trained_tokens(model)):
         model.zero_grad()
         loss = forward(input_ids=ids, labels=labels, num_items_in_batch=items).loss
+        assert loss is not None
         loss.backward()
         results.append((loss.item(), model.model.layers[0].mlp.up_proj.weight.grad.clone()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
@@ -73,8 +75,9 @@ def test_a_recipe_and_torchrun_say_how_the_work_is_shared(
 
 def begin(recipe: dict, wrapped: object) -> None:
     """The start of training of `wrapped` by that recipe, in the first process."""
-    sharing = Sharing(asked(recipe), SimpleNamespace(model_wrapped=wrapped))
-    sharing.on_train_begin(None, SimpleNamespace(is_world_process_zero=True), None)
+    trainer: Any = SimpleNamespace(model_wrapped=wrapped)
+    args: Any = None
+    Sharing(asked(recipe), trainer).on_train_begin(args, TrainerState(is_world_process_zero=True), TrainerControl())
 
 
 def test_one_process_says_so(
@@ -108,7 +111,7 @@ def test_the_stage_is_the_engine_s(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gather_is_finished_when_it_returns() -> None:
     done: list[str] = []
 
-    def gather(output: torch.Tensor, asynchronous: bool) -> SimpleNamespace | None:
+    def gather(output: torch.Tensor, asynchronous: bool) -> Any:
         assert not torch.is_grad_enabled()
         return SimpleNamespace(wait=lambda: done.append("waited")) if asynchronous else None
 

@@ -1,4 +1,4 @@
-"""Composing and following a training: what a CPU needs, what is resumed, what is read from Axolotl's output."""
+"""Composing and following a training: what a CPU needs, what is resumed, what is noted of its events."""
 
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from tools.core.process import following
 from tools.core.run_folder import Run
 from tools.gguf import find_base
 from tools.recipes import recipe
-from tools.training import run_axolotl
+from tools.training import events, run_axolotl
+from tools.training.events import Event
 from tools.training.run_axolotl import Launch
 
 RECIPE = "smollm2-135m-lora"
@@ -146,33 +147,54 @@ def test_a_failure_is_told_with_what_helps(this: Run) -> None:
     this.folder.mkdir(parents=True)
     log = this.folder / "train.log"
     log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
-    said = run_axolotl.why(log, log.read_text(), 1, this, composed, tier, model)
+    said = run_axolotl.failure(log, None, 1, this, composed, tier, model)
     # What wins a tenth of the memory and more: not rank 8, which wins a third of a GiB.
     assert "out of memory" in said and "recompute layers wins" in said and "slower" in said and "rank" not in said
+    assert "a smaller micro batch or sequence" in run_axolotl.failure(log, None, 1, this, composed, tier, None)
     log.write_text("FloatingPointError: the loss is nan at step 7\n")
     for name in ("checkpoint-4", "checkpoint-6"):
         (this.checkpoints / name).mkdir(parents=True)
     (this.checkpoints / "checkpoint-4" / "trainer_state.json").write_bytes(b"{}")
-    assert "at step 7; the last good checkpoint is checkpoint-4" in run_axolotl.why(
-        log, log.read_text(), 1, this, composed, tier, model
+    said = run_axolotl.failure(log, Event("diverged", step=7), 1, this, composed, tier, model)
+    assert "at step 7; the last good checkpoint is checkpoint-4" in said
+    log.write_text("ValueError: no such dataset\n")
+    assert run_axolotl.failure(log, None, 3, this, composed, tier, model) == (
+        "Axolotl ended with status 3: ValueError: no such dataset"
     )
 
 
-def test_steps_loss_and_tokens_are_read_from_axolotls_output() -> None:
-    output = [
-        "  1%|          | 1/280 [00:03<15:17,  3.35s/it]",
-        "{'loss': '1.213', 'tokens/trainable': 1508, 'tokens/total': 4000, 'epoch': '0.025'}",
-        "100%|##########| 280/280 [16:00<00:00,  3.35s/it]",
-        "{'loss': '2.1e-02', 'tokens/trainable': 1508, 'tokens/total': 9000, 'epoch': '1.0'}",
+def test_the_notes_of_a_training_are_those_of_its_last_steps() -> None:
+    told = [
+        Event("stage", "loading the model"),
+        Event("step", step=0, steps=280),
+        Event("step", step=1, steps=280, loss=1.213, tokens=4000, device_gib=7.5),
+        Event("step", step=280, steps=280, loss=2.1e-2, tokens=9000, tokens_per_second=2100.0, device_gib=7.5),
+        Event("evaluated", step=280, loss=0.4),
+        Event("step", step=280, steps=280),
+        Event("saved", step=280, checkpoint="checkpoint-280"),
     ]
-    notes = run_axolotl.show(iter(output))
-    assert notes.pop("tokens_per_second") > 0
-    assert notes == {"steps": 280, "loss": 0.021, "tokens": 9000}
+    notes, ended = run_axolotl.follow_events(told)
+    assert ended is None
+    assert notes == {
+        "steps": 280,
+        "loss": 2.1e-2,
+        "eval_loss": 0.4,
+        "tokens": 9000,
+        "tokens_per_second": 2100.0,
+        "device_gib": 7.5,
+    }
+    assert run_axolotl.title(notes) == "train: loss 0.021, 2100 tokens/s, 7.5 GiB"
+
+
+def test_a_stop_is_told_apart_from_the_end() -> None:
+    stopped = Event("stopped", step=7)
+    told = [Event("step", step=7, steps=280), stopped, Event("stage", "writing what was learned")]
+    assert run_axolotl.follow_events(told) == ({"steps": 280}, stopped)
 
 
 def test_the_reason_is_the_last_exception_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("loading\nValueError: no such dataset\n  0%| | 0/2\n")
     assert run_axolotl.last_error(log) == "ValueError: no such dataset"
-    log.write_text("Killed\n")
+    log.write_text(f"Killed\n{events.MARK}{{}}\n")
     assert run_axolotl.last_error(log) == "Killed"

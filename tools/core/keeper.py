@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-# Seconds that the program has to end by itself once its parent is gone, or once it ended and left others behind.
+# Seconds between SIGTERM and SIGKILL, once the parent is gone or the program has ended and left others behind.
 GRACE = 3.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -33,18 +33,18 @@ def main() -> None:
     program = start(command, (lifeline, awake, wake))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda sent, _: send(program, sent))
-    ended, family = None, {program}
+    ended, started = None, {program}
     while ended is None:
         ready, _, _ = select.select([lifeline, awake], [], [], 1.0)
         if awake in ready:
             os.read(awake, 4096)
         elif sys.platform != "linux":
-            family = descendants(family)  # Orphans do not become ours there: they must be known before.
+            started = descendants(started)  # Orphans do not become ours there: they must be known before.
         ended = reap(program)
         # A copy of the pipe's other end may live on in a process that was forked: the parent itself is asked too.
         if lifeline in ready or os.getppid() != parent:
             break
-    end_all(program if ended is None else 0, family)
+    end_all(program if ended is None else 0, started)
     if ended is None:
         ended = reap(program)
     finish(ended)
@@ -84,7 +84,7 @@ def send(process: int, number: int) -> None:
 
 
 def reap(program: int) -> int | None:
-    """Take leave of children that ended; the program's wait status once it has."""
+    """Reap the children that ended; the program's wait status once it is among them."""
     status = None
     while True:
         try:
@@ -97,18 +97,18 @@ def reap(program: int) -> int | None:
             status = how
 
 
-def end_all(program: int, family: set[int]) -> None:
-    """End all that descends from us: asked first, made to after GRACE seconds.
+def end_all(program: int, started: set[int]) -> None:
+    """End all that descends from us: SIGTERM first, SIGKILL after GRACE seconds.
 
-    `program`: asked before the others, 0 where it has ended. `family`: the descendants known by now.
+    `program`: gets its SIGTERM before the others; 0 where it has ended. `started`: the descendants known by now.
     """
     deadline = time.monotonic() + GRACE
     asked: set[int] = set()
-    while family := descendants(family):
+    while started := descendants(started):
         late = time.monotonic() > deadline
-        if program not in family:
+        if program not in started:
             program = 0
-        for each in [program] if program and not late else family:
+        for each in [program] if program and not late else started:
             if late:
                 send(each, signal.SIGKILL)
             elif each not in asked:
@@ -136,7 +136,7 @@ def descendants(known: set[int]) -> set[int]:
 
 
 def table() -> list[tuple[int, int, bool]]:
-    """(process, its parent, whether it has ended and only waits to be taken leave of) of all processes."""
+    """(process, its parent, whether it is a zombie) of all processes."""
     rows = []
     if os.path.isdir("/proc/self"):
         for name in os.listdir("/proc"):

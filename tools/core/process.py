@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import IO, Any
 
 KEEPER = Path(__file__).with_name("keeper.py")
-# Seconds that a program which is told to stop has to do so.
-PATIENCE = 10.0
+# Seconds that a program has to end after it is asked to.
+STOP_SECONDS = 10.0
 # Names of environment variables whose values are secrets, or may hold one: a proxy's address may hold a password.
 SECRET = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY|_PROXY$|^AWS_", re.I
@@ -40,11 +40,11 @@ class Program(subprocess.Popen[Any]):
         finally:
             os.close(lifeline)
 
-    def stop(self, patience: float = PATIENCE) -> None:
-        """End it: asked first, after `patience` seconds made to, with all that it started."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End it and all that it started: SIGTERM first, SIGKILL if it still runs after so many seconds."""
         self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(patience)
+            self.wait(seconds)
         self.let_go()
         self.wait()
 

@@ -1,7 +1,7 @@
-"""What goes on, on stderr: a bar or a spinner on a terminal; elsewhere a plain line now and then, none for short work.
+"""Progress on stderr: a bar or a spinner on a terminal; elsewhere a plain line now and then, and none for short work.
 
-A thread speaks, so that a long import or call into C is told as well. Work within work takes its place meanwhile.
-Threads and lines are the outermost work's: what is forked or runs beside it shows nothing of its own.
+A thread writes it, so that a long import or a call into C is shown too. Work within other work is shown in its place.
+Only the process and thread of the outermost work write: a fork shows nothing of its own.
 """
 
 import contextlib
@@ -10,10 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
-# Off a terminal: seconds that a piece of work has lasted when a line first tells of it, and seconds between lines.
-FIRST = 5.0
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Off a terminal: seconds after which work gets its first line, so that short work gets none; seconds between lines.
+FIRST = 2.0
 EVERY = 30.0
 # The work that is going on, the innermost last: that one is shown.
 GOING: list["Work"] = []
@@ -107,7 +110,7 @@ def bar(title: str, total: float | None = None, unit: str = "") -> Iterator[Work
         GOING.append(work)
         stack.callback(GOING.remove, work)
         if len(GOING) == 1:
-            stack.enter_context(drawn() if terminal() else told())
+            stack.enter_context(drawn() if terminal() else in_lines())
         yield work
     if work.total and time.monotonic() - work.began >= FIRST and terminal():
         say(work.words(ended=True))  # what took long stays on the screen
@@ -121,8 +124,8 @@ def step(title: str) -> Iterator[Work]:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Tell of the innermost work in lines, while this lasts."""
+def in_lines() -> Iterator[None]:
+    """Write lines about the innermost work, while this lasts."""
     ended = threading.Event()
 
     def speak() -> None:
@@ -162,7 +165,7 @@ def drawn() -> Iterator[None]:
 
     spinner = Spinner("line")
 
-    def line() -> Any:
+    def line() -> "RenderableType":
         if not GOING:
             return ""
         work, row = GOING[-1], Table.grid(padding=(0, 1))

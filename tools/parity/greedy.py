@@ -132,9 +132,12 @@ def compare_answers(
         "largest_gap": 0.0,
         "first_divergence": None,
     }
-    with progress.bar("parity: greedy answers", len(prompts)) as shown:
+    with progress.bar("parity: greedy answers of both sides", 2 * len(prompts), "answers") as shown:
         for number, prompt in enumerate(prompts, 1):
-            one = compare_answer(trained, prompt, answer(url, prompt, steps), tokenizer)
+            served = answer(url, prompt, steps)
+            shown.advance()
+            one = compare_answer(trained, prompt, served, tokenizer)
+            shown.advance()
             found["tokens"] += one["same"]
             found["largest_gap"] = max(found["largest_gap"], one["gap"])
             parted = one["divergence"]
@@ -144,7 +147,6 @@ def compare_answers(
             if parted and (found["first_divergence"] is None or (found["equal"] and not parted["near_tie"])):
                 found["first_divergence"] = {"prompt": number, **parted}
             found["equal"] = found["equal"] and (parted is None or parted["near_tie"])
-            shown.update(number)
     return found
 
 

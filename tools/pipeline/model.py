@@ -133,7 +133,7 @@ def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int,
         inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
         with this.held("quality"):
             if not this.done("quality", inputs) or not this.quality.exists():
-                with this.stage("quality", inputs) as notes, progress.step("quality"):
+                with this.stage("quality", inputs) as notes, progress.step("quality: preparing the scores"):
                     tokenizer = chat_template.tokenizer(this.adapter)
                     found = perplexity.score_quants(
                         this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks

@@ -146,7 +146,7 @@ def prove_and_name(client: Any, model: Tuned, wanted: Any, force: bool) -> None:
     first = [{"role": "user", "content": CLASSIC}]
     with (
         this.stage("ollama", inputs) as notes,
-        progress.step("parity"),
+        progress.step("parity: preparing llama-server and Ollama"),
         prove.sides(client, wanted, tokenizer, episode) as (tried, seen),
     ):
         found = prove.tokens(this, model.tokenizer, seen, test_set())
@@ -181,7 +181,7 @@ def check_parity(
     this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
     with contextlib.ExitStack() as stack:
         stack.enter_context(this.held("ollama"))
-        stack.enter_context(progress.step("parity"))
+        stack.enter_context(progress.step("parity: preparing llama-server and Ollama"))
         try:
             client = stack.enter_context(ollama.session()).client
         except ollama.NoOllama:

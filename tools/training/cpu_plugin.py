@@ -6,39 +6,63 @@ DeepSpeed ZeRO (`deepspeed`) or by FSDP2 (`fsdp_config`), as it does on GPUs.
 
 import functools
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, Protocol, cast, runtime_checkable
 
 import torch
 from accelerate import DistributedType, ParallelismConfig, PartialState
 from axolotl.integrations.base import BasePlugin
+from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from axolotl.utils.dict import DictDefault
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+P = ParamSpec("P")
+
+
+@runtime_checkable
+class ZeroEngine(Protocol):
+    """A model as DeepSpeed wraps it."""
+
+    def zero_optimization_stage(self) -> int:
+        """Its ZeRO stage, 0 to 3."""
+
+
+class Work(Protocol):
+    """What torch.distributed returns of an operation that may go on."""
+
+    def wait(self) -> object:
+        """Return when it has finished."""
 
 
 class CpuPlugin(BasePlugin):
     """Lets Axolotl train on the CPU, and computes logits only where there is a loss."""
 
-    def register(self, cfg: Any) -> None:
+    def register(self, cfg: "DictDefault") -> None:
         """Prepare for several processes before Axolotl looks for the GPUs to join them by."""
         if processes() > 1:
             join_by_gloo(cfg)
 
-    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+    def load_datasets(self, cfg: "DictDefault", preprocess: bool = False) -> None:
         """Load nothing: this is the one hook between Axolotl's choice of a GPU for each process and its use."""
         if processes() > 1:
             cfg.device_map = {"": "cpu"}
 
-    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+    def get_training_args(self, cfg: "DictDefault") -> dict[str, bool]:
         """Without `use_cpu`, transformers refuses bf16 autocast on a machine that has no GPU."""
         return {"use_cpu": True}
 
-    def post_model_load(self, cfg: Any, model: Any) -> None:
+    def post_model_load(self, cfg: "DictDefault", model: "PreTrainedModel | PeftModel") -> None:
         """Replace the causal model's loss by the same loss, computed from the trained tokens' logits alone."""
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
         causal.forward = loss_on_trained_tokens(causal)
 
-    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
+    def add_callbacks_post_trainer(self, cfg: "DictDefault", trainer: "Trainer") -> list[TrainerCallback]:
         """Say at the first step how the work is shared, and stop where it is not as the recipe asks."""
         return [Sharing(asked(cfg), trainer)]
 
@@ -46,10 +70,12 @@ class CpuPlugin(BasePlugin):
 class Sharing(TrainerCallback):
     """Proves at train begin that what runs is what the recipe asks for: a fallback to DDP has the same losses."""
 
-    def __init__(self, wanted: str, trainer: Any) -> None:
+    def __init__(self, wanted: str, trainer: "Trainer") -> None:
         self.wanted, self.trainer = wanted, trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **rest: object
+    ) -> None:
         """Print one line from the first process. Raises RuntimeError where the recipe asks for something else."""
         found = running(self.trainer.model_wrapped)
         if found != self.wanted:
@@ -63,7 +89,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def asked(cfg: Any) -> str:
+def asked(cfg: "DictDefault") -> str:
     """How the recipe, normalised by Axolotl, wants the work to be shared, in the words of `running`."""
     if processes() == 1 and not cfg.get("deepspeed") and not cfg.get("fsdp_config"):
         return "1 process on the CPU"
@@ -75,9 +101,9 @@ def asked(cfg: Any) -> str:
     return f"{counted(processes())} on the CPU (gloo), {way}"
 
 
-def running(model: Any) -> str:
+def running(model: object) -> str:
     """How the work on `model`, as the trainer wrapped it, is shared: read off the wrapper and its process group."""
-    if hasattr(model, "zero_optimization_stage"):
+    if isinstance(model, ZeroEngine):
         way = f"DeepSpeed ZeRO-{model.zero_optimization_stage()}"
     elif isinstance(model, FSDPModule):
         way = "FSDP2"
@@ -93,7 +119,7 @@ def counted(number: int) -> str:
     return f"{number} process" if number == 1 else f"{number} processes"
 
 
-def join_by_gloo(cfg: Any) -> None:
+def join_by_gloo(cfg: "DictDefault") -> None:
     """Make Axolotl, accelerate and DeepSpeed join this run's processes by gloo, on the CPU, as they do by NCCL."""
     # Axolotl asks this of the GPUs of every run of several processes; without a driver torch raises.
     torch.cuda.can_device_access_peer = lambda *_: False
@@ -113,7 +139,9 @@ def join_by_gloo(cfg: Any) -> None:
         deepspeed.comm.all_gather_into_tensor = gathered_in_order(deepspeed.comm.all_gather_into_tensor)
 
 
-def gathered_in_order(all_gather: Any) -> Any:
+def gathered_in_order(
+    all_gather: Callable[P, Work | None],
+) -> Callable[P, Work | None]:
     """`all_gather`, of torch's signature, finished when it returns and outside autograd, as DeepSpeed takes it to be.
 
     ZeRO-3 starts several gathers and waits for the last (deepspeed 0.18.9, `_allgather_params_coalesced`): right on a
@@ -122,7 +150,7 @@ def gathered_in_order(all_gather: Any) -> Any:
     """
 
     @functools.wraps(all_gather)
-    def finished(*args: Any, **kwargs: Any) -> Any:
+    def finished(*args: P.args, **kwargs: P.kwargs) -> Work | None:
         with torch.no_grad():
             work = all_gather(*args, **kwargs)
         # None where it was not asynchronous. Whoever waits again for finished work does not wait.
@@ -133,7 +161,7 @@ def gathered_in_order(all_gather: Any) -> Any:
     return finished
 
 
-def loss_on_trained_tokens(causal: Any) -> Any:
+def loss_on_trained_tokens(causal: "PreTrainedModel") -> Callable[..., "CausalLMOutputWithPast"]:
     """A forward for a transformers causal model of micro batch 1 that skips logits without a label.
 
     In household episodes six tokens in ten carry none, and the vocabulary's projection is a fifth of this model's
@@ -143,7 +171,9 @@ def loss_on_trained_tokens(causal: Any) -> Any:
 
     # The trainer keeps those columns of the data that forward's signature names.
     @functools.wraps(forward)
-    def trained_only(*args: Any, labels: Any = None, num_items_in_batch: Any = None, **rest: Any) -> Any:
+    def trained_only(
+        *args: object, labels: torch.Tensor | None = None, num_items_in_batch: int | None = None, **rest: object
+    ) -> "CausalLMOutputWithPast":
         if labels is None or labels.shape[0] != 1:
             return forward(*args, labels=labels, num_items_in_batch=num_items_in_batch, **rest)
         # Position i predicts token i + 1.

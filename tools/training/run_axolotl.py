@@ -7,8 +7,9 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tools.core.process import Program, following
 from tools.core.run_folder import Run
 from tools.recipes import plan
 from tools.recipes.recipe import Recipe
+from tools.training import events
+from tools.training.events import Event
 
 # Axolotl and the libraries below it: no telemetry; the plugins are found in the project's root.
 ENVIRONMENT = {
@@ -33,12 +36,12 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": str(run_folder.ROOT),
 }
-# Keys of a recipe that change what a training takes, and not what it learns.
+# Keys of a recipe that change what a training costs, but not what it learns.
 SAME_RESULT = {"gradient_checkpointing", "micro_batch_size", "gradient_accumulation_steps"}
-# Of the memory predicted: a change that wins less is not named after a training ran out of it.
-LITTLE = 0.1
-# What progress_plugin.py prints: Axolotl itself ends with status 0 after a stop as after the last step.
-STOPPED = "react-recipes: stopped, with a checkpoint, at step"
+# After a training ran out of memory, only changes that save more than this share of the predicted memory are named.
+LEAST_SAVED = 0.1
+# What run.json keeps of the last step, see events.Event.
+NOTED = ("steps", "loss", "tokens", "tokens_per_second", "device_gib")
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,9 @@ def train(recipe: Recipe, base: Path, launch: Launch, resume: bool = False, forc
         prepare(this, inputs, resume, force)
         with this.stage("train", inputs) as notes:
             files.write(this.recipe, yaml.safe_dump(composed, sort_keys=False).encode())
-            notes |= (
-                follow(this, this.recipe, composed, recipe.tier, launch, model)
-                | {"bf16": bool(composed.get("bf16"))}
-                | versions()
-            )
-            keep(this)
+            notes |= follow(this, this.recipe, composed, recipe.tier, launch, model)
+            notes |= {"bf16": bool(composed.get("bf16"))} | versions()
+            copy_result(this)
     return this
 
 
@@ -280,10 +280,10 @@ def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch)
 
 def follow(
     this: Run, file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch, model: Model | None
-) -> dict[str, Any]:
-    """Run Axolotl on a composed recipe with a progress line; returns steps, tokens, tokens/s and the last loss.
+) -> dict[str, float]:
+    """Run Axolotl on a composed recipe and show how far it is; returns what `follow_events` notes.
 
-    `model`: the recipe's, where the catalog knows it, for advice when memory does not suffice.
+    `model`: the recipe's, where the catalog knows it, for advice when memory runs out.
     Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (progress_plugin.py), then KeyboardInterrupt is
     raised; a second one ends it at once.
     """
@@ -292,103 +292,117 @@ def follow(
     with (
         files.log(log) as kept,
         following(start, kept, cwd=run_folder.ROOT, env=os.environ | environment) as (process, lines),
-        Patience(process) as patience,
+        stop_after_step(process) as asked,
     ):
-        notes = show(lines)
-    written = log.read_text(errors="replace")
-    if STOPPED in written:
-        step = written.rsplit(STOPPED, 1)[1].split()[0]
-        told = f"stopped at step {step}; the same command goes on from its checkpoint in {this.checkpoints}"
+        notes, ended = follow_events(events.read(lines))
+    if ended and ended.event == "stopped":
+        told = f"stopped at step {ended.step}; the same command goes on from its checkpoint in {this.checkpoints}"
         print(told, file=sys.stderr)
-    if STOPPED in written or patience.asked:
+        raise KeyboardInterrupt
+    if asked.is_set():
         raise KeyboardInterrupt
     if process.returncode:
-        raise Failed(f"{why(log, written, process.returncode, this, composed, tier, model)} (all of it: {log})")
+        raise Failed(f"{failure(log, ended, process.returncode, this, composed, tier, model)} (the whole log: {log})")
     return notes
 
 
-class Patience:
-    """While it lasts, the first Ctrl-C or SIGTERM asks `process` to stop and waits; the second is taken as it comes."""
+@contextlib.contextmanager
+def stop_after_step(process: Program) -> Iterator[threading.Event]:
+    """Have the first Ctrl-C or SIGTERM ask the training to stop, and the second act as usual; yields "it was asked"."""
+    asked = threading.Event()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def __init__(self, process: Program) -> None:
-        self.process, self.asked = process, False
-
-    def __enter__(self) -> "Patience":
-        """Take both signals."""
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give them back."""
-        for number, handler in self.before.items():
+    def restore() -> None:
+        for number, handler in usual.items():
             signal.signal(number, handler)
 
-    def ask(self, *_: Any) -> None:
-        """Pass the signal on, once."""
+    def ask(*_: object) -> None:
         print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
-        self.asked = True
-        self.process.send_signal(signal.SIGTERM)
-        self.__exit__()
+        asked.set()
+        process.send_signal(signal.SIGTERM)
+        restore()
+
+    for number in usual:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        restore()
 
 
-def why(
-    log: Path, written: str, status: int, this: Run, composed: Mapping[str, Any], tier: Tier, model: Model | None
+def follow_events(told: Iterable[Event]) -> tuple[dict[str, float], Event | None]:
+    """Show a training's events on one line: stage or step, loss, tokens/s, memory, time left.
+
+    Returns the last known NOTED and eval_loss, for run.json, and the event that ended it before its last step, if any.
+    """
+    notes: dict[str, float] = {}
+    ended = None
+    with progress.bar("train: loading Axolotl") as shown:
+        for event in told:
+            if event.event == "stage":
+                shown.update(title=f"train: {event.stage}")
+            elif event.event == "step":
+                notes |= {key: value for key in NOTED if (value := getattr(event, key)) is not None}
+                shown.update(event.step, event.steps, title(notes), unit="steps")
+            elif event.event == "evaluated" and event.loss is not None:
+                notes["eval_loss"] = event.loss
+            elif event.event in ("stopped", "diverged"):
+                ended = event
+    return notes, ended
+
+
+def title(notes: Mapping[str, float]) -> str:
+    """How a training goes in words, as far as known: "train: loss 1.213, 2100 tokens/s, 7.5 GiB"."""
+    forms = {"loss": "loss {:.3f}", "tokens_per_second": "{:.0f} tokens/s", "device_gib": "{:.1f} GiB"}
+    words = [form.format(notes[key]) for key, form in forms.items() if key in notes]
+    return f"train: {', '.join(words)}" if words else "train"
+
+
+def failure(
+    log: Path,
+    ended: Event | None,
+    status: int,
+    this: Run,
+    composed: Mapping[str, Any],
+    tier: Tier,
+    model: Model | None,
 ) -> str:
-    """Why a training failed: out of memory with the planner's advice, a loss that is no number, else its error."""
+    """Why a training failed and, where memory ran out or the loss is not a number, what helps."""
     error = last_error(log)
-    if re.search(r"OutOfMemoryError|out of memory", written):
-        changes = []
-        if model:
-            planned = plan.of(model, tier, plan.from_recipe(composed, tier))
-            # The prediction was too low, so what wins little is no help. First what leaves the training as it is.
-            changes = [each for each in plan.advice(planned) if each.won > LITTLE * planned.total]
-            changes = sorted(changes, key=lambda each: not each.keys.keys() <= SAME_RESULT)[:3]
-        say = "; ".join(f"{each.words} wins {each.won:.1f} GiB, {each.slower:.0%} slower" for each in changes)
-        return f"out of memory: {error}. To change first: {say or 'a smaller micro batch or sequence'}"
-    if "FloatingPointError" in written:
+    if ended and ended.event == "diverged":
         good = checkpoints(this)
         last = f"the last good checkpoint is {good[-1].name}" if good else "no checkpoint was written before"
-        return f"{error}; {last}; a lower learning_rate is the first thing to try"
+        return f"{error}; {last}; try a lower learning_rate first"
+    if re.search(r"OutOfMemoryError|out of memory", log.read_text(errors="replace")):
+        return f"out of memory: {error}. To change first: {memory_advice(composed, tier, model)}"
     return f"Axolotl ended with status {status}: {error}"
 
 
-def show(output: Iterator[str]) -> dict[str, Any]:
-    """Show one progress line from Axolotl's output: step, loss, tokens/s, memory, time left."""
-    loss, tokens, first, memory = 0.0, 0, (0.0, 0), 0.0
-    notes: dict[str, Any] = {}
-    with progress.bar("train: loading model and data") as shown:
-        for line in output:
-            if step := re.search(r"(\d+)/(\d+) \[\d", line):
-                shown.update(int(step[1]), int(step[2]), unit="steps")
-                notes["steps"] = int(step[2])
-            if found := re.search(r"'loss': '?([\d.e+-]+)", line):
-                loss = float(found[1])
-            if found := re.search(r"'memory/device_reserved \(GiB\)': '?([\d.]+)", line):
-                memory = max(memory, float(found[1]))
-            if found := re.search(r"'tokens/total': '?(\d+)", line):
-                tokens = int(found[1])
-                first = first if first[0] else (time.monotonic(), tokens)
-                seconds = time.monotonic() - first[0]
-                speed = (tokens - first[1]) / seconds if seconds else 0.0
-                notes |= {"loss": loss, "tokens": tokens, "tokens_per_second": round(speed, 1)}
-                device = f", {memory:.1f} GiB" if memory else ""
-                shown.update(title=f"train: loss {loss:.3f}, {speed:.0f} tokens/s{device}")
-    return notes | ({"device_gib": memory} if memory else {})
+def memory_advice(this: Run, tier: Tier, model: Model | None) -> str:
+    """The planner's three best changes for a training that ran out of memory; `model`: None when it is not known."""
+    changes: list[plan.Change] = []
+    if model:
+        planned = plan.of(model, tier, plan.from_recipe(recipe.load(this.recipe), tier))
+        # The prediction was too low, so what wins little is no help. First what leaves the training as it is.
+        changes = [each for each in plan.advice(planned) if each.won > LEAST_SAVED * planned.total]
+        changes = sorted(changes, key=lambda each: not each.keys.keys() <= SAME_RESULT)[:3]
+    told = (f"{each.words} wins {each.won:.1f} GiB, {each.slower:.0%} slower" for each in changes)
+    return "; ".join(told) or "a smaller micro batch or sequence"
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that names an exception, else its last line."""
-    written = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    """The last line of a log that names an exception, else its last line; events aside."""
+    written = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     # torchrun and accelerate put the rank of a process before what it wrote.
-    written = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in written]
+    written = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in written if line and not line.startswith(events.MARK)]
     errors = [line for line in written if re.match(r"[\w.]*(Error|Exception|Interrupt|BadInput)\b", line)]
     own = [line for line in errors if "ChildFailedError" not in line and "CalledProcessError" not in line]
     return (own or errors or written or ["it wrote nothing"])[-1][:300]
 
 
-def keep(this: Run) -> None:
+def copy_result(this: Run) -> None:
     """Copy the trained adapter or weights, with tokenizer and chat template, under their final name."""
-    with progress.step(f"train: keeping {this.adapter.name}"), files.whole(this.adapter) as partial:
+    with progress.step(f"train: copying {this.adapter.name}"), files.whole(this.adapter) as partial:
         partial.mkdir()
         for item in this.checkpoints.iterdir():
             kept = item.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}

@@ -3,11 +3,12 @@
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
+
+from tools.core import progress
 
 # The label of a token without loss.
 IGNORED = -100
@@ -32,10 +33,10 @@ TOKEN_KEYS = (
 
 def tokenise(
     base: Path,
-    entry: Mapping[str, Any],
-    conversations: list[dict[str, Any]],
+    entry: Mapping[str, object],
+    conversations: Sequence[Mapping[str, object]],
     sequence_len: int,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> list[Tokenised]:
     """The token ids that Axolotl trains on, and their labels (IGNORED: no loss), a pair for each conversation.
 
@@ -44,19 +45,21 @@ def tokenise(
     whole recipe's, when its other keys (TOKEN_KEYS) matter. Importing Axolotl takes 10 to 20 s.
     """
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-    import datasets
-    from axolotl.loaders import load_tokenizer
-    from axolotl.utils.config import validate_config
-    from axolotl.utils.data.sft import _load_and_process_single_dataset
-    from axolotl.utils.dict import DictDefault
+    with progress.step("loading Axolotl"):
+        import datasets
+        from axolotl.loaders import load_tokenizer
+        from axolotl.utils.config import validate_config
+        from axolotl.utils.data.sft import _load_and_process_single_dataset
+        from axolotl.utils.dict import DictDefault
 
     from tools.core import chat_template
 
     chat_template.install_in_axolotl()
-    # Of an error that it raises, it would tell by itself too.
+    # It logs the errors that it raises, too.
     logging.getLogger("axolotl.prompt_strategies").setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as folder:
+    title = f"making the tokens of {len(conversations):,} conversations"
+    with progress.step(title), tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "conversations.jsonl"
         data.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in conversations))
         known = {key: value for key, value in (settings or {}).items() if key in TOKEN_KEYS}

@@ -177,15 +177,12 @@ test: setup ## lint, types, and all tests with coverage
 docs: .venv/.ready ## write docs/cli.md, the page of all commands and options, anew
 	.venv/bin/typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
 
+PIN = pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)
-	"$$UV" pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  pyproject.toml --output-file requirements.lock
-	"$$UV" pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
-	"$$UV" run --no-project --python 3.11 python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['household'], sep='\n')" | \
-	  "$$UV" pip compile --quiet --no-deps --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  - --output-file tests/parts/household/engine.lock
+	"$$UV" $(PIN) --extra train --group test --group lint pyproject.toml --output-file requirements.lock
+	"$$UV" $(PIN) --no-annotate tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
+	"$$UV" $(PIN) --no-deps --no-annotate --group household --output-file tests/parts/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays
 	rm -rf outputs .venv

@@ -15,6 +15,7 @@ import psutil
 
 from tools import BadInput
 from tools.core import catalog, run_folder
+from tools.core.process import cores as cores  # there, so that who needs no catalog need not load it
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,11 +93,6 @@ def install(*programs: str) -> str:
             rights = "" if manager == "brew" or os.geteuid() == 0 else "sudo "
             return f"{rights}{command} {' '.join(names.get(name, name) for name in programs)}"
     return f"install {' and '.join(programs)} with your system's package manager"
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_bf16() -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from tools import BadInput, Failed
-from tools.core import files, progress, quote, run_folder
+from tools.core import files, process, progress, quote, run_folder
 from tools.data import formats
 from tools.data.formats import worker
 from tools.data.formats.source import Source
@@ -264,7 +264,7 @@ def written_here(output: Output, data: bytes, before: bytes) -> None:
 def by_processes(sources: list[Source], output: Output, task: Task) -> Generator[Result]:
     """What each chunk became, in order, made by processes; each writes its own when `write` is called."""
     command = [sys.executable, "-S", "-c", START.format([str(run_folder.ROOT), *(each for each in sys.path if each)])]
-    count = min(WORKERS, len(os.sched_getaffinity(0)))
+    count = min(WORKERS, process.cores())
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):

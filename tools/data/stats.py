@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tools.core import files, quote, templates, trajectory
+from tools.core import files, quote, run_folder, templates, trajectory
 from tools.data import lint, split
 from tools.gguf import base, find_base
 
@@ -24,9 +25,10 @@ BINS = 24
 SHOWN = 12
 
 
-def measure(episodes: Iterable[dict[str, Any]], count: Callable[[list[dict[str, Any]]], int]) -> dict[str, Any]:
+def measure(episodes: Iterable[dict[str, Any]], count: Callable[[list[dict[str, Any]]], int] | None) -> dict[str, Any]:
     """The lengths of episodes in tokens (by `count`) and in answers, how many each task has, and what their actions do.
 
+    Without `count`, there are no `tokens` and no `mean_tokens`.
     An action's name is its first word: "go to fridge 1" is go, "Search[Ada]" is Search.
     """
     tokens, turns = [], []
@@ -35,21 +37,22 @@ def measure(episodes: Iterable[dict[str, Any]], count: Callable[[list[dict[str, 
     for episode in episodes:
         messages = episode["messages"]
         said = lint.answers(messages)
-        tokens.append(count(messages))
+        tokens.append(count(messages) if count else 0)
         turns.append(len(said))
         task = tasks.setdefault(str(episode.get("task", "")), [0, 0, 0])
         task[:] = task[0] + 1, task[1] + tokens[-1], task[2] + turns[-1]
         for _, answer in said:
             actions[name(trajectory.action(answer) or "")] += 1
+    longer = {size: sum(each > size for each in tokens) for size in SEQUENCES}
     return {
         "episodes": len(tokens),
-        "tokens": spread(tokens) | {"longer_than": {size: sum(each > size for each in tokens) for size in SEQUENCES}},
+        **({"tokens": spread(tokens) | {"longer_than": longer}} if count else {}),
         "turns": spread(turns) | {"longer_than": {}},
         "tasks": [
             {
                 "task": task,
                 "episodes": n,
-                "mean_tokens": round(all_tokens / n, 1),
+                **({"mean_tokens": round(all_tokens / n, 1)} if count else {}),
                 "mean_turns": round(all_turns / n, 2),
             }
             for task, (n, all_tokens, all_turns) in sorted(tasks.items(), key=lambda item: (-item[1][0], item[0]))
@@ -86,15 +89,24 @@ def spread(values: Sequence[int]) -> dict[str, Any]:
 def show(paths: Sequence[str], base_name: str, html: str, as_json: bool, force: bool = False) -> None:
     """Print what these files are made of, and write it as a page to `html` where one is named.
 
-    `base_name`: whose tokenizer counts, see base.tokenizer. `force`: replace a page that is there. Raises BadInput,
-    with file:line, for what is no episode.
+    `base_name`: whose tokenizer counts, see base.tokenizer; where none is named and transformers is not installed, no
+    tokens are counted, which is said. `force`: replace a page that is there. Raises BadInput, with file:line, for what
+    is no episode.
     """
     if html:
         files.check_output(html, force, paths)
 
-    tokenizer = find_base.tokenizer(base_name)
-    found = {"files": list(paths), "tokenizer": base_name or Path(tokenizer.name_or_path).name}
-    found |= measure(split.episodes(list(map(Path, paths)), "stats"), partial(base.tokens, tokenizer))
+    found: dict[str, Any] = {"files": list(paths)}
+    count = None
+    try:
+        tokenizer = find_base.tokenizer(base_name)
+        found["tokenizer"] = base_name or Path(tokenizer.name_or_path).name
+        count = partial(base.tokens, tokenizer)
+    except ModuleNotFoundError as error:
+        if base_name:
+            raise
+        print(f"tokens are not counted: that {run_folder.missing(error)}", file=sys.stderr)
+    found |= measure(split.episodes(list(map(Path, paths)), "stats"), count)
     if html:
         with files.output(html, force, paths) as beside:
             beside.write_text(page(found), encoding="utf-8")
@@ -105,33 +117,39 @@ def show(paths: Sequence[str], base_name: str, html: str, as_json: bool, force: 
 
     for drawn in tables(found):
         Console().print(drawn)
-    print(f"tokens as {quote.visible(found['tokenizer'])} counts them{f'; plots in {html}' if html else ''}")
+    counted = [f"tokens as {quote.visible(found['tokenizer'])} counts them"] if count else []
+    if said := "; ".join(counted + ([f"plots in {html}"] if html else [])):
+        print(said)
 
 
 def tables(found: dict[str, Any]) -> list["Table"]:
     """Lengths, tasks and actions."""
     from rich.table import Table
 
-    rows = {"tokens": found["tokens"], "answers": found["turns"]}
+    rows = {"tokens": found.get("tokens"), "answers": found["turns"]}
     columns = ["total", "mean", "min", *(f"p{each}" for each in PERCENTILES), "max"]
     lengths = Table(f"{found['episodes']:,} episodes", *columns)
     for title, values in rows.items():
-        lengths.add_row(title, *(f"{values[column]:,}" for column in columns))
+        if values:
+            lengths.add_row(title, *(f"{values[column]:,}" for column in columns))
     longer = Table("longer than", *(f"{size:,} tokens" for size in SEQUENCES))
-    over = found["tokens"]["longer_than"].values()
-    longer.add_row("episodes", *(f"{each:,} ({each / found['episodes']:.1%})" for each in over))
+    if "tokens" in found:
+        over = found["tokens"]["longer_than"].values()
+        longer.add_row("episodes", *(f"{each:,} ({each / found['episodes']:.1%})" for each in over))
     tasks = Table("task", "episodes", "mean tokens", "mean answers")
     for each in found["tasks"][:SHOWN]:
         shares = f"{each['episodes']:,} ({each['episodes'] / found['episodes']:.1%})"
         task = quote.cell(each["task"] or "(no task)")
-        tasks.add_row(task, shares, f"{each['mean_tokens']:,.0f}", f"{each['mean_turns']:.1f}")
+        tasks.add_row(
+            task, shares, f"{each['mean_tokens']:,.0f}" if "mean_tokens" in each else "", f"{each['mean_turns']:.1f}"
+        )
     actions = Table("action", "times", "share")
     for action, times in list(found["actions"].items())[:SHOWN]:
         actions.add_row(quote.cell(action), f"{times:,}", f"{times / found['turns']['total']:.1%}")
     for drawn in (lengths, longer, tasks, actions):
         for column in drawn.columns[1:]:
             column.justify = "right"
-    return [lengths, longer, tasks, actions]
+    return [drawn for drawn in (lengths, longer, tasks, actions) if drawn.row_count]
 
 
 def page(found: dict[str, Any]) -> str:
@@ -140,7 +158,10 @@ def page(found: dict[str, Any]) -> str:
     return templates.template("report/stats.html.j2").render(
         found=found,
         percentiles=PERCENTILES,
-        lengths=[("Tokens", "tokens", found["tokens"]), ("Answers", "answers", found["turns"])],
+        lengths=[
+            *([("Tokens", "tokens", found["tokens"])] if "tokens" in found else []),
+            ("Answers", "answers", found["turns"]),
+        ],
         shares=[("Tasks", "episodes", most(tasks)), ("Actions", "times", most(list(found["actions"].items())))],
     )
 

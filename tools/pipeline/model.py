@@ -76,7 +76,7 @@ def imatrix_of(this: run_folder.Run, who: str) -> Path:
         raise BadInput(f"{this.folder}: no recipe of ours, so no training conversations to measure what matters by")
     f16, out = this.gguf("F16", who), this.imatrix(who)
     if not out.exists() or out.stat().st_mtime < f16.stat().st_mtime:
-        data = run_folder.ROOT / recipe.dataset(this.recipe)["path"]
+        data = run_folder.found(recipe.dataset(this.recipe)["path"])
         imatrix.make(f16, data, chat_template.tokenizer(this.adapter), out)
     return out
 

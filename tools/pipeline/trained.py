@@ -68,7 +68,7 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
     called, source = other or asrun["base_model"], base_folder(path, other)
     length, words = (
         int(asrun["sequence_len"]),
-        system_prompt(run_folder.ROOT / recipe.load(this.recipe)["datasets"][0]["path"]),
+        system_prompt(run_folder.found(recipe.load(this.recipe)["datasets"][0]["path"])),
     )
     return Tuned(this, path.stem, name_of(path), this.adapter, source, called, hashes, length, words)
 

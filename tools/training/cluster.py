@@ -25,7 +25,7 @@ def dry_run(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launc
     )
     start, environment = run_axolotl.command(file, tier, launch)
     assigned = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
-    return f"cd {shlex.quote(str(run_folder.ROOT))} && {assigned} {shlex.join(start)}"
+    return f"cd {shlex.quote(str(run_folder.home()))} && {assigned} {shlex.join(start)}"
 
 
 def slurm(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch: Launch) -> Path:
@@ -47,7 +47,7 @@ def slurm(path: Path, base: str, changes: Mapping[str, Any], tier: Tier, launch:
         nodes=launch.nodes,
         gpus=run_axolotl.processes(tier, launch),
         folder=folder,
-        root=run_folder.ROOT,
+        root=run_folder.home(),
         environment=environment,
         command=" ".join(words),
     )

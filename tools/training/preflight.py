@@ -114,7 +114,7 @@ def check(
 
 def read(path: Path, changes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The episodes that a recipe trains on. Raises BadInput, with file:line, when one is not a ReAct episode."""
-    return list(trajectory.read(run_folder.ROOT / recipe.dataset(path, changes)["path"]))
+    return list(trajectory.read(run_folder.found(recipe.dataset(path, changes)["path"])))
 
 
 def quick(path: Path, settings: Mapping[str, Any], tier: Tier, machine: Machine) -> list[Finding]:
@@ -255,7 +255,7 @@ def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Find
     if not begun.exists():
         return
     inputs = orjson.loads(begun.read_bytes())
-    data = run_folder.ROOT / recipe.dataset(path, settings)["path"]
+    data = run_folder.found(recipe.dataset(path, settings)["path"])
     now = {"recipe": files.sha256(path), "data": files.sha256(data)}
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
@@ -321,7 +321,7 @@ def repeated(path: Path, settings: Mapping[str, Any], episodes: list[dict[str, A
             f"{data}:{number}",
             "remove one of each",
         )
-    if (run_folder.ROOT / data).resolve() != trajectory.TEST_DATA:
+    if run_folder.found(data).resolve() != trajectory.TEST_DATA:
         known = (seen.get(orjson.dumps(each["messages"])) for each in trajectory.read(trajectory.TEST_DATA))
         leaked = [number for number in known if number]
         if leaked:

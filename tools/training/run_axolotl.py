@@ -92,7 +92,7 @@ def train(
 
 def fingerprint(path: Path, base: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What a training depends on: SHA-256 of recipe, data, base (see `folder_hash`); changes."""
-    data = run_folder.ROOT / recipe.dataset(path, changes)["path"]
+    data = run_folder.found(recipe.dataset(path, changes)["path"])
     own = {key: value for key, value in changes.items() if key != "datasets"}
     return {"recipe": files.sha256(path), "data": files.sha256(data), "base": folder_hash(base)} | own
 
@@ -189,8 +189,10 @@ def compose(path: Path, this: Run, base: str, changes: Mapping[str, Any], tier: 
         "auto_resume_from_checkpoints": True,
     }
     if deepspeed := composed.get("deepspeed"):
-        composed["deepspeed"] = str(run_folder.ROOT / str(deepspeed))
-    data = run_folder.ROOT / recipe.dataset(path, changes)["path"]
+        composed["deepspeed"] = str(run_folder.found(str(deepspeed)))
+    data = run_folder.found(recipe.dataset(path, changes)["path"])
+    if run_folder.installed():  # Axolotl runs in the current folder, where our own episodes are not.
+        composed["datasets"] = [composed["datasets"][0] | {"path": str(data)}, *composed["datasets"][1:]]
     if not composed.get("dataset_num_proc") and data.is_file():
         composed["dataset_num_proc"] = tokenisers(data.stat().st_size, machine.cores())
     composed |= spread(composed, tier, world(tier, launch), str(path))
@@ -295,7 +297,7 @@ def follow(this: Run, file: Path, tier: Tier, launch: Launch, model: Model | Non
     log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
     with (
         files.log(log) as kept,
-        following(start, kept, cwd=run_folder.ROOT, env=os.environ | environment) as (process, lines),
+        following(start, kept, cwd=run_folder.home(), env=os.environ | environment) as (process, lines),
         Patience(process) as patience,
     ):
         notes = show(lines)

@@ -72,6 +72,14 @@ def test_bf16_is_read_from_the_processors_flags() -> None:
     assert machine.cores() >= 1
 
 
+def test_a_processors_name_tells_what_is_compiled_for_it() -> None:
+    old, new = frozenset({"sse2", "avx2", "fma"}), frozenset({"sse2", "avx2", "fma", "avx512f"})
+    assert machine.processor(old) != machine.processor(new)
+    # Another kernel, the same processor.
+    assert machine.processor(old) == machine.processor(old | {"md_clear", "hypervisor", "constant_tsc"})
+    assert machine.processor() == machine.processor(machine.features())
+
+
 @pytest.mark.parametrize(
     ("name", "gib", "bf16", "count", "tier"),
     [

@@ -215,17 +215,18 @@ def main() -> None:
         sizes = [float(each) for each in given.sizes.split(",") if float(each)] if given.mb == 500 else []
         memory = flat(folder, sizes)
     cores = process.cores()
+    drawn = table(rows, memory)
     written = {
         "title": f"Converting {given.mb:g} MB of episodes, {cores} cores",
         "command": "python bench/convert.py",
         "versions": {"Python": platform.python_version()}
         | {each: version(each) for each in ("orjson", "datasets", "pyarrow")},
-        "table": table(rows, memory),
+        "table": drawn,
         "notes": NOTES,
         "cases": rows,
         "memory": memory,
     }
-    print(orjson.dumps(written).decode() if given.json else "\n".join(written["table"]))
+    print(orjson.dumps(written).decode() if given.json else "\n".join(drawn))
     if given.mb == 500:
         files.write_json(ROOT / "bench" / "results" / "convert.json", written)
 

@@ -40,8 +40,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert tops == {"react_recipes", f"react_recipes-{__version__}.dist-info"}  # no package `tools` of everybody's
     uv, environment = machine.uv() or "uv", folder / "environment"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
-    install = [uv, "pip", "install", "--quiet", "--python", environment, "--constraint"]
-    subprocess.run([*install, ROOT / "requirements.lock", wheel], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", str(environment), "--constraint"]
+    subprocess.run([*install, str(ROOT / "requirements.lock"), str(wheel)], check=True)
     return environment / "bin" / "react-recipes"
 
 

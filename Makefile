@@ -174,6 +174,9 @@ test: setup ## lint, types, and all tests with coverage
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15 --cov tools --cov-report term
 
+test-fast: .venv/.ready ## the tests that need no training, no build and no server: two minutes on two cores
+	.venv/bin/pytest -m "not slow and not heavy" --numprocesses 2 --dist loadfile
+
 docs: .venv/.ready ## write docs/cli.md, the page of all commands and options, anew
 	.venv/bin/typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
 

@@ -21,6 +21,8 @@ from tools import BadInput, Failed
 from tools.core import files, machine, run_folder
 from tools.gguf import llamacpp
 
+pytestmark = pytest.mark.heavy
+
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
 RENDERED = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n"
 # Serves a model until it is told to end, and says where.

@@ -178,7 +178,7 @@ test-fast: .venv/.ready ## the tests that need no training, no build and no serv
 	.venv/bin/pytest -m "not slow and not heavy" --numprocesses 2 --dist loadfile
 
 docs: .venv/.ready ## write docs/cli.md, the page of all commands and options, anew
-	.venv/bin/typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
+	.venv/bin/python -m typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
 
 PIN = pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 lock: ## pin again what pyproject.toml asks for

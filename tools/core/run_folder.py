@@ -17,16 +17,12 @@ from tools.core import files, process
 
 # The project, with catalog/, templates/, recipes/ and data/: a checkout, or what a wheel installed.
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def installed() -> bool:
-    """Whether this is what a wheel installed, and not a checkout."""
-    return not (ROOT / "pyproject.toml").exists()
+INSTALLED = not (ROOT / "pyproject.toml").exists()
 
 
 def home() -> Path:
     """The folder that a recipe's paths start from, and where outputs/ lies: a checkout, else the current folder."""
-    return Path.cwd() if installed() else ROOT
+    return Path.cwd() if INSTALLED else ROOT
 
 
 def found(path: str | Path) -> Path:
@@ -37,14 +33,14 @@ def found(path: str | Path) -> Path:
 
 def missing(error: ModuleNotFoundError) -> str:
     """What to say of a library that is not there: the extra `train` has it, or the set-up of a checkout."""
-    if installed():
+    if INSTALLED:
         return f"needs {error.name}, which comes with the extra `train`: pip install 'react-recipes[train]'"
     return f"needs {error.name}; `make setup` installs it"
 
 
 def refuse_installed(what: str) -> None:
     """Raise BadInput where this is no checkout: `what` is the project's own, and other projects' packages lie there."""
-    if installed():
+    if INSTALLED:
         raise BadInput(f"{what} belongs to the project's own files; run this in a checkout of the repository")
 
 

@@ -191,7 +191,7 @@ def compose(path: Path, this: Run, base: str, changes: Mapping[str, Any], tier: 
     if deepspeed := composed.get("deepspeed"):
         composed["deepspeed"] = str(run_folder.found(str(deepspeed)))
     data = run_folder.found(recipe.dataset(path, changes)["path"])
-    if run_folder.installed():  # Axolotl runs in the current folder, where our own episodes are not.
+    if run_folder.INSTALLED:  # Axolotl runs in the current folder, where our own episodes are not.
         composed["datasets"] = [composed["datasets"][0] | {"path": str(data)}, *composed["datasets"][1:]]
     if not composed.get("dataset_num_proc") and data.is_file():
         composed["dataset_num_proc"] = tokenisers(data.stat().st_size, machine.cores())

@@ -107,21 +107,22 @@ def cpu_bf16() -> bool:
 
 
 @cache
-def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def features() -> frozenset[str]:
     """What the processor can do, in the kernel's words (avx2, sve ...); nothing where there is no /proc/cpuinfo."""
+    cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
     found = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
     return frozenset(found[1].split() if found else ())
 
 
-def processor(known: frozenset[str] | None = None) -> str:
+def processor() -> str:
     """A short name for processors that run what was compiled for this one (-march=native): x86_64-1f0c9a3e.
 
-    The hash is of the instructions that a compiler may use: on x86 INSTRUCTIONS among the features, on Arm all of them,
-    on macOS the processor's name. What a kernel or a hypervisor adds to the list is none. `known`: other features.
+    The hash is of the instructions that a compiler may use: on x86 those of INSTRUCTIONS, on Arm all features, on macOS
+    the processor's name. So it stays the same when a kernel lists more of the same processor.
     """
-    known = features() if known is None else known
-    used = sorted(known if platform.machine() in ("aarch64", "arm64") else filter(INSTRUCTIONS.match, known))
+    arm = platform.machine() in ("aarch64", "arm64")
+    used = sorted(each for each in features() if arm or INSTRUCTIONS.match(each))
     if not used and (sysctl := shutil.which("sysctl")):
         asked = [sysctl, "-n", "machdep.cpu.brand_string"]
         used = subprocess.run(asked, capture_output=True, text=True).stdout.split()

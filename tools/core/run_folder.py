@@ -26,8 +26,7 @@ def home() -> Path:
 
 
 def found(path: str | Path) -> Path:
-    """A file that a recipe names, in `home`; where an installed package brings it and the current folder does not,
-    the package's."""
+    """A file that a recipe names, from `home`; what is not there is looked for among the package's own."""
     return home() / path if (home() / path).exists() else ROOT / path
 
 

@@ -174,18 +174,18 @@ test: setup ## lint, types, and all tests with coverage
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15 --cov tools --cov-report term
 
-docs: .venv/.ready ## write docs/cli.md, the page of all commands and options, anew
-	.venv/bin/typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
+test-fast: .venv/.ready ## the tests that need no training, no build and no server: two minutes on two cores
+	.venv/bin/pytest -m "not slow and not heavy" --numprocesses 2 --dist loadfile
 
+docs: .venv/.ready ## write docs/cli.md, the page of all commands and options, anew
+	.venv/bin/python -m typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
+
+PIN = pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)
-	"$$UV" pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  pyproject.toml --output-file requirements.lock
-	"$$UV" pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
-	"$$UV" run --no-project --python 3.11 python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['household'], sep='\n')" | \
-	  "$$UV" pip compile --quiet --no-deps --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-	  - --output-file tests/parts/household/engine.lock
+	"$$UV" $(PIN) --extra train --group test --group lint pyproject.toml --output-file requirements.lock
+	"$$UV" $(PIN) --no-annotate tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
+	"$$UV" $(PIN) --no-deps --no-annotate --group household --output-file tests/parts/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays
 	rm -rf outputs .venv

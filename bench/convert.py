@@ -23,7 +23,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.core import files, run_folder  # noqa: E402
+from tools.core import files, process, run_folder  # noqa: E402
 
 DIRECTIONS = (
     ("messages", "sharegpt"),
@@ -65,12 +65,12 @@ MAPS = {
 DROPPED = {"messages": ["messages"], "sharegpt": ["conversations"]}
 ALPACA = ["instruction", "input", "output", "system", "history", "extra"]
 DATASETS = """
-import os, sys
+import sys
 import datasets
 datasets.disable_progress_bars()
 def change(row):{body}
 if __name__ == "__main__":
-    cores = len(os.sched_getaffinity(0))
+    cores = int(sys.argv[4])
     rows = datasets.load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[3], num_proc=cores)
     gone = [name for name in {dropped!r} if name in rows.column_names]
     rows = rows.map(change, remove_columns=gone, num_proc=cores)
@@ -97,16 +97,16 @@ def timed(command: list[str]) -> tuple[float, float]:
     os.sync()  # What was written before is not written to disk on this command's time.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     began, peak = time.monotonic(), 0
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    ended = os.pidfd_open(process.pid)
+    program = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    ended = os.pidfd_open(program.pid)
     # Each look takes time of cores that are all at work; the end is told at once.
     while not select.select([ended], [], [], 0.05)[0]:
-        peak = max(peak, run_folder.resident_bytes(process.pid))
+        peak = max(peak, run_folder.resident_bytes(program.pid))
     seconds = time.monotonic() - began
     os.close(ended)
-    process.wait()
-    if process.returncode:
-        raise SystemExit(process.stderr.read().decode()[-2000:] if process.stderr else "")
+    program.wait()
+    if program.returncode:
+        raise SystemExit(program.stderr.read().decode()[-2000:] if program.stderr else "")
     return round(seconds, 2), round(peak / 1e6, 1)
 
 
@@ -130,7 +130,7 @@ def ours(source: Path, target: Path, to: str) -> tuple[float, float]:
 def theirs(script: Path, source: Path, target: Path) -> tuple[float, float]:
     """Seconds and MB of a script with `datasets`, in an empty cache."""
     with tempfile.TemporaryDirectory(dir=script.parent) as cache:
-        return timed([sys.executable, str(script), str(source), str(target), cache])
+        return timed([sys.executable, str(script), str(source), str(target), cache, str(process.cores())])
 
 
 def direction(folder: Path, lines: Path, source: str, target: str, array: bool, repeats: int) -> dict[str, Any]:
@@ -214,18 +214,19 @@ def main() -> None:
             files.remove(path)
         sizes = [float(each) for each in given.sizes.split(",") if float(each)] if given.mb == 500 else []
         memory = flat(folder, sizes)
-    cores = len(os.sched_getaffinity(0))
+    cores = process.cores()
+    drawn = table(rows, memory)
     written = {
         "title": f"Converting {given.mb:g} MB of episodes, {cores} cores",
         "command": "python bench/convert.py",
         "versions": {"Python": platform.python_version()}
         | {each: version(each) for each in ("orjson", "datasets", "pyarrow")},
-        "table": table(rows, memory),
+        "table": drawn,
         "notes": NOTES,
         "cases": rows,
         "memory": memory,
     }
-    print(orjson.dumps(written).decode() if given.json else "\n".join(written["table"]))
+    print(orjson.dumps(written).decode() if given.json else "\n".join(drawn))
     if given.mb == 500:
         files.write_json(ROOT / "bench" / "results" / "convert.json", written)
 

@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # in place of bench/, whose gguf.py would be taken for the library
+    sys.path[0] = str(ROOT)
 
 import orjson  # noqa: E402
 import psutil  # noqa: E402

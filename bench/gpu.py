@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # in place of bench/, whose gguf.py would be taken for the library
+    sys.path[0] = str(ROOT)
 
 import orjson  # noqa: E402
 
@@ -51,8 +51,8 @@ SHORT = {
 PACKED = {"sample_packing": True}
 RECOMPUTED = {"gradient_checkpointing": True}
 NO_KERNELS = dict.fromkeys(catalog.training().lora_kernels, False)
-NO_LIGER = {"plugins": [], "liger_rope": None, "liger_rms_norm": None, "liger_fused_linear_cross_entropy": None}
-NO_LIGER |= {"liger_glu_activation": None}
+LIGER = ("liger_rope", "liger_rms_norm", "liger_fused_linear_cross_entropy", "liger_glu_activation")
+NO_LIGER: dict[str, Any] = {"plugins": []} | dict.fromkeys(LIGER)
 # What a CPU needs in place of a GPU's kernels, and the shape of a model that it trains in seconds.
 ON_CPU = NO_KERNELS | NO_LIGER | {"bf16": False, "tf32": False, "optimizer": "adamw_torch", "sequence_len": 1024}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}

@@ -2,9 +2,10 @@
 
 python bench/memory.py                   everything; bench/results/memory.json and a table; half an hour on 2 cores
 python bench/memory.py published         only what needs no simulation; seconds
-python bench/memory.py simulate CASE     one simulated case
+python bench/memory.py simulate CASE     simulated cases alone
 """
 
+import argparse
 import subprocess
 import sys
 from collections import OrderedDict
@@ -344,8 +345,14 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the table, and without an argument write bench/results/memory.json."""
-    what = sys.argv[1] if len(sys.argv) > 1 else ""
-    rows = [] if what == "published" else [simulated(name) for name in sys.argv[2:] or SIMULATED]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["published", "simulate"], help="by default everything")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"for simulate: of {', '.join(SIMULATED)}")
+    given = parser.parse_args()
+    if unknown := [name for name in given.cases if name not in SIMULATED]:
+        parser.error(f"{unknown[0]}: no such case")
+    what = given.what or ""
+    rows = [] if what == "published" else [simulated(name) for name in given.cases or SIMULATED]
     if what != "simulate":
         rows += published()
     steps = [row for row in rows if row["kind"] == "simulated"]

@@ -159,6 +159,7 @@ def test_a_stage_without_the_one_before_says_which_command_makes_it(tmp_path: Pa
     assert done.returncode == 2 and "make train RECIPE=smollm2-135m-lora" in done.stderr
 
 
+@pytest.mark.heavy
 def test_doctor_shows_what_is_there() -> None:
     done = tools("doctor")
     assert done.returncode == 0

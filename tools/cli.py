@@ -10,11 +10,17 @@ from typing import Annotated
 import click
 import typer
 
-from tools import BadInput, Failed
+from tools import BadInput, Failed, __version__
 from tools.core import quote
 
 ABOUT = "From agent trajectories to a model that answers in Ollama: check, train, convert, prove, serve, play."
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=ABOUT)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=ABOUT,
+)
 
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (smollm2-135m-lora) or its path")]
 Base = Annotated[str, typer.Option("--base", help="another base model: a folder or a hub name")]
@@ -35,6 +41,22 @@ Guided = Annotated[bool, typer.Option("--imatrix", help="guide it by what the tr
 AdapterOnly = Annotated[bool, typer.Option("--adapter-only", help="the adapter alone, for a base that is there")]
 Quant = Annotated[str, typer.Option("--quant", help="F16, Q8_0, Q4_K_M ...")]
 Quants = Annotated[str, typer.Option("--quant", help="any of llama-quantize's types, or several: 'Q4_K_M Q8_0'")]
+
+
+def tell_version(asked: bool) -> None:
+    """Print the version and exit."""
+    if asked:
+        print(f"react-recipes {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 @app.command()
@@ -66,8 +88,10 @@ def doctor() -> None:
 @app.command()
 def data(force: Replace = False) -> None:
     """Write the committed household episodes again: the same bytes."""
+    from tools.core import run_folder
     from tools.worlds.household import episodes
 
+    run_folder.refuse_installed("data/")
     episodes.write_committed(force)
 
 
@@ -184,8 +208,10 @@ def episodes(
 @app.command()
 def recipes(force: Replace = False) -> None:
     """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
+    from tools.core import run_folder
     from tools.recipes import render
 
+    run_folder.refuse_installed("recipes/")
     counts = render.write(force)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
 
@@ -258,8 +284,10 @@ def add_model(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be written, and write nothing")] = False,
 ) -> None:
     """Add a model to the catalog from its config.json, and render its recipes."""
+    from tools.core import run_folder
     from tools.recipes import new_model
 
+    run_folder.refuse_installed("catalog/")
     new_model.add_model(hub, key, dry_run)
 
 
@@ -525,6 +553,10 @@ def main() -> None:
         stop(f"{f'{os.fsdecode(error.filename)}: ' if error.filename else ''}{error.strerror or error}", 1)
     except MemoryError:
         stop("too little memory; close other programs, or give this one more", 1)
+    except ModuleNotFoundError as error:
+        from tools.core import run_folder
+
+        stop(run_folder.missing(error), 1)
     except ImportError as error:
         stop(f"a library cannot be loaded ({error}): too little memory for it, or `make setup` was interrupted", 1)
     except click.ClickException as error:

@@ -16,6 +16,8 @@ from tools.recipes import recipe, schema
 from tools.serving import ollama
 from tools.training import preflight, tokens
 
+pytestmark = pytest.mark.heavy
+
 TALKS = [
     [SYSTEM, USER, ASSISTANT],
     [SYSTEM, *[USER, ASSISTANT, OBSERVATION, ASSISTANT] * 2],

@@ -228,3 +228,10 @@ def test_a_folders_hash_depends_on_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     assert files.sha256(tmp_path) != first
     assert files.sha256(tmp_path / "b") == files.sha256_of(b"1")
+
+
+def test_episodes_are_converted_where_there_is_no_fcntl(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['fcntl'] = None; from tools.cli import main; main()"
+    arguments = ["convert", "data/test.jsonl", str(tmp_path / "out.json"), "--to", "alpaca"]
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=run_folder.ROOT, check=True)
+    assert names(tmp_path) == ["out.json"]

@@ -1,6 +1,7 @@
 """What this machine has and lacks."""
 
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def test_bf16_is_read_from_the_processors_flags() -> None:
     words = path.read_text().split() if path.exists() else []
     assert machine.cpu_bf16() == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(words))
     assert machine.cores() >= 1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="what the features of x86 processors are called")
+def test_a_processors_name_tells_what_is_compiled_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(*features: str) -> str:
+        monkeypatch.setattr(machine, "features", lambda: frozenset(features))
+        return machine.processor()
+
+    assert named("sse2", "avx2", "fma") != named("sse2", "avx2", "fma", "avx512f")
+    # Another kernel, the same processor.
+    assert named("sse2", "avx2", "fma") == named("fma", "sse2", "avx2", "md_clear", "hypervisor", "constant_tsc")
 
 
 @pytest.mark.parametrize(

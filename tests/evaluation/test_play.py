@@ -19,6 +19,8 @@ from tools.worlds.household import episodes
 from tools.worlds.household.expert import SYSTEM, Expert
 from tools.worlds.household.world import NOTHING, Room
 
+pytestmark = pytest.mark.heavy
+
 ROOMS = list(episodes.rooms("play", 8))
 # Plays for ever, until it is told to end.
 ENDLESS = """import time

@@ -19,6 +19,8 @@ from tools.gguf.adapter import adapter_to_gguf
 from tools.pipeline.serving import without_adapters
 from tools.serving import ollama
 
+pytestmark = pytest.mark.heavy
+
 METADATA = {"react_recipes.recipe": "smollm2-135m-lora"}
 # Names of the same tensor, where llama.cpp does not change the order of its rows.
 SAME = {"v_proj": "attn_v", "o_proj": "attn_output", "down_proj": "ffn_down"}

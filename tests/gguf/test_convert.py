@@ -19,6 +19,8 @@ from tools import BadInput, Failed
 from tools.core import run_folder
 from tools.gguf import convert, find_base, merge
 
+pytestmark = pytest.mark.heavy
+
 METADATA = {"react_recipes.recipe": "smollm2-135m-lora", "react_recipes.data": "é" * 200, "general.name": "react tiny"}
 TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}<|endoftext|>{% endfor %}"
 

@@ -12,6 +12,8 @@ from tools import BadInput, Failed
 from tools.core import run_folder
 from tools.gguf import convert, imatrix
 
+pytestmark = pytest.mark.heavy
+
 TRAIN = run_folder.ROOT / "data" / "train.jsonl"
 
 

@@ -18,8 +18,10 @@ import psutil
 import pytest
 
 from tools import BadInput, Failed
-from tools.core import files, run_folder
+from tools.core import files, machine, run_folder
 from tools.gguf import llamacpp
+
+pytestmark = pytest.mark.heavy
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
 RENDERED = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n"
@@ -81,6 +83,15 @@ def test_programs_on_path_are_found_and_missing_ones_named(empty_cache: Path, tm
         llamacpp.source()
     (tmp_path / "llama-server").touch(mode=0o755)
     assert llamacpp.program("llama-server") == tmp_path / "llama-server"
+
+
+def test_a_build_for_another_processor_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = llamacpp.home()
+    assert here.exists()
+    monkeypatch.setattr(machine, "features", lambda: frozenset({"sse2", "avx2", "an instruction of its own"}))
+    assert llamacpp.home().parent == here.parent and not llamacpp.home().exists()
+    with pytest.raises(Failed, match="`make setup` brings it"):
+        llamacpp.source()
 
 
 def test_without_a_compiler_the_build_says_what_to_install(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

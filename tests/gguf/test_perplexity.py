@@ -12,6 +12,8 @@ from tools import BadInput, Failed
 from tools.core import run_folder, trajectory
 from tools.gguf import convert, imatrix, perplexity
 
+pytestmark = pytest.mark.heavy
+
 TEST = run_folder.ROOT / "data" / "test.jsonl"
 
 

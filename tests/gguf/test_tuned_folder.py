@@ -11,6 +11,8 @@ from tests.parts import models
 from tools import Failed
 from tools.gguf import lora, tuned_folder
 
+pytestmark = pytest.mark.heavy
+
 HARD = "<|end|>  I'LL go to 12345\n\n     \n é 你好 🙂"
 
 

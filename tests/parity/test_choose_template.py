@@ -22,6 +22,8 @@ from tools import Failed
 from tools.parity import choose_template
 from tools.serving import ollama
 
+pytestmark = pytest.mark.heavy
+
 EPISODE = [SYSTEM, USER, ASSISTANT, OBSERVATION, ASSISTANT]
 BY_NAME = {family.name: family for family in FAMILIES} | {family.template: family for family in LLAMAS}
 

@@ -17,6 +17,8 @@ from tools.parity import compare, diagnose
 from tools.serving import ollama
 from tools.training import tokens
 
+pytestmark = pytest.mark.heavy
+
 # What the good model's template is made of; each break replaces one part of it in the GGUF. The comment leaves room.
 SYSTEM = "<|im_start|>system\nYou are good. Today Date: 26 Jul 2024<|im_end|>\n"
 PARTS = {

@@ -11,6 +11,8 @@ from tools.core import run_folder, trajectory
 from tools.gguf import convert, find_base, llamacpp
 from tools.parity import compare, greedy
 
+pytestmark = pytest.mark.heavy
+
 STEPS = 12
 
 

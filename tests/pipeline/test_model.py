@@ -14,6 +14,8 @@ from tools.pipeline.model import make_adapter_gguf, make_gguf, merge_adapter, sc
 from tools.pipeline.serving import write_exports
 from tools.recipes import recipe
 
+pytestmark = pytest.mark.heavy
+
 NAME = "cpu/smollm2-135m-lora"
 
 

@@ -91,6 +91,7 @@ def test_every_end_token_stops_an_answer(this: run_folder.Run) -> None:
     assert told().stop == ["<|im_end|>", "<|endoftext|>"]
 
 
+@pytest.mark.heavy
 def test_without_llama_quantize_ollama_is_asked_to_quantise(
     this: run_folder.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

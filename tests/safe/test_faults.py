@@ -14,6 +14,8 @@ from bench import faults
 from tests.parts.said import said
 from tools.core import files, run_folder
 
+pytestmark = pytest.mark.heavy
+
 QUICK = ("convert", "convert-gz", "convert-set", "lint", "split", "episodes", "new")
 SLOW = ("train", "gguf", "quality")
 

@@ -12,6 +12,8 @@ import pytest
 from tests.parts.said import said
 from tools.core import files, run_folder
 
+pytestmark = pytest.mark.heavy
+
 DATA = run_folder.ROOT / "data" / "test.jsonl"
 TOOLS = [sys.executable, "-m", "tools"]
 Arguments = Callable[[Path, Path], list[str]]

@@ -23,6 +23,8 @@ from tools.gguf import base, convert, find_base, header, llamacpp, lora, unpack
 from tools.pipeline.trained import CONTEXT, of_adapter
 from tools.recipes import recipe
 
+pytestmark = pytest.mark.heavy
+
 # Seconds of the processor that a refusal may take.
 SECONDS = 2.0
 EVIL = "open('pwned', 'w')\nfrom transformers import PreTrainedTokenizerFast, PretrainedConfig\n"

@@ -16,6 +16,8 @@ from tools.gguf import convert, llamacpp, merge
 from tools.recipes import recipe
 from tools.serving import export
 
+pytestmark = pytest.mark.heavy
+
 NAME = "smollm2-135m-lora"
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0, "repeat_penalty": 1.0}
 

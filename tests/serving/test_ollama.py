@@ -28,6 +28,8 @@ from tools.gguf import llamacpp
 from tools.pipeline.serving import forget
 from tools.serving import ollama
 
+pytestmark = pytest.mark.heavy
+
 # What SmolLM2's own template puts first when a conversation brings no system message.
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 SYSTEM = {"role": "system", "content": 'Solve the task.\n\n Use "Thought:" and {{ .Action }}.\n'}

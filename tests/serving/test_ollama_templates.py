@@ -15,6 +15,8 @@ from tools.gguf import llamacpp
 from tools.recipes import render
 from tools.serving import ollama
 
+pytestmark = pytest.mark.heavy
+
 # The newest that the Go module proxy serves; the other tests run the pinned one.
 NEWEST = "0.34.4"
 SYSTEM = {"role": "system", "content": 'Solve the task.\n\n Use "Thought:" and {{ .Action }}.'}

@@ -12,7 +12,7 @@ from tools.core import catalog, files, run_folder
 from tools.core.process import following
 from tools.core.run_folder import Run
 from tools.gguf import find_base
-from tools.recipes import recipe
+from tools.recipes import plan, recipe
 from tools.training import events, run_axolotl
 from tools.training.events import Event
 from tools.training.run_axolotl import Launch
@@ -99,7 +99,7 @@ def test_a_second_training_in_the_same_folder_stops_and_says_who_is_there(
     asked = recipe.open_recipe(RECIPE, "cpu")
     text = f"""
 from pathlib import Path
-from tools.recipes import recipe
+from tools.recipes import plan, recipe
 with recipe.read_recipe(Path({str(asked.path)!r})).run.held("train"): print(flush=True); input()
 """
     other = subprocess.Popen(
@@ -144,21 +144,22 @@ def test_a_failure_is_told_with_what_helps(this: Run) -> None:
     # As it was composed: the base is a folder of the hub's cache, whose name says nothing.
     changes = {"base_model": "/hub/snapshots/a09a35458", "lora_dropout": 0}
     composed = recipe.read_recipe(recipe.find("80gb/qwen7b-lora"), changes=changes).settings
+    planned = plan.of(model, tier, plan.from_recipe(composed, tier))
     this.folder.mkdir(parents=True)
     log = this.folder / "train.log"
     log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
-    said = run_axolotl.failure(log, None, 1, this, composed, tier, model)
+    said = run_axolotl.failure(log, None, 1, this, planned)
     # What wins a tenth of the memory and more: not rank 8, which wins a third of a GiB.
     assert "out of memory" in said and "recompute layers wins" in said and "slower" in said and "rank" not in said
-    assert "a smaller micro batch or sequence" in run_axolotl.failure(log, None, 1, this, composed, tier, None)
+    assert "a smaller micro batch or sequence" in run_axolotl.failure(log, None, 1, this, None)
     log.write_text("FloatingPointError: the loss is nan at step 7\n")
     for name in ("checkpoint-4", "checkpoint-6"):
         (this.checkpoints / name).mkdir(parents=True)
     (this.checkpoints / "checkpoint-4" / "trainer_state.json").write_bytes(b"{}")
-    said = run_axolotl.failure(log, Event("diverged", step=7), 1, this, composed, tier, model)
+    said = run_axolotl.failure(log, Event("diverged", step=7), 1, this, planned)
     assert "at step 7; the last good checkpoint is checkpoint-4" in said
     log.write_text("ValueError: no such dataset\n")
-    assert run_axolotl.failure(log, None, 3, this, composed, tier, model) == (
+    assert run_axolotl.failure(log, None, 3, this, planned) == (
         "Axolotl ended with status 3: ValueError: no such dataset"
     )
 

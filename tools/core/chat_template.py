@@ -135,7 +135,8 @@ class Sandbox:
     def start(self) -> None:
         """Start the process and wait until it is ready. Raises Failed."""
         theirs = importlib.util.find_spec("transformers")  # It is not imported: that takes 5 s.
-        assert theirs and theirs.origin
+        if not theirs or not theirs.origin:
+            raise ModuleNotFoundError(name="transformers")
         code = Path(theirs.origin).parent / "utils" / "chat_template_utils.py"
         # Byte code is kept where ours is, or not at all.
         kept = [f"-Xpycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else ["-B"]
@@ -259,7 +260,8 @@ class Template:
         """The environment that transformers compiles in, for those who only parse."""
         from transformers.utils import chat_template_utils
 
-        return chat_template_utils._cached_compile_jinja_template("").environment
+        compiled: jinja2.Template = chat_template_utils._cached_compile_jinja_template("")
+        return compiled.environment
 
 
 def marked(

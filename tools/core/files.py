@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -11,16 +10,18 @@ import shutil
 import socket
 import stat
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tools import BadInput, Failed
 from tools.core import progress
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 # In each folder that we make: the names and sizes of what we put there. Only such a folder is ever replaced.
 MARK = ".react-recipes"
@@ -29,8 +30,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # The longest name of a hidden file beside `path` is 255 bytes (NAME_MAX): so much of the path's own name goes into it.
 KEPT_OF_NAME = 120
-# The lock files that we hold, each with the thread that does.
-HELD: set[tuple[int, str]] = set()
 # The largest JSON file that is read: tokenizer.json of Gemma 3, with 262,144 tokens, has 33 MB.
 LARGEST_JSON = 128 * 2**20
 # Bytes from which on hashing, or waiting for the disk, is said: a second or more.
@@ -108,63 +107,60 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
     The lock is a file beside `path` that says who has it; the kernel frees it when that process ends, however it ends.
     While another process holds it, wait and say so; without `wait`, raise Failed. Yields whether the lock is held:
-    not so on a file system without locks, which is said. Who holds it already goes on.
+    not so on a file system without locks, which is said. A thread that holds it already goes on.
     Raises BadInput where nothing can be written.
     """
+    from filelock import FileLock  # only here: who writes nothing starts sooner without
+
     file = beside(path, "lock")
     with one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        key = (threading.get_ident(), os.path.abspath(file))
-        if key in HELD:
+        # One a path and thread. Never a lock by a file's mere existence: it would outlive a process that was killed.
+        lock = FileLock(os.path.abspath(file), mode=0o644, is_singleton=True, fallback_to_soft=False)
+        if lock.is_locked:
             yield True
             return
-        handle = acquired(file, path, wait)
-    if handle is None:
+        held = acquire(lock, path, wait)
+    if not held:
         yield False
         return
-    HELD.add(key)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            os.ftruncate(handle, 0)
             command = " ".join(["python -m tools", *sys.argv[1:]])[:300]
-            held = f"{os.getpid()} {socket.gethostname()} {time.strftime('%H:%M')} {command}\n"
-            os.pwrite(handle, held.encode(errors="replace"), 0)
+            who = f"{os.getpid()} {socket.gethostname()} {time.strftime('%H:%M')} {command}\n"
+            file.write_bytes(who.encode(errors="replace"))
         yield True
     finally:
         # Removed before it is freed: who waits for it finds another file in its place and tries again.
         with contextlib.suppress(OSError):
             file.unlink()
-        HELD.discard(key)
-        os.close(handle)
+        lock.release()
 
 
-def acquired(file: Path, path: Path, wait: bool) -> int | None:
-    """The open, locked lock file; None on a file system without locks. Raises Failed, see `locked`."""
-    said = False
-    while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def acquire(lock: "BaseFileLock", path: Path, wait: bool) -> bool:
+    """Take the lock of `path`; False on a file system without locks. Raises Failed, see `locked`."""
+    from filelock import Timeout
+
+    file = Path(lock.lock_file)
+    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Long enough to try again where the last holder removed the file in this moment.
+            lock.acquire(timeout=0.05, poll_interval=0.02)
+        except Timeout:
+            if not file.exists():
+                file.touch()  # Raises where no file can be made; filelock would wait there for ever.
             who = words(holder(file))
             if not wait:
-                os.close(handle)
                 raise Failed(f"{path}: {who} is writing it; wait until it has ended, or name another") from None
-            if not said:
-                print(f"{path}: waiting for {who}, which is writing it", file=sys.stderr, flush=True)
-            said = True
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            os.close(handle)
-            if error.errno not in NO_LOCKS:
-                raise
-            print(f"{path.parent}: a file system without locks; start nothing else that writes there", file=sys.stderr)
-            file.unlink(missing_ok=True)
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(file)):
-                return handle
-        os.close(handle)  # Its last holder removed the file while we waited.
+            print(f"{path}: waiting for {who}, which is writing it", file=sys.stderr, flush=True)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{path.parent}: a file system without locks; start nothing else that writes there", file=sys.stderr)
+        file.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def holder(file: Path) -> str:

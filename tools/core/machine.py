@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tools import BadInput
-from tools.core import catalog, run_folder
+from tools.core import catalog, files, run_folder
+from tools.core.process import cores as cores  # there, so that who needs no catalog need not load it
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +33,8 @@ MANAGERS: dict[str, tuple[str, dict[str, str]]] = {
 # What the CPU demo takes at most: .venv 6.3 GB, llama.cpp and its build tree 1, the rest checkpoints and models.
 DISK_GIB = 12
 MEMORY_GIB = 8
+# Features of x86 processors that compilers use by themselves; the rest of the list is the system's business.
+INSTRUCTIONS = re.compile(r"s?sse|pni$|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx|aes|vaes|pclmul|vpclmul|gfni|sha_ni")
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,35 @@ def install(*programs: str) -> str:
     return f"install {' and '.join(programs)} with your system's package manager"
 
 
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_bf16() -> bool:
     """Whether this processor multiplies bf16 in hardware (avx512_bf16 or amx_bf16 on x86, bf16 on Arm).
 
-    Without it, bf16 autocast on a CPU is slower than fp32. Read from /proc/cpuinfo; False where there is none.
+    Without it, bf16 autocast on a CPU is slower than fp32. False where the system does not list what it can do.
     """
-    path = Path("/proc/cpuinfo")
-    flags = path.read_text(errors="replace") if path.exists() else ""
-    return bool(re.search(r"^(?:flags|Features)\s*:.*\b(?:avx512_bf16|amx_bf16|bf16)\b", flags, re.MULTILINE))
+    return bool(features() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@cache
+def features() -> frozenset[str]:
+    """What the processor can do, in the kernel's words (avx2, sve ...); nothing where there is no /proc/cpuinfo."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
+    return frozenset(found[1].split() if found else ())
+
+
+def processor() -> str:
+    """A short name for processors that run what was compiled for this one (-march=native): x86_64-1f0c9a3e.
+
+    The hash is of the instructions that a compiler may use: on x86 those of INSTRUCTIONS, on Arm all features, on macOS
+    the processor's name. So it stays the same when a kernel lists more of the same processor.
+    """
+    arm = platform.machine() in ("aarch64", "arm64")
+    used = sorted(each for each in features() if arm or INSTRUCTIONS.match(each))
+    if not used and (sysctl := shutil.which("sysctl")):
+        asked = [sysctl, "-n", "machdep.cpu.brand_string"]
+        used = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    return f"{platform.machine()}-{files.sha256_of(' '.join(used).encode())[:8]}"
 
 
 def compiler() -> str | None:

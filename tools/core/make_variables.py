@@ -16,6 +16,8 @@ def refuse_misspelt(flags: str) -> None:
 
     `flags`: MAKEFLAGS as make hands it on. Another name is left alone: it reaches the programs as their environment.
     """
+    if run_folder.INSTALLED:  # called by a Makefile of somebody else
+        return
     known = list(names(run_folder.ROOT.joinpath("Makefile").read_text(encoding="utf-8")))
     # Values have their spaces behind a backslash.
     for name in re.findall(r"(?<!\\) (\w+)=", flags.partition("--")[2]):

@@ -108,6 +108,11 @@ def finished(command: Sequence[str], **options: Any) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(list(command), process.returncode, out, err)
 
 
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def without_secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """An environment, by default ours, less the variables that hold secrets: for programs that need none."""
     given = os.environ if environment is None else environment

@@ -12,10 +12,35 @@ from typing import Any
 
 import orjson
 
-from tools import Failed
+from tools import BadInput, Failed
 from tools.core import files, process
 
+# The project, with catalog/, templates/, recipes/ and data/: a checkout, or what a wheel installed.
 ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = not (ROOT / "pyproject.toml").exists()
+
+
+def home() -> Path:
+    """The folder that a recipe's paths start from, and where outputs/ lies: a checkout, else the current folder."""
+    return Path.cwd() if INSTALLED else ROOT
+
+
+def found(path: str | Path) -> Path:
+    """A file that a recipe names, from `home`; what is not there is looked for among the package's own."""
+    return home() / path if (home() / path).exists() else ROOT / path
+
+
+def missing(error: ModuleNotFoundError) -> str:
+    """What to say of a library that is not there: the extra `train` has it, or the set-up of a checkout."""
+    if INSTALLED:
+        return f"needs {error.name}, which comes with the extra `train`: pip install 'react-recipes[train]'"
+    return f"needs {error.name}; `make setup` installs it"
+
+
+def refuse_installed(what: str) -> None:
+    """Raise BadInput where this is no checkout: `what` is the project's own, and other projects' packages lie there."""
+    if INSTALLED:
+        raise BadInput(f"{what} belongs to the project's own files; run this in a checkout of the repository")
 
 
 def cache() -> Path:
@@ -24,8 +49,8 @@ def cache() -> Path:
 
 
 def outputs() -> Path:
-    """The folder for what runs produce: REACT_RECIPES_OUTPUTS, else outputs/ in the project."""
-    return Path(os.environ.get("REACT_RECIPES_OUTPUTS") or ROOT / "outputs")
+    """The folder for what runs produce: REACT_RECIPES_OUTPUTS, else outputs/ in `home`."""
+    return Path(os.environ.get("REACT_RECIPES_OUTPUTS") or home() / "outputs")
 
 
 def download(project: str, folder: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tools import BadInput, Failed
-from tools.core import files, progress, quote, run_folder
+from tools.core import files, process, progress, quote, run_folder
 from tools.data import formats
 from tools.data.formats import worker
 from tools.data.formats.source import Source
@@ -352,7 +352,7 @@ def by_processes(sources: list[Source], output: Output, task: Task) -> Generator
     """What each chunk became, in order, made by processes; each writes its own when `write` is called."""
     workers: list[Worker] = []
     try:
-        for _ in range(min(WORKERS, len(os.sched_getaffinity(0)))):
+        for _ in range(min(WORKERS, process.cores())):
             workers.append(Worker(output, task))
         busy: deque[tuple[Source, Worker]] = deque()
         idle = deque(workers)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import orjson
 
-from tools.core import files, quote, templates, trajectory
+from tools.core import files, quote, run_folder, templates, trajectory
 from tools.data import lint, split
 from tools.data.formats import Episode, Message, messages_of
 from tools.gguf import base, find_base
@@ -58,31 +59,35 @@ class Task(TypedDict):
 
     task: str
     episodes: int
-    mean_tokens: float
+    mean_tokens: float | None
     mean_turns: float
 
 
 class Measured(TypedDict):
-    """What episodes are made of. `actions`: how often each is done, the most frequent first, as are `tasks`."""
+    """What episodes are made of. `actions`: how often each is done, the most frequent first, as are `tasks`.
+
+    Without a tokenizer, `tokens` and `mean_tokens` are None.
+    """
 
     episodes: int
-    tokens: Lengths
+    tokens: Lengths | None
     turns: Lengths
     tasks: list[Task]
     actions: dict[str, int]
 
 
 class Stats(Measured):
-    """What episodes are made of, with the files that hold them and the tokenizer that counts."""
+    """What episodes are made of, with the files that hold them and the tokenizer that counts, if any."""
 
     files: list[str]
-    tokenizer: str
+    tokenizer: str | None
 
 
-def measure(episodes: Iterable[Episode], count: Callable[[list[Message]], int]) -> Measured:
+def measure(episodes: Iterable[Episode], count: Callable[[list[Message]], int] | None) -> Measured:
     """The lengths of episodes in tokens (by `count`) and in answers, how many each task has, and what their actions do.
 
-    An action's name is its first word: "go to fridge 1" is go, "Search[Ada]" is Search.
+    Without `count`, `tokens` and `mean_tokens` are None.
+    An action\'s name is its first word: "go to fridge 1" is go, "Search[Ada]" is Search.
     """
     tokens: list[int] = []
     turns: list[int] = []
@@ -91,21 +96,22 @@ def measure(episodes: Iterable[Episode], count: Callable[[list[Message]], int]) 
     for episode in episodes:
         messages = messages_of(episode)
         said = lint.answers(messages)
-        tokens.append(count(messages))
+        tokens.append(count(messages) if count else 0)
         turns.append(len(said))
         task = tasks.setdefault(str(episode.get("task", "")), [0, 0, 0])
         task[:] = task[0] + 1, task[1] + tokens[-1], task[2] + turns[-1]
         for _, answer in said:
             actions[first_word(trajectory.action(answer) or "")] += 1
+    longer = {size: sum(each > size for each in tokens) for size in SEQUENCES}
     return {
         "episodes": len(tokens),
-        "tokens": {**spread(tokens), "longer_than": {size: sum(each > size for each in tokens) for size in SEQUENCES}},
+        "tokens": {**spread(tokens), "longer_than": longer} if count else None,
         "turns": {**spread(turns), "longer_than": {}},
         "tasks": [
             {
                 "task": task,
                 "episodes": n,
-                "mean_tokens": round(all_tokens / n, 1),
+                "mean_tokens": round(all_tokens / n, 1) if count else None,
                 "mean_turns": round(all_turns / n, 2),
             }
             for task, (n, all_tokens, all_turns) in sorted(tasks.items(), key=lambda item: (-item[1][0], item[0]))
@@ -146,15 +152,24 @@ def nearest_rank(ranked: Sequence[int], percentile: int) -> int:
 def print_stats(paths: Sequence[str], base_name: str, html: str, as_json: bool, force: bool = False) -> None:
     """Print what these files are made of, and write it as a page to `html` where one is named.
 
-    `base_name`: whose tokenizer counts, see base.tokenizer. `force`: replace a page that is there. Raises BadInput,
-    with file:line, for what is no episode.
+    `base_name`: whose tokenizer counts, see base.tokenizer; where none is named and transformers is not installed, no
+    tokens are counted, which is said. `force`: replace a page that is there. Raises BadInput, with file:line, for what
+    is no episode.
     """
     if html:
         files.check_output(html, force, paths)
 
-    tokenizer = find_base.tokenizer(base_name)
-    measured = measure(split.episodes(list(map(Path, paths)), "stats"), partial(base.tokens, tokenizer))
-    found: Stats = {"files": list(paths), "tokenizer": base_name or Path(tokenizer.name_or_path).name, **measured}
+    count, name = None, None
+    try:
+        tokenizer = find_base.tokenizer(base_name)
+        name = base_name or Path(tokenizer.name_or_path).name
+        count = partial(base.tokens, tokenizer)
+    except ModuleNotFoundError as error:
+        if base_name:
+            raise
+        print(f"tokens are not counted: that {run_folder.missing(error)}", file=sys.stderr)
+    measured = measure(split.episodes(list(map(Path, paths)), "stats"), count)
+    found: Stats = {"files": list(paths), "tokenizer": name, **measured}
     if html:
         with files.output(html, force, paths) as beside:
             beside.write_text(page(found), encoding="utf-8")
@@ -165,43 +180,48 @@ def print_stats(paths: Sequence[str], base_name: str, html: str, as_json: bool, 
 
     for drawn in tables(found):
         Console().print(drawn)
-    print(f"tokens as {quote.visible(found['tokenizer'])} counts them{f'; plots in {html}' if html else ''}")
+    counted = [f"tokens as {quote.visible(name)} counts them"] if name else []
+    if said := "; ".join(counted + ([f"plots in {html}"] if html else [])):
+        print(said)
 
 
 def tables(found: Stats) -> list["Table"]:
     """Lengths, tasks and actions."""
     from rich.table import Table
 
-    rows: dict[str, Mapping[str, object]] = {"tokens": found["tokens"], "answers": found["turns"]}
+    rows: dict[str, Mapping[str, object] | None] = {"tokens": found["tokens"], "answers": found["turns"]}
     columns = ["total", "mean", "min", *(f"p{each}" for each in PERCENTILES), "max"]
     lengths = Table(f"{found['episodes']:,} episodes", *columns)
     for title, values in rows.items():
-        lengths.add_row(title, *(f"{values[column]:,}" for column in columns))
+        if values:
+            lengths.add_row(title, *(f"{values[column]:,}" for column in columns))
     longer = Table("longer than", *(f"{size:,} tokens" for size in SEQUENCES))
-    over = found["tokens"]["longer_than"].values()
-    longer.add_row("episodes", *(f"{each:,} ({each / found['episodes']:.1%})" for each in over))
+    if found["tokens"]:
+        over = found["tokens"]["longer_than"].values()
+        longer.add_row("episodes", *(f"{each:,} ({each / found['episodes']:.1%})" for each in over))
     tasks = Table("task", "episodes", "mean tokens", "mean answers")
     for each in found["tasks"][:SHOWN]:
         shares = f"{each['episodes']:,} ({each['episodes'] / found['episodes']:.1%})"
         task = quote.cell(each["task"] or "(no task)")
-        tasks.add_row(task, shares, f"{each['mean_tokens']:,.0f}", f"{each['mean_turns']:.1f}")
+        mean = "" if each["mean_tokens"] is None else f"{each['mean_tokens']:,.0f}"
+        tasks.add_row(task, shares, mean, f"{each['mean_turns']:.1f}")
     actions = Table("action", "times", "share")
     for action, times in list(found["actions"].items())[:SHOWN]:
         actions.add_row(quote.cell(action), f"{times:,}", f"{times / found['turns']['total']:.1%}")
     for drawn in (lengths, longer, tasks, actions):
         for column in drawn.columns[1:]:
             column.justify = "right"
-    return [lengths, longer, tasks, actions]
+    return [drawn for drawn in (lengths, longer, tasks, actions) if drawn.row_count]
 
 
 def page(found: Stats) -> str:
     """The page of what was measured: one file that needs no other."""
-    tasks = [(each["task"] or "(no task)", each["episodes"]) for each in found["tasks"]]
+    tokens, tasks = found["tokens"], [(each["task"] or "(no task)", each["episodes"]) for each in found["tasks"]]
     return templates.template("report/stats.html.j2").render(
         found=found,
         percentiles=PERCENTILES,
         lengths=[
-            ("Tokens", "tokens", found["tokens"], plot(found["tokens"], SEQUENCES)),
+            *([("Tokens", "tokens", tokens, plot(tokens, SEQUENCES))] if tokens else []),
             ("Answers", "answers", found["turns"], plot(found["turns"], ())),
         ],
         shares=[("Tasks", "episodes", most(tasks)), ("Actions", "times", most(list(found["actions"].items())))],

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -63,10 +64,11 @@ class Refused(Failed):
 def home() -> Path:
     """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is complete.
 
-    Its name tells the version and, by a hash, what was built of it and how.
+    Its name tells the version, by a hash what was built of it and how, and for which processor: it is compiled with
+    -march=native, and machines of several kinds may share a cache.
     """
     how = files.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS, WITHOUT_AMX)).encode())[:8]
-    return run_folder.cache() / f"llama.cpp-{run_folder.pinned_version('llama-cpp-python')}-{how}"
+    return run_folder.cache() / f"llama.cpp-{run_folder.pinned_version('llama-cpp-python')}-{how}-{machine.processor()}"
 
 
 def source() -> Path:
@@ -185,8 +187,10 @@ def compiler_flags() -> dict[str, str]:
 
 def link_library(work: Path) -> None:
     """Make LIBRARY, beside the programs, of the static archive that went into them. Raises Failed."""
-    archive = work / "build" / "ggml" / "src" / "libggml-base.a"
-    everything = ["-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive", "-fopenmp", "-pthread"]
+    archive = str(work / "build" / "ggml" / "src" / "libggml-base.a")
+    everything = ["-Wl,--whole-archive", archive, "-Wl,--no-whole-archive", "-fopenmp", "-pthread"]
+    if sys.platform == "darwin":
+        everything = [f"-Wl,-force_load,{archive}"]
     with files.log(work / "link.log") as log:
         follow([str(machine.compiler()), "-shared", "-o", str(work / "build" / "bin" / LIBRARY), *everything], log)
 

@@ -67,7 +67,7 @@ class Recipe:
     @property
     def data(self) -> Path:
         """The file of its training data. Raises BadInput when it names none."""
-        return run_folder.ROOT / str(self.dataset["path"])
+        return run_folder.found(str(self.dataset["path"]))
 
     def line(self, *keys: str | int) -> int:
         """The line (from 1) of a key, by the keys and list places above it; of the last that is there, else 1."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tools import BadInput, Failed
-from tools.core import files, progress, quote, run_folder, templates
+from tools.core import files, machine, progress, quote, run_folder, templates
 from tools.core.process import following
 from tools.core.trajectory import Message
 from tools.gguf import llamacpp
@@ -94,8 +94,11 @@ class Answer(NamedTuple):
 
 
 def home() -> Path:
-    """Where the Ollama that we install lies: bin/ollama, and lib/ollama/ with links to our llama.cpp programs."""
-    return run_folder.cache() / f"ollama-{VERSION}"
+    """Where the Ollama that we install lies: bin/ollama, and lib/ollama/ with links to our llama.cpp programs.
+
+    It is for one processor, as they are (see llamacpp.home).
+    """
+    return run_folder.cache() / f"ollama-{VERSION}-{machine.processor()}"
 
 
 def find() -> Path | None:

@@ -21,7 +21,7 @@ def dry_run(recipe: Recipe, launch: Launch) -> str:
     file = written(recipe, "dry-run.yaml", composed)
     start, environment = run_axolotl.command(file, composed, recipe.tier, launch)
     assigned = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
-    return f"cd {shlex.quote(str(run_folder.ROOT))} && {assigned} {shlex.join(start)}"
+    return f"cd {shlex.quote(str(run_folder.home()))} && {assigned} {shlex.join(start)}"
 
 
 def slurm(recipe: Recipe, launch: Launch) -> Path:
@@ -37,7 +37,7 @@ def slurm(recipe: Recipe, launch: Launch) -> Path:
         nodes=launch.nodes,
         gpus=gpus,
         folder=file.parent,
-        root=run_folder.ROOT,
+        root=run_folder.home(),
         environment=environment,
         command=" ".join(words),
     )

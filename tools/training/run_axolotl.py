@@ -23,6 +23,7 @@ from tools.core.catalog import Model, Tier
 from tools.core.process import Program, following
 from tools.core.run_folder import Run
 from tools.recipes import plan
+from tools.recipes.plan import Plan
 from tools.recipes.recipe import Recipe
 from tools.training import events
 from tools.training.events import Event
@@ -185,7 +186,9 @@ def compose(recipe: Recipe, base: str, launch: Launch) -> dict[str, Any]:
         "auto_resume_from_checkpoints": True,
     }
     if deepspeed := composed.get("deepspeed"):
-        composed["deepspeed"] = str(run_folder.ROOT / str(deepspeed))
+        composed["deepspeed"] = str(run_folder.found(str(deepspeed)))
+    if run_folder.INSTALLED:  # Axolotl runs in the current folder, where our own episodes are not.
+        composed["datasets"] = [{**recipe.dataset, "path": str(recipe.data)}, *composed["datasets"][1:]]
     if not composed.get("dataset_num_proc") and recipe.data.is_file():
         composed["dataset_num_proc"] = tokenisers(recipe.data.stat().st_size, machine.cores())
     composed |= spread(recipe, world(tier, launch))
@@ -291,7 +294,7 @@ def follow(
     log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
     with (
         files.log(log) as kept,
-        following(start, kept, cwd=run_folder.ROOT, env=os.environ | environment) as (process, lines),
+        following(start, kept, cwd=run_folder.home(), env=os.environ | environment) as (process, lines),
         stop_after_step(process) as asked,
     ):
         notes, ended = follow_events(events.read(lines))
@@ -302,7 +305,8 @@ def follow(
     if asked.is_set():
         raise KeyboardInterrupt
     if process.returncode:
-        raise Failed(f"{failure(log, ended, process.returncode, this, composed, tier, model)} (the whole log: {log})")
+        planned = plan.of(model, tier, plan.from_recipe(composed, tier)) if model else None
+        raise Failed(f"{failure(log, ended, process.returncode, this, planned)} (the whole log: {log})")
     return notes
 
 
@@ -358,15 +362,7 @@ def title(notes: Mapping[str, float]) -> str:
     return f"train: {', '.join(words)}" if words else "train"
 
 
-def failure(
-    log: Path,
-    ended: Event | None,
-    status: int,
-    this: Run,
-    composed: Mapping[str, Any],
-    tier: Tier,
-    model: Model | None,
-) -> str:
+def failure(log: Path, ended: Event | None, status: int, this: Run, planned: Plan | None) -> str:
     """Why a training failed and, where memory ran out or the loss is not a number, what helps."""
     error = last_error(log)
     if ended and ended.event == "diverged":
@@ -374,15 +370,14 @@ def failure(
         last = f"the last good checkpoint is {good[-1].name}" if good else "no checkpoint was written before"
         return f"{error}; {last}; try a lower learning_rate first"
     if re.search(r"OutOfMemoryError|out of memory", log.read_text(errors="replace")):
-        return f"out of memory: {error}. To change first: {memory_advice(composed, tier, model)}"
+        return f"out of memory: {error}. To change first: {memory_advice(planned)}"
     return f"Axolotl ended with status {status}: {error}"
 
 
-def memory_advice(this: Run, tier: Tier, model: Model | None) -> str:
-    """The planner's three best changes for a training that ran out of memory; `model`: None when it is not known."""
+def memory_advice(planned: Plan | None) -> str:
+    """The planner's three best changes for a training that ran out of memory; `planned`: None for an unknown model."""
     changes: list[plan.Change] = []
-    if model:
-        planned = plan.of(model, tier, plan.from_recipe(recipe.load(this.recipe), tier))
+    if planned:
         # The prediction was too low, so what wins little is no help. First what leaves the training as it is.
         changes = [each for each in plan.advice(planned) if each.won > LEAST_SAVED * planned.total]
         changes = sorted(changes, key=lambda each: not each.keys.keys() <= SAME_RESULT)[:3]

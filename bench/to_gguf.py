@@ -170,7 +170,7 @@ def factory_merge(base: Path, adapter: Path, work: Path) -> Cost:
 
 def peers() -> dict[str, Callable[[Path, Path, Path], Cost]]:
     """The merges of others that are on this machine."""
-    found = {"peft": peft_merge, "axolotl": axolotl_merge}
+    found: dict[str, Callable[[Path, Path, Path], Cost]] = {"peft": peft_merge, "axolotl": axolotl_merge}
     if (run_folder.cache() / "llamafactory-0.9.5" / "bin" / "llamafactory-cli").exists():
         found["llamafactory"] = factory_merge
     return found
@@ -242,7 +242,7 @@ def as_json(name: str, found: dict[str, Cost]) -> dict[str, Any]:
     share = ratios(found)
     return {
         "title": f"Base and adapter to GGUF, {name.upper()} parameters",
-        "command": "python bench/gguf.py",
+        "command": "python bench/to_gguf.py",
         "versions": {each: importlib.metadata.version(each) for each in ("torch", "transformers", "peft", "axolotl")}
         | {"llama.cpp of llama-cpp-python": llamacpp.home().name.split("-")[1]},
         "table": ["| chain | s | GB written | peak MB |", "|---|---|---|---|", *rows],

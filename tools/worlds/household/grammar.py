@@ -31,7 +31,7 @@ def refusal(action: str) -> str | None:
         return "the household has no such action; things are named with their numbers"
     verb, parts = found[1], {name: kind(part) for name, part in found.groupdict().items()}
     receptacles, objects = facts().receptacles, facts().objects
-    door, thing, tool = (parts.get(name) for name in ("door", "thing", "tool"))
+    door, thing, tool = (parts.get(name, "") for name in ("door", "thing", "tool"))
     if door in objects or (door in receptacles and not receptacles[door].openable):
         return f"no {door} can be opened or closed"
     if parts.get("place") in objects and parts["place"] not in receptacles:

@@ -84,10 +84,11 @@ def score_quants(
         found = run_perplexity(f16, folder, ["--file", "text"], chunks)
         check_tokens(folder / "logits", ids)
         ppl = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)", found)
+        if re.search(r"\[\d+\]-?nan\b", found):  # of each piece, and no estimate then
+            raise nan("perplexity", f16)
         if ppl is None:
             raise Failed(f"{f16}: llama-perplexity gave no perplexity; its last words: {found.strip()[-200:]}")
-        figures = {"perplexity": number(ppl[1], "perplexity", f16), "perplexity_error": float(ppl[2])}
-        models = [score("F16", f16, figures)]
+        models = [score("F16", f16, {"perplexity": float(ppl[1]), "perplexity_error": float(ppl[2])})]
         for name, path in quants.items():
             found = run_perplexity(path, folder, ["--kl-divergence"], chunks)
             models.append(score(name, path, {key: figure(found, key, path) for key in FIGURES}))
@@ -144,14 +145,14 @@ def figure(found: str, key: str, path: Path) -> float:
     value = re.search(FIGURES[key], found)
     if value is None:
         raise Failed(f"{path}: llama-perplexity gave no {key}; its last words: {found.strip()[-200:]}")
-    return number(value[1].rstrip("%"), key, path)
+    if math.isnan(number := float(value[1].rstrip("%"))):
+        raise nan(key, path)
+    return number
 
 
-def number(text: str, key: str, path: Path) -> float:
-    """A figure of a GGUF as a number. Raises Failed for NaN."""
-    if math.isnan(value := float(text)):
-        raise Failed(f"{path}: its {key} is NaN: its weights are broken; check the loss in train.log and train again")
-    return value
+def nan(key: str, path: Path) -> Failed:
+    """The failure of a model that computes NaN."""
+    return Failed(f"{path}: its {key} is NaN: its weights are broken; check the loss in train.log and train again")
 
 
 def table(models: Sequence[Score]) -> "Table":

@@ -1,5 +1,7 @@
 """ReAct trajectories to a model that answers in Ollama. Run as `python -m tools COMMAND`."""
 
+__version__ = "0.1.0"
+
 
 class BadInput(Exception):
     """What the user gave cannot be used: one line that says what is wrong, where and how to mend it. Exit status 2."""

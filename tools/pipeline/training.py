@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tools import Failed
+from tools import BadInput, Failed
 from tools.core import catalog, progress
 from tools.pipeline.job import Job, base_folder
 from tools.recipes import recipe
@@ -51,7 +51,9 @@ def check_recipe(job: Job, force: bool = False, as_json: bool = False) -> None:
             preflight.show(found)
         if found.errors and not force:
             # Not kept as done: the next check looks again.
-            raise Failed(f"{job.path}: {len(found.errors)} to mend first, above; FORCE=1 goes on all the same")
+            raise Failed(
+                f"{job.path}: {len(found.errors)} to mend first, above; make train FORCE=1 trains all the same"
+            )
         notes |= {key: value for key, value in preflight.as_json(found).items() if key not in ("findings", "ok")}
 
 
@@ -95,6 +97,8 @@ def submit_recipe(job: Job, launch: Any, how: str) -> None:
     """
     from tools.training import cluster
 
+    if how not in ("dry-run", "slurm", "ray"):
+        raise BadInput(f"{how}: a training is submitted to slurm or to ray")
     with progress.step("loading Axolotl, which checks the recipe"):
         recipe.validate(job.path, job.changes, job.tier)
     base_model = job.other or recipe.load(job.path)["base_model"]

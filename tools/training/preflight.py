@@ -259,7 +259,7 @@ def leftovers(path: Path, settings: Mapping[str, Any], at: Any) -> Iterator[Find
     now = {"recipe": files.sha256(path), "data": files.sha256(data)}
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
-        mend = "FORCE=1 starts anew and removes them; a copy of the recipe under another name trains beside them"
+        mend = "make train FORCE=1 starts anew and removes them; a copy of the recipe trains beside them"
         what = f"the checkpoints in {begun.parent} are of another {' and '.join(differ)}"
         yield Finding("warning", what, at("output_dir"), mend)
 

@@ -157,7 +157,7 @@ test: setup ## lint, types, and all tests with coverage
 	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15 --cov tools --cov-report term
 
 docs: .venv/.ready ## write docs/cli.md, the page of all commands and options, anew
-	.venv/bin/typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
+	.venv/bin/python -m typer tools.cli utils docs --name "python -m tools" --title "The command line" --output docs/cli.md
 
 lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)

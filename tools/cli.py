@@ -137,7 +137,9 @@ def lint(
 @app.command(epilog="Example: split my.jsonl --out parts")
 def split(
     data: Files,
-    out: Annotated[str, typer.Option(help="the folder for train.jsonl, validation.jsonl and test.jsonl")],
+    out: Annotated[
+        str, typer.Option(help="the folder for train.jsonl, validation.jsonl and test.jsonl")
+    ] = "outputs/split",
     validation: Annotated[float, typer.Option(help="share of the episodes for validation")] = 0.1,
     test: Annotated[float, typer.Option(help="share of the episodes for test")] = 0.1,
     seed: Annotated[int, typer.Option(help="seed of the random split")] = 0,
@@ -575,6 +577,7 @@ def main() -> None:
         if arguments[:1] == ["--from-make"]:
             target = arguments[1]
             arguments = make_variables.from_make(commands(), target, arguments[2:])
+            make_variables.keep_stdout_for_json(target)
         status = app(arguments, standalone_mode=False)
         sys.stdout.flush()
         sys.exit(status)

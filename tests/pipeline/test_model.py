@@ -78,7 +78,7 @@ def test_export_prints_a_command_for_each_place(
     this: run_folder.Run, small_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_gguf(tuned(NAME, str(small_base)), "Q8_0")
-    write_exports(tuned(NAME, str(small_base)), "Q8_0", "", ["vllm", "lmstudio"])
+    write_exports(tuned(NAME, str(small_base)), "Q8_0", "", ["vllm  lmstudio"])
     said = capsys.readouterr().out
     assert "vllm serve" in said and "lms import" in said
     assert sorted(item.name for item in (this.folder / "export").iterdir()) == ["lmstudio", "vllm"]

@@ -107,7 +107,8 @@ def from_make(commands: click.Group, target: str, words: Sequence[str]) -> list[
     stages = {each: rules[each].words for each in chain(goals, rules) if rules[each].words} | {target: list(words)}
     known = {name for stage, command in stages.items() for name in taken(commands, stage, command, goals)}
     check_goals(goals, rules)
-    check_names(goals, typed, known, environment)
+    everywhere = {variable(each) for command in commands.commands.values() for each in command.params}
+    check_names(goals, typed, known, everywhere)
     lines = {}
     for stage, command in stages.items():
         here = taken(commands, stage, command, goals)
@@ -116,9 +117,13 @@ def from_make(commands: click.Group, target: str, words: Sequence[str]) -> list[
             given.pop("RECIPE", None)
         given = {name: text for name, text in given.items() if name in typed or name not in TYPED_ONLY}
         lines[stage] = parsed(commands.commands[command[0]], command, list(here.values()), given)
-    if "JSON" in typed and target not in goals:
-        os.dup2(2, 1)  # What goes to stdout is JSON alone.
     return lines[target]
+
+
+def keep_stdout_for_json(target: str) -> None:
+    """Send what a target says to stderr when it is only on the way to one that prints JSON."""
+    if os.environ.get("JSON") and target not in os.environ.get("MAKE_GOALS", "").split():
+        os.dup2(2, 1)
 
 
 def taken(commands: click.Group, stage: str, words: Sequence[str], goals: Sequence[str]) -> dict[str, click.Parameter]:
@@ -149,15 +154,20 @@ def check_goals(goals: Sequence[str], rules: Mapping[str, Rule]) -> None:
             raise BadInput(f"make {goal}: no such target; {hint}")
 
 
-def check_names(goals: Sequence[str], typed: Sequence[str], known: set[str], environment: Mapping[str, str]) -> None:
-    """Raise BadInput for a typed variable that no target of the chain takes, or that is empty."""
+def check_names(goals: Sequence[str], typed: Sequence[str], known: set[str], everywhere: set[str]) -> None:
+    """Raise BadInput for a typed variable that no target of the chain takes, or that is empty.
+
+    `known`: those that one takes; `everywhere`: those of all commands.
+    """
     asked = f"make {' '.join(goals)}"
     for name in typed:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=NEAR)
-            takes = f"it takes {', '.join(sorted(known))}" if known else "it takes no variables"
-            raise BadInput(f"{asked} does not know {name}; {f'did you mean {near[0]}?' if near else takes}")
-        if not environment.get(name):
+            hint = f"it takes {', '.join(sorted(known)) or 'no variables'}"
+            if name not in everywhere:
+                hint += f"; for the programs' environment: {name}=... {asked}"
+            raise BadInput(f"{asked} does not know {name}; {f'did you mean {near[0]}?' if near else hint}")
+        if not os.environ.get(name):
             raise BadInput(f"{name}= is empty; give it a value ({asked} {name}=...), or leave it out")
 
 

@@ -144,9 +144,11 @@ def test_the_variables_of_a_line_of_help_arrive(tmp_path: Path, told: Any, targe
     arrived = [word for call in told(target, *(f"{name}={value}" for name, value in given.items())) for word in call]
     for name, value in given.items():
         each = known[name]
-        word = value if isinstance(each, click.Argument) else f"{make_variables.option(each)}={value}"
-        flag = isinstance(each, click.Option) and each.is_flag
-        assert (make_variables.option(each) if flag else word) in arrived, (name, arrived)
+        if isinstance(each, click.Option):
+            option = make_variables.option(each)
+            assert (option if each.is_flag else f"{option}={value}") in arrived, name
+        else:
+            assert value in arrived, name
     assert not (tmp_path / "made").exists()
 
 

@@ -43,6 +43,7 @@ export PYTHONPYCACHEPREFIX := $(CACHE)/bytecode
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@echo '  A target takes every option of its command as a variable, --seq 4096 as SEQ=4096: docs/cli.md lists them.'
 
 # A set-up that was stopped is completed by the next: uv has its name when it is whole, .venv has .ready when it is.
 GET_UV = command -v "$$UV" >/dev/null || { \

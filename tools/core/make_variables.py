@@ -88,10 +88,12 @@ def arguments(open_parameters: Sequence[click.Parameter], given: Mapping[str, st
             positional.append(text)
         elif not each.is_flag:
             options.append(f"{option(each)}={text}")
-        elif click.BOOL.convert(text, each, None):
+        elif text.lower() in ("1", "true", "yes"):
             options.append(option(each))
-        else:
+        elif text.lower() in ("0", "false", "no"):
             options += each.secondary_opts
+        else:
+            raise click.BadParameter(f"{text!r} is neither 1 nor 0", param=each)
     return [*options, *(["--", *positional] if positional else [])]
 
 
@@ -164,7 +166,9 @@ def check_names(goals: Sequence[str], typed: Sequence[str], known: set[str], eve
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=NEAR)
             hint = f"it takes {', '.join(sorted(known)) or 'no variables'}"
-            if name not in everywhere:
+            if name in TARGET_ONLY:
+                hint = f"{name} works only for the target that is typed; {hint}"
+            elif name not in everywhere:
                 hint += f"; for the programs' environment: {name}=... {asked}"
             raise BadInput(f"{asked} does not know {name}; {f'did you mean {near[0]}?' if near else hint}")
         if not os.environ.get(name):

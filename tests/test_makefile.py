@@ -73,7 +73,7 @@ def told(tmp_path: Path) -> Any:
         "import json, sys\nfrom tools import cli\nfrom tools.core import make_variables\n"
         "print(json.dumps(make_variables.from_make(cli.commands(), sys.argv[1], sys.argv[2:])))\n"
     )
-    tools = f'--eval=override TOOLS = PYTHONPATH=. "{sys.executable}" "{script}" $@'
+    tools = f'--eval=override TOOLS = PYTHONPATH=. "{sys.executable}" -B "{script}" $@'
 
     def calls(*arguments: str, **environment: str) -> list[list[str]]:
         done = make(tools, *arguments, given=environment)

@@ -1,21 +1,26 @@
 # The front door: every command a person types. `make` lists them.
 
-# What a person may set, on the command line or in the environment.
-VARIABLES := A ADAPTER ADAPTER_ONLY ALFWORLD B BASE COUNT DATA DRY_RUN FAIL_ON FIX FORCE FROM GPU GPUS GREEDY \
-  HELD_OUT HTML HUB IMATRIX IN JSON MASTER_ADDR MASTER_PORT METHOD MODEL NAME NODES NODE_RANK OUT PER \
-  PLACES QUANT QUANTS RECIPE ROOMS SEED SEQ SET SLIP STYLE TASKS TEST TIER TO VALIDATION WORLD
-# It is text: make must not expand it, nor the shell read it as code. So each is taken literally and exported, and recipes
-# name it as "$$NAME": whatever is in it, it is one argument. All else on the command line is taken literally too.
+# A variable is an option of the command behind the target: SEQ=4096 is --seq=4096. tools/core/make_variables.py hands
+# each command those that it takes, and refuses what no target of the chain takes; docs/cli.md lists the options.
+# A variable is text: make must not expand it, nor the shell read it as code. So what was typed is taken literally and
+# exported, and no recipe below names it.
 literal = $(eval override $1 := $$(value $1))$(eval export $1)
 from = $(firstword $(origin $1))
-$(foreach each,$(.VARIABLES),$(if $(filter command,$(call from,$(each))),$(call literal,$(each))))
-$(foreach each,$(VARIABLES) HOME REACT_RECIPES_CACHE,\
-  $(if $(filter environment,$(call from,$(each))),$(call literal,$(each))))
+typed := $(foreach each,$(.VARIABLES),$(if $(filter command,$(call from,$(each))),$(each)))
+$(foreach each,$(typed),$(call literal,$(each)))
+$(foreach each,HOME REACT_RECIPES_CACHE,$(if $(filter environment,$(call from,$(each))),$(call literal,$(each))))
+export MAKE_TYPED := $(filter-out REACT_RECIPES_%,$(typed))
+export MAKE_GOALS := $(MAKECMDGOALS)
 
-RECIPE ?= smollm2-135m-lora
-QUANT ?= Q8_0
-ROOMS ?= 48
-export RECIPE QUANT ROOMS
+ifeq (,$(filter-out clean docs help lock,$(MAKECMDGOALS)))
+ifneq (,$(MAKE_TYPED))
+$(error $(MAKE_TYPED): make $(or $(MAKECMDGOALS),help) takes no variables; `make` lists the targets and theirs)
+endif
+endif
+
+# Defaults:
+export RECIPE ?= smollm2-135m-lora
+lint split stats: export DATA ?= data/train.jsonl data/test.jsonl
 
 ifeq (,$(HOME)$(REACT_RECIPES_CACHE))
 ifneq (,$(filter-out help clean,$(MAKECMDGOALS)))
@@ -27,25 +32,7 @@ CACHE := $(or $(REACT_RECIPES_CACHE),$(HOME)/.cache/react-recipes)
 export UV_VERSION := 0.13.9
 export OWN_UV := $(CACHE)/uv-$(UV_VERSION)
 export UV := $(or $(shell command -v uv 2>/dev/null),$(OWN_UV)/bin/uv)
-TOOLS := .venv/bin/python -m tools
-
-# --name="$NAME" where NAME= is given; what follows -- is no option, whatever it begins with.
-option = $(if $($2),--$1="$$$2")
-FORCED = $(if $(FORCE),--force)
-OPTIONS = $(call option,base,BASE) $(call option,name,NAME)
-EPISODES = $(if $(DATA),"$$DATA",data/train.jsonl data/test.jsonl)
-# A recipe's name is looked up on TIER, by default this machine's; a path is taken as it is.
-PATH_GIVEN = $(filter %.yaml %.yml,$(lastword $(RECIPE)))
-CHOSEN = -- "$(if $(PATH_GIVEN),,$(if $(TIER),$$TIER/))$$RECIPE"
-CHANGES = $(call option,base,BASE) $(if $(PATH_GIVEN),$(call option,tier,TIER)) $(call option,data,DATA) $(call option,set,SET)
-# What a model is made of: what a recipe trained, or any adapter.
-SUBJECT = $(if $(ADAPTER),--adapter="$$ADAPTER",$(CHOSEN))
-# How a GGUF is made: quantised by what the training conversations use most; the adapter alone.
-GUIDED = $(if $(IMATRIX),--imatrix)
-ALONE = $(if $(ADAPTER_ONLY),--adapter-only)
-PROCESSES = $(call option,gpus,GPUS) $(call option,nodes,NODES)
-MEETING = $(call option,node-rank,NODE_RANK) $(call option,master-addr,MASTER_ADDR) $(call option,master-port,MASTER_PORT) \
-  $(if $(DRY_RUN),--dry-run)
+TOOLS = .venv/bin/python -m tools --from-make $@
 
 # Byte code is kept, beside neither our code nor the packages: compiling is half of the time that Axolotl takes to start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -56,7 +43,7 @@ export PYTHONPYCACHEPREFIX := $(CACHE)/bytecode
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
-	@printf '  RECIPE=%s QUANT=%s ROOMS=%s BASE= NAME= TIER= can be set on the command line\n' "$$RECIPE" "$$QUANT" "$$ROOMS"
+	@echo '  A target takes every option of its command as a variable, --seq 4096 as SEQ=4096: docs/cli.md lists them.'
 
 # A set-up that was stopped is completed by the next: uv has its name when it is whole, .venv has .ready when it is.
 GET_UV = command -v "$$UV" >/dev/null || { \
@@ -77,92 +64,88 @@ doctor: .venv/.ready ## what this machine has and lacks, and the command that me
 	@$(TOOLS) doctor
 
 data: .venv/.ready ## write data/train.jsonl and data/test.jsonl again: the same bytes (FORCE=1)
-	@$(TOOLS) data $(FORCED)
+	@$(TOOLS) data
 
-lint: .venv/.ready ## what is wrong with episodes, by file:line (DATA="a.jsonl ..." BASE= WORLD= FAIL_ON=warning FIX=out.jsonl FORCE=1)
-	@$(TOOLS) lint $(call option,base,BASE) $(call option,sequence-len,SEQ) $(call option,world,WORLD) \
-	  $(call option,fail-on,FAIL_ON) $(call option,fix,FIX) $(FORCED) -- $(EPISODES)
+lint: .venv/.ready ## report problems in episodes, by file:line (DATA="a.jsonl ..." BASE= WORLD= FAIL_ON=warning FIX=out.jsonl FORCE=1)
+	@$(TOOLS) lint
 
-split: .venv/.ready ## train, validation and test with no room in two (DATA="a.jsonl ..." OUT=folder VALIDATION=0.1 TEST=0.1 SEED=0 FORCE=1)
-	@$(TOOLS) split --out="$${OUT:-outputs/split}" $(call option,validation,VALIDATION) $(call option,test,TEST) \
-	  $(call option,seed,SEED) $(FORCED) -- $(EPISODES)
+split: .venv/.ready ## split into train, validation and test; no room in two (DATA="a.jsonl ..." OUT=folder VALIDATION=0.1 TEST=0.1 SEED=0 FORCE=1)
+	@$(TOOLS) split
 
 stats: setup ## lengths in tokens, turns, tasks, actions, as a table and a page (DATA="a.jsonl ..." BASE= HTML= FORCE=1)
-	@$(TOOLS) stats $(call option,base,BASE) --html="$${HTML:-outputs/stats.html}" $(if $(HTML),$(FORCED),--force) -- $(EPISODES)
+	@$(TOOLS) stats $(if $(value HTML),,--html=outputs/stats.html --force)
 
-convert: .venv/.ready ## episodes to another format (IN=... OUT=... TO=alpaca|sharegpt|messages|llamafactory FROM= PER=step FORCE=1)
-	@$(TOOLS) convert --to="$$TO" $(call option,from,FROM) $(call option,per,PER) $(FORCED) -- "$$IN" "$$OUT"
+convert: .venv/.ready ## episodes to another format (IN=... OUT=... TO=alpaca|sharegpt|messages|llamafactory FROM= PER=step APART= FORCE=1)
+	@$(TOOLS) convert
 
 episodes: .venv/.ready ## more household episodes (OUT=my.jsonl COUNT=1000 SEED=0 TASKS=put,look PLACES=kitchen STYLE=terse SLIP=0.2 ALFWORLD=train FORCE=1)
-	@$(TOOLS) episodes $(call option,count,COUNT) $(call option,seed,SEED) $(call option,tasks,TASKS) $(call option,rooms,PLACES) \
-	  $(call option,style,STYLE) $(call option,slip,SLIP) $(call option,alfworld,ALFWORLD) $(FORCED) -- "$$OUT"
+	@$(TOOLS) episodes
 
-recipes: .venv/.ready ## write recipes/ anew from catalog/ and templates/ (FORCE=1)
-	@$(TOOLS) recipes $(FORCED)
+recipes: .venv/.ready ## write recipes/ from catalog/ and templates/ (FORCE=1)
+	@$(TOOLS) recipes
 
-list: .venv/.ready ## the models and the smallest tier for each method (TIER=24gb: its recipes)
-	@$(TOOLS) list $(call option,tier,TIER) $(call option,model,MODEL)
+list: .venv/.ready ## the models and the smallest tier for each method (TIER=24gb: its recipes; MODEL=qwen)
+	@$(TOOLS) list
 
 recommend: .venv/.ready ## what this machine can train (or GPU=rtx4090 GPUS=2)
-	@$(TOOLS) recommend $(call option,gpu,GPU) $(call option,gpus,GPUS)
+	@$(TOOLS) recommend
 
-plan: .venv/.ready ## where a recipe's memory goes, and whether it fits (TIER= GPU= SEQ= SET=)
-	@$(TOOLS) plan $(if $(PATH_GIVEN),$(call option,tier,TIER)) $(call option,gpu,GPU) $(call option,gpus,GPUS) \
-	  $(call option,seq,SEQ) $(call option,set,SET) $(CHOSEN)
+plan: .venv/.ready ## where a recipe's memory goes, and whether it fits (RECIPE= TIER= GPU= GPUS= SEQ= SET=)
+	@$(TOOLS) plan
 
 new: .venv/.ready ## copy a recipe to edit (MODEL=qwen7b METHOD=qlora TIER=24gb OUT=my.yaml FORCE=1)
-	@$(TOOLS) new $(call option,tier,TIER) $(FORCED) -- "$$MODEL" "$$METHOD" "$$OUT"
+	@$(TOOLS) new
 
 diff: .venv/.ready ## what differs between two recipes (A=... B=...)
-	@$(TOOLS) diff -- "$$A" "$$B"
+	@$(TOOLS) diff
 
 add-model: .venv/.ready ## a catalog entry from a model's config.json (HUB=org/name or a folder)
-	@$(TOOLS) add-model -- "$$HUB"
+	@$(TOOLS) add-model
 
-check: setup ## check a recipe and its data before training (TIER= DATA= SET="k=v ...")
-	@$(TOOLS) check $(CHANGES) $(FORCED) $(CHOSEN)
+check: setup ## check a recipe and its data before training (RECIPE= TIER= DATA= SEQ= SET="k=v ...")
+	@$(TOOLS) check
 
-train: setup ## check, then train; goes on where it was interrupted (TIER= GPUS= NODES= DATA= SET= DRY_RUN=1)
-	@$(TOOLS) train $(CHANGES) $(FORCED) $(PROCESSES) $(MEETING) $(CHOSEN)
+train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER= GPUS= NODES= DATA= SEQ= SET= DRY_RUN=1)
+	@$(TOOLS) train
 
-resume: setup ## go on from the last checkpoint, or say that there is none
-	@$(TOOLS) train --resume $(CHANGES) $(FORCED) $(PROCESSES) $(MEETING) $(CHOSEN)
+resume: setup ## resume from the last checkpoint; fail if there is none (RECIPE=)
+	@$(TOOLS) train --resume
 
-slurm: .venv/.ready ## write a training as a Slurm job, and submit it where Slurm is
-	@$(TOOLS) submit slurm $(CHANGES) $(PROCESSES) $(CHOSEN)
+slurm: .venv/.ready ## write a training as a Slurm job, and submit it if Slurm is here (RECIPE= TIER= NODES=)
+	@$(TOOLS) submit slurm
 
-ray: .venv/.ready ## the same for a Ray cluster
-	@$(TOOLS) submit ray $(CHANGES) $(PROCESSES) $(CHOSEN)
+ray: .venv/.ready ## the same for a Ray cluster (RECIPE= TIER= NODES=)
+	@$(TOOLS) submit ray
 
-gguf: $(if $(ADAPTER),setup,train) ## adapter and base to GGUF in one pass (QUANTS="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1)
-	@$(TOOLS) gguf --quant="$${QUANTS:-$$QUANT}" $(call option,base,BASE) $(GUIDED) $(ALONE) $(SUBJECT)
+gguf: $(if $(value ADAPTER),setup,train) ## adapter and base to GGUF in one pass (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1)
+	@$(TOOLS) gguf
 
-ollama: gguf ## give the model to Ollama, its tokens proven (NAME=; FORCE=1 takes a taken name; ADAPTER= BASE= of any; ADAPTER_ONLY=1 FROM=)
-	@$(TOOLS) ollama --quant="$$QUANT" $(OPTIONS) $(FORCED) $(ALONE) $(call option,from,FROM) $(SUBJECT)
+ollama: gguf ## import the model into Ollama, its tokens proven (RECIPE= QUANT= NAME= FORCE=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1 OLLAMA_BASE=)
+	@$(TOOLS) ollama
 
-parity: gguf ## the same tokens and answers in training and in every server, or the first difference (GREEDY=0)
-	@$(TOOLS) parity --quant="$$QUANT" $(OPTIONS) $(if $(filter 0,$(GREEDY)),--no-greedy) $(if $(JSON),--json) $(SUBJECT)
+parity: $(if $(value GGUF),setup,gguf) ## the same tokens and answers in training and in every server, or the first difference (RECIPE= GREEDY=0 JSON=1; GGUF= BASE= of any)
+	@$(TOOLS) parity
 
-quality: train ## what quantising costs: size, perplexity, KL against f16 (QUANTS="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
-	@$(TOOLS) quality $(call option,quants,QUANTS) $(call option,base,BASE) $(GUIDED) $(call option,data,HELD_OUT) $(CHOSEN)
+quality: $(if $(value ADAPTER),setup,train) ## what quantising costs: size, perplexity, KL against f16 (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
+	@$(TOOLS) quality
 
-merge: train ## the whole model as safetensors, for transformers and vLLM
-	@$(TOOLS) merge $(call option,base,BASE) $(CHOSEN)
+merge: $(if $(value ADAPTER),setup,train) ## the whole model as safetensors, for transformers and vLLM (RECIPE=)
+	@$(TOOLS) merge
 
-export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (TO=vllm)
-	@$(TOOLS) export --quant="$$QUANT" $(OPTIONS) $(call option,to,TO) $(CHOSEN)
+export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm)
+	@$(TOOLS) export
 
-eval: ollama ## base and tuned model play unseen rooms (ROOMS=48)
-	@$(TOOLS) eval --quant="$$QUANT" --rooms="$$ROOMS" $(OPTIONS) $(CHOSEN)
+eval: ollama ## base and tuned model play unseen rooms (RECIPE= ROOMS=48)
+	@$(TOOLS) eval
 
 demo: eval ## the whole chain on this machine's CPU, from set-up to a model that plays in Ollama
-	@$(TOOLS) demo --quant="$$QUANT" $(OPTIONS) $(CHOSEN)
+	@$(TOOLS) demo
 
-ollama-run: setup ## talk to the model
-	@$(TOOLS) ollama-run $(OPTIONS) $(CHOSEN)
+ollama-run: setup ## talk to the model (RECIPE= NAME=)
+	@$(TOOLS) ollama-run
 
 ollama-rm: .venv/.ready ## remove one of our models from Ollama (NAME=react-smollm2)
-	@$(TOOLS) ollama-rm -- "$$NAME"
+	@$(TOOLS) ollama-rm
 
 clean-ollama: .venv/.ready ## remove our models from Ollama
 	@$(TOOLS) clean-ollama

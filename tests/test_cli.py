@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
 
 from tests.parts.command import tools
 from tests.parts.said import said
-from tools import cli
+from tools import __version__, cli
 from tools.core import run_folder
 from tools.recipes import recipe
 
@@ -142,6 +143,41 @@ def test_bad_use_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[
     assert done.returncode == 2
     assert len(said(done.stderr)) == 1 and says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["convert"], "convert: IN is missing; for example: react-recipes convert my.json my.jsonl --to messages"),
+        (["convert", "a", "b"], "convert: --to is missing; for example: react-recipes convert"),
+        (["new", "qwen7b"], "new: METHOD is missing; for example: react-recipes new qwen7b qlora my.yaml"),
+        (["diff", "a"], "diff: B is missing; for example: react-recipes diff qwen7b-lora my.yaml"),
+        (["check"], "check: name a recipe, or --all; for example: react-recipes check"),
+        (["gguf"], "no model named: give a recipe (RECIPE=qwen7b-qlora) or an adapter's folder (ADAPTER=my-lora)"),
+        (["merge", "a", "--adapter", "b"], "an adapter or a recipe, not both: b (ADAPTER=) and a; leave one out"),
+        (["parity", "a", "--gguf", "b"], "a GGUF or a recipe, not both"),
+        (["parity", "--gguf", "b"], "b: --base (BASE=) must name the model"),
+        (["plan", "a", "--sec", "1"], "No such option '--sec'"),
+        (["eval", "a", "--rooms", "0"], "--rooms: 0 is not in the range x>=1"),
+    ],
+)
+def test_bad_use_says_what_to_type(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["react-recipes", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out and said.err.count("\n") == 1
+    assert said.err.startswith(f"react-recipes: {says}")
+
+
+def test_h_is_help_everywhere_and_the_version_is_told() -> None:
+    runner = CliRunner()
+    for words in ([], *([name] for name in cli.commands().commands)):
+        short, long = (runner.invoke(cli.app, [*words, option]) for option in ("-h", "--help"))
+        assert short.exit_code == 0 and short.output == long.output and "Usage" in short.output
+    assert runner.invoke(cli.app, ["--version"]).output == f"react-recipes {__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["plan", "check", "train"])

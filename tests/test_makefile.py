@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,18 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from tools import BadInput, cli
-from tools.core import run_folder, trajectory
-from tools.pipeline import serving
+from tools.core import make_variables, run_folder, trajectory
 from tools.recipes import recipe
 
 TEXT = (run_folder.ROOT / "Makefile").read_text(encoding="utf-8")
-WHOLE = TEXT.replace("\\\n", " ")
-TARGETS = re.findall(r"^([a-z-]+):", TEXT, re.MULTILINE)
-VARIABLES = re.findall(r"\S+", WHOLE.partition("VARIABLES := ")[2].partition("\n")[0])
-NAMES = "|".join(sorted(VARIABLES, key=len, reverse=True))
+COMMANDS = cli.commands()
+RULES = make_variables.read_rules(TEXT, {})
+OURS = [target for target, rule in RULES.items() if rule.words]
+NAMES = {make_variables.variable(each) for command in COMMANDS.commands.values() for each in command.params}
 # {made}: a file that must not come into being.
 HOSTILE = [
     "two words  and more",
@@ -59,7 +60,7 @@ def make(
     *arguments: str, at: Path = run_folder.ROOT, given: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """`make --silent` with these arguments; none of its variables comes from the environment of the tests."""
-    kept = {key: value for key, value in os.environ.items() if key not in VARIABLES and not key.startswith("MAKE")}
+    kept = {key: value for key, value in os.environ.items() if key not in NAMES and not key.startswith("MAKE")}
     return subprocess.run(
         ["make", "--silent", *arguments], cwd=at, env=kept | (given or {}), capture_output=True, text=True
     )
@@ -67,153 +68,234 @@ def make(
 
 @pytest.fixture
 def told(tmp_path: Path) -> Any:
-    """What the program is told: make with these arguments, and the arguments of each call of the program."""
+    """What the commands are told: make with these arguments, and the command line of each call."""
     script = tmp_path / "told.py"
-    script.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
+    script.write_text(
+        "import json, sys\nfrom tools import cli\nfrom tools.core import make_variables\n"
+        "print(json.dumps(make_variables.from_make(cli.commands(), sys.argv[1], sys.argv[2:])))\n"
+    )
+    tools = f'--eval=override TOOLS = PYTHONPATH=. "{sys.executable}" -B "{script}" $@'
 
     def calls(*arguments: str, **environment: str) -> list[list[str]]:
-        done = make(f'TOOLS="{sys.executable}" -SE "{script}"', *arguments, given=environment)
+        done = make(tools, *arguments, given=environment)
         assert done.returncode == 0 and not done.stderr, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return calls
 
 
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command line of a target that was typed with these variables."""
+
+    def of(target: str, environment: dict[str, str] | None = None, **typed: str) -> list[str]:
+        for name in NAMES:
+            monkeypatch.delenv(name, raising=False)
+        given = {"RECIPE": "smollm2-135m-lora"} | (environment or {}) | typed
+        given |= {"MAKE_GOALS": target, "MAKE_TYPED": " ".join(typed)}
+        for name, text in given.items():
+            monkeypatch.setenv(name, text)
+        return make_variables.from_make(COMMANDS, target, RULES[target].words)
+
+    return of
+
+
+def takes(target: str) -> dict[str, click.Parameter]:
+    """The variables of a target, each with its option or argument."""
+    return make_variables.taken(COMMANDS, target, RULES[target].words, [target])
+
+
+def value_of(each: click.Parameter, text: str) -> str:
+    """A value that an option takes: `text` wherever any text is one."""
+    if each.name in ("quant", "adapter_only"):
+        return {"quant": "Q4_K_M", "adapter_only": "1"}[each.name]
+    if isinstance(each, click.Option) and each.is_flag:
+        return "1"
+    return {"integer range": "3", "integer": "3", "float": "0.5", "float range": "0.5"}.get(each.type.name, text)
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_is_one_argument_whatever_is_in_it(tmp_path: Path, told: Any, text: str) -> None:
     text = text.replace("{made}", str(tmp_path / "made"))
-    given = {name: text for name in ("RECIPE", "BASE", "DATA", "SET", "MASTER_ADDR")}
-    wanted = ["train", *(f"--{option}={text}" for option in ("base", "data", "set", "master-addr")), "--", text]
+    given = {name: text for name in ("RECIPE", "BASE", "SET", "DATA", "MASTER_ADDR")}
+    wanted = ["train", *(f"--{option}={text}" for option in ("base", "set", "data", "master-addr")), "--", text]
     assert told("train", *(f"{name}={value}" for name, value in given.items())) == [["setup"], wanted]
-    assert told("train", **given) == [["setup"], wanted]
-    assert told("train", "-e", **given) == [["setup"], wanted]
+    assert told("train", *(["-e"] if text < "a" else []), **given) == [["setup"], wanted]
     assert not (tmp_path / "made").exists()
 
 
 def test_an_unknown_variable_is_not_expanded_either(tmp_path: Path, told: Any) -> None:
     text = f"$(shell touch '{tmp_path}/made')"
-    assert told("list", f"RECIPEE={text}", f"REACT_RECIPES_CACHE={text}", f"UV_VERSION={text}") == [["list"]]
+    assert told("list", f"REACT_RECIPES_CACHE={text}") == [["list"]]
     assert told("list", RECIPEE=text, HOME=text, REACT_RECIPES_CACHE=text) == [["list"]]
+    done = make("list", f"RECIPEE={text}", f"UV_VERSION={text}")
+    assert done.returncode == 2 and "does not know" in done.stderr
     assert not (tmp_path / "made").exists()
 
 
-# The arguments of each target when all variables are given, but for ADAPTER: NAME stands for the text of the variable.
-ARGUMENTS = {
-    "setup": "setup",
-    "doctor": "doctor",
-    "data": "data --force",
-    "lint": "lint --base=BASE --sequence-len=SEQ --world=WORLD --fail-on=FAIL_ON --fix=FIX --force -- DATA",
-    "split": "split --out=OUT --validation=VALIDATION --test=TEST --seed=SEED --force -- DATA",
-    "stats": "stats --base=BASE --html=HTML --force -- DATA",
-    "convert": "convert --to=TO --from=FROM --per=PER --force -- IN OUT",
-    "episodes": "episodes --count=COUNT --seed=SEED --tasks=TASKS --rooms=PLACES --style=STYLE --slip=SLIP "
-    "--alfworld=ALFWORLD --force -- OUT",
-    "recipes": "recipes --force",
-    "list": "list --tier=TIER --model=MODEL",
-    "recommend": "recommend --gpu=GPU --gpus=GPUS",
-    "plan": "plan --gpu=GPU --gpus=GPUS --seq=SEQ --set=SET -- TIER/RECIPE",
-    "new": "new --tier=TIER --force -- MODEL METHOD OUT",
-    "diff": "diff -- A B",
-    "add-model": "add-model -- HUB",
-    "check": "check --base=BASE --data=DATA --set=SET --force -- TIER/RECIPE",
-    "train": "train --base=BASE --data=DATA --set=SET --force --gpus=GPUS --nodes=NODES --node-rank=NODE_RANK "
-    "--master-addr=MASTER_ADDR --master-port=MASTER_PORT --dry-run -- TIER/RECIPE",
-    "resume": "train --resume --base=BASE --data=DATA --set=SET --force --gpus=GPUS --nodes=NODES "
-    "--node-rank=NODE_RANK --master-addr=MASTER_ADDR --master-port=MASTER_PORT --dry-run -- TIER/RECIPE",
-    "slurm": "submit slurm --base=BASE --data=DATA --set=SET --gpus=GPUS --nodes=NODES -- TIER/RECIPE",
-    "ray": "submit ray --base=BASE --data=DATA --set=SET --gpus=GPUS --nodes=NODES -- TIER/RECIPE",
-    "gguf": "gguf --quant=QUANTS --base=BASE --imatrix --adapter-only -- TIER/RECIPE",
-    "ollama": "ollama --quant=QUANT --base=BASE --name=NAME --force --adapter-only --from=FROM -- TIER/RECIPE",
-    "parity": "parity --quant=QUANT --base=BASE --name=NAME --no-greedy --json -- TIER/RECIPE",
-    "quality": "quality --quants=QUANTS --base=BASE --imatrix --data=HELD_OUT -- TIER/RECIPE",
-    "merge": "merge --base=BASE -- TIER/RECIPE",
-    "export": "export --quant=QUANT --base=BASE --name=NAME --to=TO -- TIER/RECIPE",
-    "eval": "eval --quant=QUANT --rooms=ROOMS --base=BASE --name=NAME -- TIER/RECIPE",
-    "demo": "demo --quant=QUANT --base=BASE --name=NAME -- TIER/RECIPE",
-    "ollama-run": "ollama-run --base=BASE --name=NAME -- TIER/RECIPE",
-    "ollama-rm": "ollama-rm -- NAME",
-    "clean-ollama": "clean-ollama",
-}
+@pytest.mark.parametrize("target", OURS)
+def test_the_variables_of_a_line_of_help_arrive(tmp_path: Path, told: Any, target: str) -> None:
+    helped = re.findall(rf"^{target}: .*## (.*)", TEXT, re.MULTILINE)[0]
+    text = f'it\'s "a"; touch {tmp_path}/made\n`b` $(c) é # \\'
+    stages = [stage for stage in make_variables.chain([target], RULES) if RULES[stage].words]
+    known = {name: each for stage in stages for name, each in takes(stage).items()}
+    named = re.findall(r"\b([A-Z_]+)=", helped)
+    required = [name for name, each in takes(target).items() if each.required]
+    given = {name: value_of(known[name], f"{name} {text}") for name in dict.fromkeys([*named, *required])}
+    arrived = [word for call in told(target, *(f"{name}={value}" for name, value in given.items())) for word in call]
+    for name, value in given.items():
+        each = known[name]
+        if isinstance(each, click.Option):
+            option = make_variables.option(each)
+            assert (option if each.is_flag else f"{option}={value}") in arrived, name
+        else:
+            assert value in arrived, name
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("target", OURS)
+def test_a_target_takes_every_option_of_its_command(line: Any, target: str) -> None:
+    given = {name: value_of(each, f"a {name}") for name, each in takes(target).items()}
+    words = line(target, **given)
+    command = COMMANDS.commands[words[0]]
+    parsed = command.make_context(words[0], words[1:]).params
+    for name, each in takes(target).items():
+        told = parsed[each.name]
+        assert str(told[0] if isinstance(told, (list, tuple)) else told) in (given[name], "True"), name
+    assert line(target, **{name: given[name] for name, each in takes(target).items() if each.required})[0] == words[0]
+
+
+@pytest.mark.parametrize("target", OURS)
+def test_a_target_refuses_what_it_does_not_take_and_names_the_nearest(line: Any, target: str) -> None:
+    stages = [stage for stage in make_variables.chain([target], RULES) if RULES[stage].words]
+    known = {name for stage in stages for name in make_variables.taken(COMMANDS, stage, RULES[stage].words, [target])}
+    for name in sorted(NAMES - known):
+        with pytest.raises(
+            BadInput, match=f"make {target} does not know {name}; (it takes|did you mean|{name} works only)"
+        ):
+            line(target, **{name: "1"})
+    for name in (name for name in takes(target) if len(name) > 2):
+        with pytest.raises(BadInput, match=rf"does not know {name}X; did you mean {name}\?"):
+            line(target, **{f"{name}X": "1"})
+
+
+def test_a_misspelt_variable_and_a_stray_word_are_refused_before_any_work() -> None:
+    for arguments, says in {
+        ("list", "TYER=24gb"): "make list does not know TYER; did you mean TIER?",
+        ("list", "RECIPE=x"): "make list does not know RECIPE; it takes MODEL, TIER",
+        ("list", "HF_HUB_OFFLINE=1"): "for the programs' environment: HF_HUB_OFFLINE=... make list",
+        ("train", "qwen7b-qlora"): "a recipe is named by RECIPE=qwen7b-qlora",
+        ("eval", "ROOMS=many"): "ROOMS=: 'many' is not a valid integer",
+        ("eval", "FORCE=1"): "make eval does not know FORCE; FORCE works only for the target that is typed",
+        ("check", "JSON=maybe"): "JSON=: 'maybe' is neither 1 nor 0",
+        ("ollama", "QUANT=Q4_K_M Q8_0"): "one quantisation here; make gguf and make quality take several",
+        ("gguf", "ADAPTER="): "ADAPTER= is empty; give it a value (make gguf ADAPTER=...)",
+        ("help", "TIER=cpu"): "TIER: make help takes no variables",
+    }.items():
+        done = make(*arguments)
+        assert done.returncode == 2 and says in done.stderr and not done.stdout, (arguments, done.stderr)
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("TYER=24gb", "TIER"), ("RECIPES=x", "RECIPE"), ("SETS=a=1 RECIPE=b", "SET")]
+    ("target", "says"),
+    [
+        ("convert", "IN=, OUT=, TO= missing; for example: make convert IN=my.json OUT=my.jsonl TO=messages"),
+        ("new", "MODEL=, METHOD=, OUT= missing; for example: make new MODEL=qwen7b METHOD=qlora OUT=my.yaml TIER=24gb"),
+        ("diff", "A=, B= missing; for example: make diff A=qwen7b-lora B=my.yaml"),
+        ("episodes", "OUT= missing; for example: make episodes OUT=my.jsonl COUNT=1000"),
+        ("add-model", "HUB= missing; for example: make add-model HUB=org/name"),
+        ("ollama-rm", "NAME= missing; for example: make ollama-rm NAME=react-smollm2"),
+    ],
 )
-def test_a_misspelt_variable_is_refused_with_the_nearest(given: str, meant: str) -> None:
-    done = make("list", given)
-    name = given.partition("=")[0]
-    assert done.returncode == 2 and f"{name}=: no such variable; did you mean {meant}=?" in done.stderr
+def test_a_bare_target_says_what_to_type(target: str, says: str) -> None:
+    done = make(target)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert done.returncode == 2 and lines == [f"react-recipes: {says}"] and not done.stdout
 
 
-def test_a_variable_that_is_the_programs_own_reaches_it() -> None:
-    assert "qwen7b TYER=1: no such model" in make("list", "MODEL=qwen7b TYER=1").stderr  # a value, not a variable
-    assert "qwen7b" in make("list", "HF_HUB_OFFLINE=1", "CXXFLAGS=-O2", "MODEL=qwen7b").stdout
-
-
-def test_every_target_that_calls_the_program_is_tested() -> None:
-    assert {*ARGUMENTS} == {*TARGETS} - {"help", "test", "test-fast", "docs", "lock", "clean"}
-    used = {name for words in ARGUMENTS.values() for name in re.findall(NAMES, words)}
-    switches = {"ADAPTER", "ADAPTER_ONLY", "DRY_RUN", "FORCE", "GREEDY", "IMATRIX", "JSON"}
-    assert used | switches == {*VARIABLES}
-
-
-@pytest.mark.parametrize("target", ARGUMENTS)
-def test_a_target_hands_on_its_variables(tmp_path: Path, told: Any, target: str) -> None:
-    value = {name: f'{name.lower()} it\'s "a"; touch {tmp_path}/made\n`b` $(c) é # \\' for name in VARIABLES}
-    value |= {"ADAPTER": "", "GREEDY": "0"}
-    wanted = [re.sub(rf"\b({NAMES})\b", lambda found: value[found[0]], word) for word in ARGUMENTS[target].split()]
-    assert told(target, *(f"{name}={text}" for name, text in value.items()))[-1] == wanted
-    assert not (tmp_path / "made").exists()
+def test_every_example_is_a_good_command_line(line: Any) -> None:
+    for target in OURS:
+        command = COMMANDS.commands[RULES[target].words[0]]
+        if command.epilog:
+            words = shlex.split(command.epilog.removeprefix("Example: "))
+            assert words[0] == command.name
+            given = dict(each.split("=", 1) for each in make_variables.assignments(command, words[1:]))
+            assert line(target, **{name: text for name, text in given.items() if name in takes(target)})
 
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["lint"], ["lint", "--", "data/train.jsonl", "data/test.jsonl"]),
-        (["split"], ["split", "--out=outputs/split", "--", "data/train.jsonl", "data/test.jsonl"]),
+        (["lint"], ["lint", "--", "data/train.jsonl data/test.jsonl"]),
+        (["split"], ["split", "--", "data/train.jsonl data/test.jsonl"]),
         # The page in outputs/ is ours to replace; another is replaced when FORCE says so.
         (["stats", "DATA=a b"], ["stats", "--html=outputs/stats.html", "--force", "--", "a b"]),
         (["stats", "DATA=a b", "HTML=my page.html"], ["stats", "--html=my page.html", "--", "a b"]),
-        (["convert"], ["convert", "--to=", "--", "", ""]),
         (["train"], ["train", "--", "smollm2-135m-lora"]),
-        (["train", "RECIPE=my recipe.yaml"], ["train", "--", "my recipe.yaml"]),
+        (["train", "FORCE=0", "RESUME=no"], ["train", "--", "smollm2-135m-lora"]),
+        (["resume"], ["train", "--resume", "--", "smollm2-135m-lora"]),
+        (["slurm", "TIER=2x 24gb"], ["submit", "slurm", "--tier=2x 24gb", "--", "smollm2-135m-lora"]),
         (["train", "RECIPE=my recipe.yml", "TIER=2x 24gb"], ["train", "--tier=2x 24gb", "--", "my recipe.yml"]),
-        (["plan", "RECIPE=a.yaml/b c", "TIER=cpu"], ["plan", "--", "cpu/a.yaml/b c"]),
-        (["gguf"], ["gguf", "--quant=Q8_0", "--", "smollm2-135m-lora"]),
-        (["gguf", "QUANT=F16", "QUANTS=Q4_K_M Q8_0"], ["gguf", "--quant=Q4_K_M Q8_0", "--", "smollm2-135m-lora"]),
-        (["gguf", "ADAPTER=my folder", "BASE=b c"], ["gguf", "--quant=Q8_0", "--base=b c", "--adapter=my folder"]),
-        (["parity", "GREEDY=1"], ["parity", "--quant=Q8_0", "--", "smollm2-135m-lora"]),
-        (["eval"], ["eval", "--quant=Q8_0", "--rooms=48", "--", "smollm2-135m-lora"]),
+        (["gguf", "ADAPTER=my folder", "BASE=b c"], ["gguf", "--base=b c", "--adapter=my folder"]),
+        (["parity", "GREEDY=0"], ["parity", "--no-greedy", "--", "smollm2-135m-lora"]),
+        (["parity", "GREEDY=1"], ["parity", "--greedy", "--", "smollm2-135m-lora"]),
+        (["check", "ALL=1"], ["check", "--all"]),
     ],
 )
 def test_what_is_not_given_has_its_default(told: Any, arguments: list[str], wanted: list[str]) -> None:
     assert told(*arguments)[-1] == wanted
 
 
-def test_an_adapter_of_another_origin_is_not_trained_first(told: Any) -> None:
-    assert [call[0] for call in told("ollama", "ADAPTER=a b")] == ["setup", "gguf", "ollama"]
-    assert [call[0] for call in told("demo")] == ["setup", "train", "gguf", "ollama", "eval", "demo"]
+def test_the_chain_is_the_one_that_make_runs() -> None:
+    for target in OURS:
+        for name in ("", "ADAPTER", "GGUF"):
+            if name and name not in takes(target):
+                continue
+            rules = make_variables.read_rules(TEXT, {name: "x"})
+            shown = make("--dry-run", target, *([f"{name}=x"] if name else [])).stdout
+            run = re.findall(r"tools --from-make ([a-z-]+)", shown)
+            assert run == [each for each in make_variables.chain([target], rules) if rules[each].words], (target, name)
+
+
+def test_each_stage_of_a_chain_takes_its_own_variables(told: Any) -> None:
+    recipe = ["--", "smollm2-135m-lora"]
+    assert told("ollama", "QUANT=Q4_K_M", "IMATRIX=1", "DATA=d", "NAME=n", "FORCE=1", "TIER=cpu") == [
+        ["setup"],
+        ["train", "--tier=cpu", "--data=d", *recipe],
+        ["gguf", "--tier=cpu", "--quant=Q4_K_M", "--imatrix", *recipe],
+        ["ollama", "--tier=cpu", "--quant=Q4_K_M", "--name=n", "--force", *recipe],
+    ]
+    either = ["--base=b", "--adapter=a"]
+    assert told("export", "ADAPTER=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
+    assert told("parity", "GGUF=g", "BASE=b", "HELD_OUT=h")[1:] == [["parity", "--base=b", "--gguf=g", "--held-out=h"]]
+
+
+def test_the_environment_counts_but_for_a_name(line: Any) -> None:
+    environment = {"RECIPE": "a", "NAME": "DESKTOP-1", "FORCE": "", "SLIP": "no number", "QUANT": "F16"}
+    assert line("ollama", environment=environment) == ["ollama", "--quant=F16", "--", "a"]
+    assert line("ollama", environment=environment, NAME="b") == ["ollama", "--quant=F16", "--name=b", "--", "a"]
+
+
+def test_json_has_stdout_for_itself() -> None:
+    told = os.environ | {"MAKE_GOALS": "check", "MAKE_TYPED": "JSON", "JSON": "1", "RECIPE": "smollm2-135m-lora"}
+    command = [sys.executable, "-m", "tools", "--from-make", "clean-ollama", "doctor"]
+    done = subprocess.run(command, cwd=run_folder.ROOT, env=told, capture_output=True, text=True)
+    assert not done.stdout and "llama-server" in done.stderr
 
 
 def test_no_text_of_a_person_stands_in_a_command() -> None:
-    """Make puts none into a command, where the shell would read it; the shell expands each inside double quotes."""
-    code = re.sub(r"^#.*|## .*", "", WHOLE, flags=re.MULTILINE)
-    asked = re.sub(rf"\$\((if|filter 0,|lastword) ?\$\(({NAMES})\)", "", code)  # whether it is given, no more
-    assert asked.count("$(") > 100
-    assert not re.findall(rf"(?<!\$)\$[({{]({NAMES})\b.*", asked)
-    quoted = re.findall(r'"[^"\n]*"', code)
-    assert sum("$$RECIPE" in each for each in quoted) >= 2
-    assert not re.findall(r"\$\$\{?[A-Z].*", re.sub(r'"[^"\n]*"', "", code))
-    assert {*re.findall(r"\$\$\{?([A-Z_]+)", code)} <= {*VARIABLES, "OWN_UV", "UV", "UV_VERSION"}
-    assert {*re.findall(r"\b([A-Z_]+)=", "".join(re.findall("## .*", TEXT)))} <= set(VARIABLES)
+    """Make puts none into a command, where the shell would read it."""
+    code = re.sub(r"^#.*|## .*", "", TEXT, flags=re.MULTILINE)
+    names = "|".join(sorted(NAMES))
+    assert len(re.findall(rf"\$\(if \$\(value ({names})\)", code)) >= 4
+    assert not re.findall(rf"\$[({{]({names})[)}}]|\$\$\{{?({names})\b", code)
 
 
 def test_a_dry_run_and_help_run_nothing(tmp_path: Path) -> None:
     text = f"$(shell touch '{tmp_path}/made');`touch '{tmp_path}/made'`"
     shown = make("--dry-run", "demo", f"RECIPE={text}")
-    assert shown.returncode == 0 and "tools train" in shown.stdout and "touch" not in shown.stdout
-    helped = make("help", f"RECIPE={text}")
-    assert helped.returncode == 0 and f"RECIPE={text} QUANT=Q8_0" in helped.stdout
+    assert shown.returncode == 0 and "train" in shown.stdout and "touch" not in shown.stdout
+    assert make("help", given={"RECIPE": text}).returncode == 0
     assert not (tmp_path / "made").exists()
 
 
@@ -258,7 +340,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["convert", "IN=my episodes*.jsonl", "OUT=my other.json", "TO=alpaca"], "my other.json: 48 episodes read"),
         (["convert", "IN=my episodes é.jsonl", "OUT=--help", "TO=alpaca"], "--help: 48 episodes read"),
         (["plan", "RECIPE=--help"], "--help: no such recipe"),
-        (["convert", "OUT=out.json", "TO=alpaca"], "name the episodes to read (DATA= or IN=)"),
+        (["convert", "OUT=out.json", "TO=alpaca"], "IN= missing; for example: make convert IN=my.json"),
     ],
 )
 def test_names_with_spaces_are_names(project: Path, arguments: list[str], says: str) -> None:
@@ -318,14 +400,6 @@ def test_one_argument_may_hold_several_changes() -> None:
     }.items():
         with pytest.raises(BadInput, match=why):
             recipe.overrides([given])
-
-
-def test_one_argument_may_name_several_places_to_export_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(serving, "write_exports", lambda *arguments: told.append(arguments[-1]))
-    for to in (["vllm  huggingface"], ["vllm", "huggingface"], []):
-        cli.export("smollm2-135m-lora", to=to)
-    assert told == [["vllm", "huggingface"], ["vllm", "huggingface"], []]
 
 
 def test_a_set_up_that_was_stopped_is_completed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import click
 import typer
 
 from tools import BadInput, Failed, __version__
-from tools.core import quote
+from tools.core import make_variables, quote
 
 ABOUT = "From agent trajectories to a model that answers in Ollama: check, train, convert, prove, serve, play."
 app = typer.Typer(
@@ -22,25 +22,46 @@ app = typer.Typer(
     help=ABOUT,
 )
 
-Recipe = Annotated[str, typer.Argument(help="a recipe's name (smollm2-135m-lora) or its path")]
+
+def one_quant(text: str) -> str:
+    """A quantisation as llama-quantize spells it. Raises BadInput for what is none."""
+    from tools.gguf import convert
+
+    if len(text.split()) > 1:
+        raise BadInput(f"{text}: one quantisation here; make gguf and make quality take several")
+    return convert.check_quant(text)
+
+
+def quants(text: str) -> str:
+    """Several quantisations, each as `one_quant`."""
+    return " ".join(map(one_quant, text.split()))
+
+
+Recipe = Annotated[str, typer.Argument(help="a recipe by name (smollm2-135m-lora) or path")]
+Tuned = Annotated[str, typer.Argument(help="a recipe by name or path; or give --adapter")]
 Base = Annotated[str, typer.Option("--base", help="another base model: a folder or a hub name")]
 Name = Annotated[str, typer.Option("--name", help="the model's name in Ollama (react-...)")]
 TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by default this machine's")]
-Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's own; as often as needed")]
-Data = Annotated[str, typer.Option("--data", help="other training data: messages, one episode a line")]
-Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode a line")]
-Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as the tier has")]
+GpuName = Annotated[str, typer.Option("--gpu", help="a GPU by name (rtx4090) to take the tier from, with --gpus")]
+Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's; may be repeated")]
+Seq = Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens; 0: the recipe's")]
+Data = Annotated[str, typer.Option("--data", help="training data in place of the recipe's: messages as JSONL")]
+Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode per line")]
+Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as many as the tier has devices")]
 Nodes = Annotated[int, typer.Option(min=1, help="machines")]
-Force = Annotated[
-    bool, typer.Option("--force", help="go on in spite of what a check finds; replace another training's results")
-]
+Force = Annotated[bool, typer.Option("--force", help="train in spite of errors found; replace another run's results")]
 Replace = Annotated[bool, typer.Option("--force", help="replace what is there already")]
-Json = Annotated[bool, typer.Option("--json", help="for machines")]
-Adapter = Annotated[str, typer.Option("--adapter", help="in place of a recipe: any PEFT adapter's folder")]
-Guided = Annotated[bool, typer.Option("--imatrix", help="guide it by what the training conversations use most")]
-AdapterOnly = Annotated[bool, typer.Option("--adapter-only", help="the adapter alone, for a base that is there")]
-Quant = Annotated[str, typer.Option("--quant", help="F16, Q8_0, Q4_K_M ...")]
-Quants = Annotated[str, typer.Option("--quant", help="any of llama-quantize's types, or several: 'Q4_K_M Q8_0'")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Adapter = Annotated[str, typer.Option("--adapter", help="a PEFT adapter's folder, in place of a recipe")]
+Imatrix = Annotated[
+    bool, typer.Option("--imatrix", help="quantise with an importance matrix computed from the training data")
+]
+AdapterOnly = Annotated[bool, typer.Option("--adapter-only", help="a GGUF of the adapter alone, without the base")]
+Quant = Annotated[str, typer.Option("--quant", callback=one_quant, help="F16, Q8_0, Q4_K_M ...")]
+Quants = Annotated[
+    str, typer.Option("--quant", callback=quants, help="one or more of llama-quantize's types: 'Q4_K_M Q8_0'")
+]
+HeldOut = Annotated[str, typer.Option("--held-out", help="a file of episodes in place of data/test.jsonl")]
 
 
 def tell_version(asked: bool) -> None:
@@ -95,37 +116,39 @@ def data(force: Replace = False) -> None:
     episodes.write_committed(force)
 
 
-@app.command()
+@app.command(epilog="Example: lint my.jsonl --fix clean.jsonl")
 def lint(
     data: Files,
     base: Base = "",
-    sequence_len: Annotated[int, typer.Option(min=1, help="tokens that an episode may have, with --base")] = 2048,
+    seq: Annotated[int, typer.Option(min=1, help="tokens that an episode may have; counted with --base")] = 2048,
     world: Annotated[
-        str, typer.Option(help="household, none, or auto: household where the text is ALFWorld's")
+        str, typer.Option(help="household, none, or auto: household if the text looks like ALFWorld's")
     ] = "auto",
-    fail_on: Annotated[str, typer.Option(help="exit 1 at error, warning, advice or never")] = "error",
-    fix: Annotated[str, typer.Option(help="write the episodes to this file, with what is safe to mend mended")] = "",
+    fail_on: Annotated[str, typer.Option(help="exit with 1 on error, warning, advice or never")] = "error",
+    fix: Annotated[str, typer.Option(help="write the episodes to this file, with safe repairs made")] = "",
     as_json: Json = False,
     force: Replace = False,
 ) -> None:
-    """Find what is wrong with episodes, each with its file:line."""
+    """Report problems in episodes, each with its file:line."""
     from tools.core import trajectory
     from tools.data import lint
 
-    lint.lint_files(trajectory.paths(data), world, base, sequence_len, fail_on, fix, as_json, force)
+    lint.lint_files(trajectory.paths(data), world, base, seq, fail_on, fix, as_json, force)
 
 
-@app.command()
+@app.command(epilog="Example: split my.jsonl --out parts")
 def split(
     data: Files,
-    out: Annotated[str, typer.Option(help="the folder to write train.jsonl, validation.jsonl and test.jsonl into")],
-    validation: Annotated[float, typer.Option(help="its share")] = 0.1,
-    test: Annotated[float, typer.Option(help="its share")] = 0.1,
-    seed: Annotated[int, typer.Option(help="another seed, another split")] = 0,
+    out: Annotated[
+        str, typer.Option(help="the folder for train.jsonl, validation.jsonl and test.jsonl")
+    ] = "outputs/split",
+    validation: Annotated[float, typer.Option(help="share of the episodes for validation")] = 0.1,
+    test: Annotated[float, typer.Option(help="share of the episodes for test")] = 0.1,
+    seed: Annotated[int, typer.Option(help="seed of the random split")] = 0,
     as_json: Json = False,
     force: Replace = False,
 ) -> None:
-    """Part episodes in train, validation and test, the same room never in two of them."""
+    """Split into train, validation and test; no room appears in two of them."""
     from tools.core import trajectory
     from tools.data import split
 
@@ -133,81 +156,84 @@ def split(
     split.split_files(trajectory.paths(data), out, ratios, seed, as_json, force)
 
 
-@app.command()
+@app.command(epilog="Example: stats my.jsonl --html stats.html")
 def stats(
     data: Files,
     base: Annotated[
-        str, typer.Option(help="whose tokenizer counts: a folder or a hub name; by default the demo's model")
+        str, typer.Option(help="the model whose tokenizer counts: a folder or hub name; default: the demo's")
     ] = "",
     html: Annotated[str, typer.Option(help="write a page with plots to this file")] = "",
     as_json: Json = False,
     force: Replace = False,
 ) -> None:
-    """Say what episodes are made of: tokens, turns, tasks, actions."""
+    """Show tokens, turns, tasks and actions of episodes."""
     from tools.core import trajectory
     from tools.data import stats
 
     stats.print_stats(trajectory.paths(data), base, html, as_json, force)
 
 
-@app.command()
+@app.command(epilog="Example: convert my.json my.jsonl --to messages")
 def convert(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="IN... OUT", help="files, folders, globs or -; then one file, or -")
-    ],
+    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="files, folders, globs, or - for stdin")],
+    out: Annotated[str, typer.Argument(help="the file to write, or - for stdout")],
     to: Annotated[
         str, typer.Option("--to", help="messages, sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory")
     ],
-    wanted: Annotated[str, typer.Option("--from", help="the input's format, where it is not recognised")] = "",
-    per: Annotated[str, typer.Option(help="Alpaca: a row an episode (history filled), or a row a step")] = "episode",
+    wanted: Annotated[str, typer.Option("--from", help="the input's format, if it is not recognised")] = "",
+    per: Annotated[
+        str, typer.Option(help="Alpaca: one row per episode (earlier turns in history), or one per step")
+    ] = "episode",
     calls: Annotated[
-        bool, typer.Option("--calls", help="actions as calls of tools: tool_calls, function_call")
+        bool, typer.Option("--calls", help="write actions as tool calls: tool_calls, function_call")
     ] = False,
-    drop: Annotated[bool, typer.Option("--drop-extra", help="leave out all but the turns' roles and texts")] = False,
-    apart: Annotated[str, typer.Option(help="a file for episodes that the target cannot hold; else they stop it")] = "",
+    drop: Annotated[bool, typer.Option("--drop-extra", help="keep only the turns' roles and texts")] = False,
+    apart: Annotated[
+        str, typer.Option(help="write episodes that do not fit the format to this file; without it they are errors")
+    ] = "",
     as_json: Json = False,
     force: Replace = False,
 ) -> None:
-    """Convert episodes from any format to any other; llamafactory writes the classic set of files into a folder."""
+    """Convert episodes from any format to any other; llamafactory writes its usual files into a folder."""
     from tools.core import trajectory
     from tools.data import convert
     from tools.data.formats.worker import Task
 
-    if len(paths) < 2:
-        raise BadInput("name the files to convert, and then the one to write: convert IN OUT --to sharegpt")
-    if per not in ("episode", "step"):
-        raise BadInput(f"--per {per}: it must be episode or step")
-    inputs, task = trajectory.paths(paths[:-1]), Task(to, calls, per == "step", drop)
-    convert.convert_and_report(inputs, paths[-1], task, wanted, apart, as_json, force)
+    task = Task(to, calls, convert.per_step(per), drop)
+    convert.convert_and_report(trajectory.paths(inputs), out, task, wanted, apart, as_json, force)
 
 
-@app.command()
+@app.command(epilog="Example: episodes my.jsonl --count 1000")
 def episodes(
-    out: Annotated[str, typer.Argument(help="the JSONL file to write: messages, one episode a line")],
+    out: Annotated[str, typer.Argument(help="the JSONL file to write: messages, one episode per line")],
     count: Annotated[int, typer.Option(min=1, help="episodes")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="another seed, other rooms; the same seed, the same bytes")] = 0,
-    tasks: Annotated[str, typer.Option(help="by turns; all: put, look, clean, heat, cool, two")] = "all",
-    rooms: Annotated[str, typer.Option(help="all: kitchen, livingroom, bedroom, bathroom")] = "all",
+    seed: Annotated[int, typer.Option(min=0, help="seed of the rooms; the same seed gives the same bytes")] = 0,
+    tasks: Annotated[
+        str, typer.Option(help="tasks to take in turn: put, look, clean, heat, cool, two, or all")
+    ] = "all",
+    places: Annotated[str, typer.Option(help="kinds of room: kitchen, livingroom, bedroom, bathroom, or all")] = "all",
     style: Annotated[
-        str, typer.Option(help="thoughts: full restates what was seen, terse is the next step alone")
+        str, typer.Option(help="thoughts: full restates what was seen, terse gives only the next step")
     ] = "full",
-    slip: Annotated[float, typer.Option(min=0, max=1, help="share of games with an error that is mended")] = 0.0,
+    slip: Annotated[
+        float, typer.Option(min=0, max=1, help="share of games in which the expert errs and recovers")
+    ] = 0.0,
     steps: Annotated[int, typer.Option(min=1, help="most actions in an episode")] = 30,
     alfworld: Annotated[
-        str, typer.Option(help="ALFWorld's own games: train, valid_seen ... of ALFWORLD_DATA, or a folder")
+        str, typer.Option(help="play ALFWorld's own games: train, valid_seen ... in $ALFWORLD_DATA, or a folder")
     ] = "",
     force: Replace = False,
 ) -> None:
     """Let the expert play household rooms, or ALFWorld's own games, and write its episodes."""
     from tools.worlds.household import episodes
 
-    counts = episodes.make(out, count, seed, tasks, rooms, style, slip, steps, alfworld, force)
+    counts = episodes.make(out, count, seed, tasks, places, style, slip, steps, alfworld, force)
     print(f"{out}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
 
 
 @app.command()
 def recipes(force: Replace = False) -> None:
-    """Write recipes/ anew from catalog/ and templates/; what a person edited is never touched."""
+    """Write recipes/ from catalog/ and templates/; a recipe that you edited is never touched."""
     from tools.core import run_folder
     from tools.recipes import render
 
@@ -216,9 +242,9 @@ def recipes(force: Replace = False) -> None:
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
-@app.command("list")
+@app.command("list", epilog="Example: list --tier 24gb")
 def list_recipes(
-    tier: TierName = "", model: Annotated[str, typer.Option(help="a model's key, or a part of it")] = ""
+    tier: TierName = "", model: Annotated[str, typer.Option(help="a model's key, or part of it")] = ""
 ) -> None:
     """List the models and the smallest tier for each method; with --tier, that tier's recipes."""
     from tools.recipes import commands
@@ -226,36 +252,36 @@ def list_recipes(
     commands.show(tier, model)
 
 
-@app.command()
+@app.command(epilog="Example: recommend --gpu rtx4090 --gpus 2")
 def recommend(
     gpu: Annotated[str, typer.Option(help="a GPU by name (rtx4090, 'RTX 4090'); by default this machine's")] = "",
     gpus: Annotated[int, typer.Option(min=0, help="how many of them; 0: one, or all of this machine")] = 0,
 ) -> None:
-    """Say which models this machine, or a GPU, can train, and how."""
+    """Show which models this machine, or a GPU, can train, and how."""
     from tools.recipes import commands
 
     commands.recommend(gpu, gpus)
 
 
-@app.command()
+@app.command(epilog="Example: plan qwen7b-lora --gpu rtx4090 --seq 4096")
 def plan(
     recipe: Recipe,
     tier: TierName = "",
     gpu: Annotated[str, typer.Option(help="a GPU by name in place of the tier (rtx4090, 'RTX 4090')")] = "",
-    gpus: Annotated[int, typer.Option(min=0, help="devices; 0: as the tier has")] = 0,
-    seq: Annotated[int, typer.Option(min=0, help="sequence length, tokens")] = 0,
-    micro_batch: Annotated[int, typer.Option(min=0, help="episodes in one forward pass")] = 0,
+    gpus: Annotated[int, typer.Option(min=0, help="devices; 0: as many as the tier has")] = 0,
+    seq: Seq = 0,
+    micro_batch: Annotated[int, typer.Option(min=0, help="episodes in one forward pass; 0: the recipe's")] = 0,
     change: Set = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Say what a recipe takes, part by part, whether it fits, and what to change first when it does not."""
+    """Show the memory a recipe takes, part by part, whether it fits, and what to change first if it does not."""
     from tools.recipes import commands
 
     asked = {"sequence_len": seq, "micro_batch_size": micro_batch}
     commands.plan_of(recipe, tier, gpu, gpus, {key: value for key, value in asked.items() if value}, change, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: new qwen7b qlora my.yaml --tier 24gb")
 def new(
     model: Annotated[str, typer.Argument(help="a model's key (qwen7b)")],
     method: Annotated[str, typer.Argument(help="lora, qlora, full, lora-regularised")],
@@ -269,18 +295,18 @@ def new(
     commands.new(model, method, tier, out, force)
 
 
-@app.command()
+@app.command(epilog="Example: diff qwen7b-lora my.yaml")
 def diff(a: Recipe, b: Recipe) -> None:
-    """Show in words what differs between two recipes."""
+    """Show what differs between two recipes."""
     from tools.recipes import commands
 
     commands.diff(a, b)
 
 
-@app.command()
+@app.command(epilog="Example: add-model org/name")
 def add_model(
     hub: Annotated[str, typer.Argument(help="a model on the hub, or a folder with its config.json")],
-    key: Annotated[str, typer.Option(help="its part of a recipe's name; by default made of its name")] = "",
+    key: Annotated[str, typer.Option(help="its part of a recipe's name; by default made from the model's name")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be written, and write nothing")] = False,
 ) -> None:
     """Add a model to the catalog from its config.json, and render its recipes."""
@@ -291,222 +317,244 @@ def add_model(
     new_model.add_model(hub, key, dry_run)
 
 
-@app.command()
+@app.command(epilog="Example: check qwen7b-qlora --data my.jsonl")
 def check(
     recipe: Annotated[str, typer.Argument(help="a recipe's name or its path")] = "",
     tier: TierName = "",
+    gpu: GpuName = "",
+    gpus: Gpus = 0,
     base: Base = "",
     change: Set = [],  # noqa: B006
+    seq: Seq = 0,
     data: Data = "",
     force: Force = False,
     all_of_them: Annotated[bool, typer.Option("--all", help="every recipe, against Axolotl's schema")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe and its data with the parts that train."""
+    """Check a recipe and its data with the code that trains."""
     from tools.pipeline.training import check_all_recipes, check_recipe
+    from tools.recipes import commands
     from tools.recipes.recipe import open_recipe
 
     if all_of_them:
         check_all_recipes(as_json)
-    elif recipe:
-        check_recipe(open_recipe(recipe, tier, base, change, data), force, as_json)
+    elif not recipe:
+        raise click.UsageError("check: name a recipe, or --all", click.get_current_context())
     else:
-        raise BadInput("check which recipe? A name or a path, or --all")
+        on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+        check_recipe(open_recipe(recipe, on, base, changes, data), force, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: train qwen7b-qlora --data my.jsonl")
 def train(
     recipe: Recipe,
     tier: TierName = "",
+    gpu: GpuName = "",
     base: Base = "",
     change: Set = [],  # noqa: B006
+    seq: Seq = 0,
     data: Data = "",
     gpus: Gpus = 0,
     nodes: Nodes = 1,
-    rank: Annotated[int, typer.Option("--node-rank", min=0, help="which of the machines this is")] = 0,
+    rank: Annotated[int, typer.Option("--node-rank", min=0, help="this machine's number, from 0")] = 0,
     master: Annotated[str, typer.Option("--master-addr", help="the first machine's address")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--master-port", help="the port where they meet")] = 29500,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from a checkpoint, or fail")] = False,
+    port: Annotated[int, typer.Option("--master-port", help="the first machine's port")] = 29500,
+    resume: Annotated[bool, typer.Option("--resume", help="resume from a checkpoint; fail if there is none")] = False,
     force: Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
 ) -> None:
-    """Train a recipe to an adapter; goes on where it was interrupted."""
+    """Train a recipe to an adapter; an interrupted training resumes."""
     from tools.pipeline.training import submit_recipe, train_recipe
+    from tools.recipes import commands
     from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    asked, launch = open_recipe(recipe, tier, base, change, data), Launch(gpus, nodes, rank, master, port)
+    on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+    asked, launch = open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes, rank, master, port)
     if dry_run:
         submit_recipe(asked, launch, "dry-run")
     else:
         train_recipe(asked, launch, force, resume)
 
 
-@app.command()
+@app.command(epilog="Example: submit slurm qwen72b-full --tier 2x8x80gb --nodes 2")
 def submit(
     to: Annotated[str, typer.Argument(help="slurm or ray")],
     recipe: Recipe,
     tier: TierName = "",
+    gpu: GpuName = "",
     base: Base = "",
     change: Set = [],  # noqa: B006
+    seq: Seq = 0,
     data: Data = "",
     gpus: Gpus = 0,
     nodes: Nodes = 1,
 ) -> None:
-    """Give a training to Slurm or to Ray."""
+    """Submit a training to Slurm or Ray."""
     from tools.pipeline.training import submit_recipe
+    from tools.recipes import commands
     from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    if to not in ("slurm", "ray"):
-        raise BadInput(f"{to}: a training is given to slurm or to ray")
-    submit_recipe(open_recipe(recipe, tier, base, change, data), Launch(gpus, nodes), to)
+    on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+    submit_recipe(open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes), to)
 
 
-@app.command()
+@app.command(epilog="Example: gguf qwen7b-qlora --quant 'Q4_K_M Q8_0' --imatrix")
 def gguf(
-    recipe: Recipe = "",
+    recipe: Tuned = "",
+    tier: TierName = "",
     quant: Quants = "Q8_0",
     base: Base = "",
     adapter: Adapter = "",
-    imatrix: Guided = False,
+    imatrix: Imatrix = False,
     adapter_only: AdapterOnly = False,
 ) -> None:
     """Make GGUFs of a tuned model and its base, in one pass: of a recipe's, or of any adapter and base."""
     from tools.pipeline.model import make_adapter_gguf, make_gguf
+    from tools.pipeline.trained import tuned
 
-    if not recipe and not adapter:
-        raise BadInput("gguf of what? A recipe, or --adapter FOLDER and --base")
+    model = tuned(recipe, base, adapter, tier)
     if adapter_only:
-        make_adapter_gguf(recipe, base, adapter)
+        make_adapter_gguf(model)
     else:
-        make_gguf(recipe, base, quant, adapter, imatrix)
+        make_gguf(model, quant, imatrix)
 
 
-@app.command()
+@app.command(epilog="Example: quality qwen7b-qlora --quant 'Q4_K_M Q8_0'")
 def quality(
-    recipe: Recipe,
-    quants: Annotated[str, typer.Option(help="what to compare with f16, e.g. 'Q4_K_M Q8_0'")] = "Q4_K_M Q8_0",
+    recipe: Tuned = "",
+    tier: TierName = "",
+    quant: Quants = "Q4_K_M Q8_0",
     base: Base = "",
-    imatrix: Guided = False,
+    adapter: Adapter = "",
+    imatrix: Imatrix = False,
     chunks: Annotated[int, typer.Option(min=2, help="pieces of 512 tokens to read")] = 32,
-    data: Annotated[str, typer.Option("--data", help="other held-out episodes than data/test.jsonl")] = "",
+    held_out: HeldOut = "",
 ) -> None:
     """Show what quantising costs: size, perplexity and KL against f16 on held-out episodes."""
     from tools.pipeline.model import score_quality
+    from tools.pipeline.trained import tuned
 
-    score_quality(recipe, base, quants, imatrix, chunks, data)
+    score_quality(tuned(recipe, base, adapter, tier), quant, imatrix, chunks, held_out)
 
 
-@app.command()
-def merge(recipe: Recipe, base: Base = "") -> None:
+@app.command(epilog="Example: merge qwen7b-qlora")
+def merge(recipe: Tuned = "", tier: TierName = "", base: Base = "", adapter: Adapter = "") -> None:
     """Merge the adapter into its base, as a Hugging Face folder."""
     from tools.pipeline.model import merge_adapter
+    from tools.pipeline.trained import tuned
 
-    merge_adapter(recipe, base)
+    merge_adapter(tuned(recipe, base, adapter, tier))
 
 
-@app.command()
+@app.command(epilog="Example: export qwen7b-qlora --to vllm")
 def export(
-    recipe: Recipe,
+    recipe: Tuned = "",
+    tier: TierName = "",
     to: Annotated[
         list[str], typer.Option("--to", help="lmstudio, vllm, llama-server, huggingface; all by default")
     ] = [],  # noqa: B006
     quant: Quant = "Q8_0",
     base: Base = "",
-    name: Name = "",
-) -> None:
-    """Write folders for other servers and for the hub, each with its exact command; nothing is sent."""
-    from tools.pipeline.serving import write_exports
-
-    write_exports(recipe, base, quant, name, " ".join(to).split())
-
-
-@app.command()
-def ollama(
-    recipe: Recipe = "",
-    quant: Quant = "Q8_0",
-    base: Base = "",
-    name: Name = "",
-    force: Annotated[bool, typer.Option("--force", help="replace another model; take one that does not stop")] = False,
-    adapter_only: AdapterOnly = False,
-    over: Annotated[str, typer.Option("--from", help="with --adapter-only: a base model that Ollama has")] = "",
     adapter: Adapter = "",
+    name: Name = "",
 ) -> None:
-    """Give the model to Ollama, after proof that it sees the tokens of training and that its answers end."""
-    from tools.pipeline.serving import give_adapter_to_ollama, give_to_ollama
+    """Write folders for other servers and for the hub, each with its exact command; nothing is uploaded."""
+    from tools.pipeline.serving import write_exports
+    from tools.pipeline.trained import tuned
 
-    if not recipe and not adapter:
-        raise BadInput("ollama of what? A recipe, or --adapter FOLDER and --base")
-    if adapter_only:
-        give_adapter_to_ollama(recipe, base, quant, name, over, force)
-    else:
-        give_to_ollama(recipe, base, quant, name, force, adapter)
+    write_exports(tuned(recipe, base, adapter, tier), quant, name, to)
 
 
-@app.command()
-def parity(
-    recipe: Annotated[str, typer.Argument(help="a recipe's name or its path; or give --gguf")] = "",
+@app.command(epilog="Example: ollama qwen7b-qlora --quant Q4_K_M --name react-mine")
+def ollama(
+    recipe: Tuned = "",
+    tier: TierName = "",
     quant: Quant = "Q8_0",
     base: Base = "",
+    adapter: Adapter = "",
     name: Name = "",
-    gguf: Annotated[str, typer.Option(help="a GGUF of any origin, checked against --base")] = "",
-    data: Annotated[str, typer.Option(help="with --gguf: messages, one conversation a line")] = "data/test.jsonl",
+    force: Annotated[
+        bool, typer.Option("--force", help="replace another model of that name; accept one whose answers do not end")
+    ] = False,
+    adapter_only: AdapterOnly = False,
+    ollama_base: Annotated[str, typer.Option(help="with --adapter-only: a base model that Ollama already has")] = "",
+) -> None:
+    """Import the model into Ollama, after proof that it sees the tokens of training and that its answers end."""
+    from tools.pipeline.serving import give_adapter_to_ollama, give_to_ollama
+    from tools.pipeline.trained import tuned
+
+    model = tuned(recipe, base, adapter, tier)
+    if adapter_only:
+        give_adapter_to_ollama(model, quant, name, ollama_base, force)
+    else:
+        give_to_ollama(model, quant, name, force)
+
+
+@app.command(epilog="Example: parity qwen7b-qlora --quant Q4_K_M")
+def parity(
+    recipe: Annotated[str, typer.Argument(help="a recipe by name or path; or give --adapter or --gguf")] = "",
+    tier: TierName = "",
+    quant: Quant = "Q8_0",
+    base: Base = "",
+    name: Annotated[str, typer.Option("--name", help="the model's name in Ollama; with --gguf, compare it too")] = "",
+    gguf: Annotated[str, typer.Option(help="any GGUF, to compare with --base")] = "",
+    held_out: HeldOut = "",
     adapter: Annotated[
-        str, typer.Option(help="in place of a recipe: any PEFT adapter's folder; in --gguf if given")
+        str, typer.Option(help="a PEFT adapter's folder, in place of a recipe; with --gguf: the one that is in it")
     ] = "",
-    in_ollama: Annotated[str, typer.Option("--ollama", help="with --gguf: the model's name in Ollama")] = "",
     greedy: Annotated[
         bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare tokens, and answers, of training and of serving; the first difference, its cause and its mend."""
-    from pathlib import Path
+    """Compare the tokens, and answers, of training and of serving; show the first difference and its cause."""
+    from tools.pipeline.serving import check_file_parity, check_parity
+    from tools.pipeline.trained import tuned
 
-    from tools.parity import prove
-    from tools.pipeline.serving import check_parity
-
-    if bool(recipe) == bool(gguf or adapter) or (gguf and not base):
-        raise BadInput("parity of what? A recipe, --adapter FOLDER --base BASE, or --gguf FILE --base BASE")
-    if not gguf:
-        check_parity(recipe, base, quant, name, greedy is not False, as_json, adapter)
+    if gguf:
+        check_file_parity(gguf, recipe, base, held_out, adapter, name, bool(greedy), as_json)
     else:
-        of = Path(adapter) if adapter else None
-        prove.print_result(prove.of_file(Path(gguf), base, Path(data), of, in_ollama, bool(greedy)), as_json)
+        check_parity(tuned(recipe, base, adapter, tier), quant, name, greedy is not False, as_json, held_out)
 
 
-@app.command()
+@app.command(epilog="Example: eval qwen7b-qlora --rooms 48")
 def eval(
-    recipe: Recipe,
+    recipe: Tuned = "",
+    tier: TierName = "",
     quant: Quant = "Q8_0",
-    rooms: Annotated[int, typer.Option(min=1, help="rooms to play")] = 48,
+    rooms: Annotated[int, typer.Option(min=1, help="number of rooms to play")] = 48,
     base: Base = "",
+    adapter: Adapter = "",
     name: Name = "",
 ) -> None:
     """Let the base and the tuned model play the same unseen rooms."""
     from tools.pipeline.evaluation import play_games
+    from tools.pipeline.trained import tuned
 
-    play_games(recipe, base, quant, rooms, name)
+    play_games(tuned(recipe, base, adapter, tier), quant, rooms, name)
 
 
-@app.command()
-def demo(recipe: Recipe, quant: Quant = "Q8_0", name: Name = "") -> None:
+@app.command(epilog="Example: demo smollm2-135m-lora")
+def demo(
+    recipe: Tuned = "", tier: TierName = "", quant: Quant = "Q8_0", adapter: Adapter = "", name: Name = ""
+) -> None:
     """Sum up a whole run: demo.json, the table, a game, and what to do next."""
     from tools.pipeline.evaluation import sum_up
 
-    sum_up(recipe, quant, name)
+    sum_up(recipe, quant, name, adapter, tier)
 
 
-@app.command()
-def ollama_run(recipe: Recipe, name: Name = "") -> None:
+@app.command(epilog="Example: ollama-run smollm2-135m-lora")
+def ollama_run(recipe: Tuned = "", tier: TierName = "", adapter: Adapter = "", name: Name = "") -> None:
     """Talk to the model in Ollama."""
     from tools.pipeline.serving import talk
 
-    talk(recipe, name)
+    talk(recipe, name, adapter, tier)
 
 
-@app.command()
+@app.command(epilog="Example: ollama-rm react-smollm2")
 def ollama_rm(name: Annotated[str, typer.Argument(help="a model of ours in Ollama (react-...)")]) -> None:
     """Remove one of our models from Ollama."""
     from tools.pipeline.serving import forget
@@ -531,12 +579,13 @@ def main() -> None:
     logging.disable(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # progress.py says what is downloaded
     warnings.filterwarnings("ignore")
+    arguments, target = sys.argv[1:], ""
     try:
-        if flags := os.environ.get("MAKEFLAGS"):
-            from tools.core import make_variables
-
-            make_variables.refuse_misspelt(flags)
-        status = app(standalone_mode=False)
+        if arguments[:1] == ["--from-make"]:
+            target = arguments[1]
+            arguments = make_variables.from_make(commands(), target, arguments[2:])
+            make_variables.keep_stdout_for_json(target)
+        status = app(arguments, standalone_mode=False)
         if status == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
@@ -559,10 +608,21 @@ def main() -> None:
         stop(run_folder.missing(error), 1)
     except ImportError as error:
         stop(f"a library cannot be loaded ({error}): too little memory for it, or `make setup` was interrupted", 1)
+    except click.exceptions.NoArgsIsHelpError:
+        sys.exit(2)  # the help is shown
+    except click.UsageError as error:
+        stop(make_variables.explain(error, target), 2)
     except click.ClickException as error:
         stop(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         stop("stopped; run the same command again to go on", 130)
+
+
+def commands() -> click.Group:
+    """All commands, with their options."""
+    found = typer.main.get_command(app)
+    assert isinstance(found, click.Group)
+    return found
 
 
 def stop(why: object, status: int) -> None:

@@ -19,6 +19,7 @@ from tools import Failed
 from tools.core import files, progress, run_folder
 from tools.gguf import llamacpp
 from tools.pipeline.model import f16_told, make_gguf
+from tools.pipeline.trained import tuned
 
 # Quick: a line after 0.4 s, then one a second.
 QUICK = "import sys, time\nfrom tools.core import progress\nprogress.FIRST, progress.EVERY = 0.4, 1.0\n"
@@ -342,7 +343,7 @@ def test_an_f16_on_the_way_to_other_types_is_told_of(
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
     monkeypatch.setattr(progress, "FIRST", 0.2)
-    make_gguf("", str(small_base), "Q8_0 Q4_0", str(small_adapter))
+    make_gguf(tuned("", str(small_base), str(small_adapter)), "Q8_0 Q4_0")
     said = capfd.readouterr().err.splitlines()
     kept = [re.search(r"/(\w+)-f16\.gguf: \d\d MB, kept for the next quantisation", line) for line in said[-2:]]
     assert [found and found[1] for found in kept] == ["model", "base"]

@@ -313,7 +313,7 @@ def test_a_gguf_of_any_origin_is_checked_by_a_command(
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"messages": BARE}) + "\n")
-    asked = ["--base", str(folder), "--data", str(data), "--json"]
+    asked = ["--base", str(folder), "--held-out", str(data), "--json"]
     status, shown = command(capsys, monkeypatch, "--gguf", str(good), *asked)
     found = json.loads(shown)
     assert (status, found["equal"], found["sides"]) == (0, True, ["transformers", "llama-server"])

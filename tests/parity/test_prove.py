@@ -15,6 +15,7 @@ from tools.gguf import llamacpp
 from tools.parity import prove
 from tools.pipeline.model import make_gguf
 from tools.pipeline.serving import check_parity
+from tools.pipeline.trained import tuned
 from tools.recipes import recipe
 from tools.serving import ollama
 
@@ -39,14 +40,14 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files.write(this.recipe, path.read_bytes())
     hashes = {"recipe": "a", "data": "b", "base": "c"}
     files.write_json(this.folder / "run.json", {"train": {"inputs": hashes}})
-    make_gguf(str(path), "", "F16")
+    make_gguf(tuned(str(path)), "F16")
     return path
 
 
 @pytest.mark.slow
 def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    check_parity(str(path), "", "F16", "react-tiny", answers=True, as_json=True)
+    check_parity(tuned(str(path)), "F16", "react-tiny", answers=True, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(recipe.read_recipe(path).run.parity.read_bytes())
     assert found["equal"] is True and found["greedy"]["equal"] is True

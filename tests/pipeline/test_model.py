@@ -12,6 +12,7 @@ from tools import BadInput
 from tools.core import files, run_folder
 from tools.pipeline.model import make_adapter_gguf, make_gguf, merge_adapter, score_quality
 from tools.pipeline.serving import write_exports
+from tools.pipeline.trained import tuned
 from tools.recipes import recipe
 
 pytestmark = pytest.mark.heavy
@@ -41,7 +42,7 @@ def test_quality_makes_what_is_missing_and_scores_it_once(
     this: run_folder.Run, small_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        score_quality(NAME, str(small_base), "q4_k_m", guided=False, chunks=2, data="")
+        score_quality(tuned(NAME, str(small_base)), "q4_k_m", guided=False, chunks=2, held_out="")
         found = orjson.loads(this.quality.read_bytes())
         assert [(each["quant"], each["imatrix"]) for each in found["models"]] == [("F16", False), ("Q4_K_M", False)]
         assert "Q4_K_M" in capsys.readouterr().out
@@ -60,7 +61,7 @@ def test_a_guided_quantisation_takes_the_place_of_the_plain_one(
         made(f16, data, tokenizer, out, chunks=2)
 
     monkeypatch.setattr(imatrix, "make_imatrix", shorter)
-    make_gguf(NAME, str(small_base), "Q4_K_M", guided=True)
+    make_gguf(tuned(NAME, str(small_base)), "Q4_K_M", guided=True)
     assert this.imatrix().exists() and this.imatrix("base").exists()
     keys = GGUFReader(this.gguf("Q4_K_M")).fields
     assert keys["quantize.imatrix.dataset"].contents() == "train.jsonl"
@@ -69,8 +70,8 @@ def test_a_guided_quantisation_takes_the_place_of_the_plain_one(
 
 def test_merged_and_alone(this: run_folder.Run, small_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        assert merge_adapter(NAME, str(small_base)) == this.merged
-        assert make_adapter_gguf(NAME, str(small_base)) == this.adapter_gguf
+        assert merge_adapter(tuned(NAME, str(small_base))) == this.merged
+        assert make_adapter_gguf(tuned(NAME, str(small_base))) == this.adapter_gguf
     said = capsys.readouterr().out
     assert "already merged" in said and " MB, made in " in said
     assert GGUFReader(this.adapter_gguf).fields["react_recipes.recipe"].contents() == "smollm2-135m-lora"
@@ -79,8 +80,8 @@ def test_merged_and_alone(this: run_folder.Run, small_base: Path, capsys: pytest
 def test_export_prints_a_command_for_each_place(
     this: run_folder.Run, small_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_gguf(NAME, str(small_base), "Q8_0")
-    write_exports(NAME, str(small_base), "Q8_0", "", ["vllm", "lmstudio"])
+    make_gguf(tuned(NAME, str(small_base)), "Q8_0")
+    write_exports(tuned(NAME, str(small_base)), "Q8_0", "", ["vllm  lmstudio"])
     said = capsys.readouterr().out
     assert "vllm serve" in said and "lms import" in said
     assert sorted(item.name for item in (this.folder / "export").iterdir()) == ["lmstudio", "vllm"]
@@ -89,10 +90,10 @@ def test_export_prints_a_command_for_each_place(
 def test_without_an_adapter_each_says_what_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
     for ask in (
-        lambda: merge_adapter(NAME, ""),
-        lambda: make_adapter_gguf(NAME, ""),
-        lambda: write_exports(NAME, "", "Q8_0", "", []),
-        lambda: score_quality(NAME, "", "Q8_0", False, 2, ""),
+        lambda: merge_adapter(tuned(NAME)),
+        lambda: make_adapter_gguf(tuned(NAME)),
+        lambda: write_exports(tuned(NAME), "Q8_0", "", []),
+        lambda: score_quality(tuned(NAME), "Q8_0", False, 2, ""),
     ):
         with pytest.raises(BadInput, match="no adapter; make train RECIPE="):
             ask()

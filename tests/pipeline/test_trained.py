@@ -7,7 +7,7 @@ import pytest
 
 from tools import BadInput
 from tools.core import files, run_folder
-from tools.pipeline.trained import tuned
+from tools.pipeline.trained import run_and_name, tuned
 from tools.pipeline.training import submit_recipe
 from tools.recipes.recipe import open_recipe
 from tools.training.run_axolotl import Launch
@@ -32,6 +32,17 @@ def test_anothers_adapter_names_its_base_or_a_person_does(others: tuple[Path, Pa
     assert tuned("", "", str(adapter)).base == source
     with pytest.raises(BadInput, match="not an adapter"):
         tuned("", "", str(source))
+
+
+def test_a_model_is_a_recipes_or_an_adapters(others: tuple[Path, Path]) -> None:
+    _, adapter = others
+    assert run_and_name("smollm2-135m-lora", tier="cpu")[1] == "react-smollm2"
+    run, called = run_and_name("", str(adapter))
+    assert (run.folder, called) == (run_folder.outputs() / "adapters" / "their-adapter", "react-their-adapter")
+    with pytest.raises(BadInput, match="not both"):
+        tuned("", "", str(adapter), "24gb")
+    with pytest.raises(BadInput, match="no model named"):
+        tuned("")
 
 
 @pytest.mark.parametrize("how", ["dry-run", "slurm", "ray"])

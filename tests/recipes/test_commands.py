@@ -118,3 +118,12 @@ def test_a_difference_is_shown_by_its_whole_key_on_a_tier_that_both_have(
     assert "load_in_4bit: True in the first alone" in capsys.readouterr().out
     commands.diff("qwen7b-qlora", "qwen7b-qlora")
     assert capsys.readouterr().out == "nothing but comments\n"
+
+
+def test_a_gpu_by_name_is_its_tier() -> None:
+    assert commands.tier_for("", "", 0) == "" and commands.tier_for("cpu", "", 2) == "cpu"
+    assert commands.tier_for("", "rtx4090", 0) == "24gb" and commands.tier_for("", "RTX 4090", 2) == "2x24gb"
+    with pytest.raises(BadInput, match="a tier or a GPU, not both"):
+        commands.tier_for("cpu", "rtx4090", 0)
+    assert commands.with_length(["lora_r=8"], 0) == ["lora_r=8"]
+    assert commands.with_length(["lora_r=8"], 4096) == ["lora_r=8", "sequence_len=4096"]

@@ -76,7 +76,7 @@ def test_checkpoints_of_another_recipe_or_data_are_not_resumed(this: Run) -> Non
     run_axolotl.prepare(this, {"recipe": "a"})
     (this.checkpoints / "checkpoint-1").mkdir()
     (this.checkpoints / "checkpoint-1" / "trainer_state.json").write_bytes(b"{}")
-    with pytest.raises(BadInput, match="checkpoint-1: of another recipe, data or base; FORCE=1"):
+    with pytest.raises(BadInput, match="checkpoint-1: of another recipe, data or base; make train FORCE=1"):
         run_axolotl.prepare(this, {"recipe": "b"})
     assert run_axolotl.checkpoints(this)
     run_axolotl.prepare(this, {"recipe": "b"}, force=True)

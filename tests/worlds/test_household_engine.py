@@ -164,7 +164,7 @@ def test_the_catalog_has_alfworlds_facts(engine: Engine) -> None:
     assert {place for place, fact in known.receptacles.items() if fact.openable} == openable - {"box"}
     vessels = {thing.lower() for thing in told["vessels"]}
     assert {thing for thing, fact in known.objects.items() if "hold" in fact.can} == vessels
-    for name, task in known.tasks.items():
+    for task in known.tasks.values():
         assert set(task.rooms) == {room.lower() for room in told["rooms"][task.alfworld]}, task
         assert [say.format(object="{obj}", target="{t}") for say in task.say] == [
             say.replace("{recep}", "{t}").replace("{toggle}", "{t}") for say in told["say"][task.alfworld]

@@ -207,6 +207,13 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
     return "\n".join(lines)
 
 
+def per_step(per: str) -> bool:
+    """Whether a row of Alpaca is a step (`per`: step) or an episode. Raises BadInput for neither."""
+    if per not in ("episode", "step"):
+        raise BadInput(f"--per {per}: it must be episode or step")
+    return per == "step"
+
+
 def convert_and_report(
     inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool, force: bool
 ) -> None:

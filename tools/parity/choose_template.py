@@ -91,7 +91,7 @@ def answers_end(client: "Client", name: str, asked: Mapping[str, list[Message]],
             found = "the same token again and again"
         why = f"{name}: {found} of answer to {what}: it has not learned to stop"
         if not force:
-            raise Failed(f"{why}, so it gets no name; train it longer, or FORCE=1 takes it as it is")
+            raise Failed(f"{why}, so it gets no name; train it longer, or make ollama FORCE=1 takes it as it is")
         print(f"warning: {why}", file=sys.stderr)
         return False
     return True

@@ -10,21 +10,20 @@ from tools.core import files, progress, quote
 from tools.core.run_folder import Run
 from tools.core.trajectory import system_prompt
 from tools.pipeline.serving import CLASSIC, player, proof_inputs, spec
-from tools.pipeline.trained import name_of, tuned
-from tools.recipes.recipe import open_recipe
+from tools.pipeline.trained import Tuned, run_and_name
 
 if TYPE_CHECKING:
     from tools.evaluation.play import Evaluation
 
 
-def play_games(name: str, other: str, quant: str, rooms: int, called: str) -> None:
+def play_games(model: Tuned, quant: str, rooms: int, called: str) -> None:
     """Let the base and the tuned model play the same unseen rooms; print the table."""
     from rich.console import Console
 
     from tools.evaluation import play, report
     from tools.worlds.household import episodes
 
-    model, quant = tuned(name, other), quant.upper()
+    quant = quant.upper()
     this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system_prompt())
     with this.held("eval"):
         for who in ("base", "tuned"):
@@ -53,19 +52,19 @@ def evaluations(this: Run) -> "list[Evaluation]":
     return [orjson.loads(item.read_bytes()) for item in sorted(this.folder.glob("eval-*.json"))]
 
 
-def sum_up(name: str, quant: str, called: str) -> None:
+def sum_up(name: str, quant: str, called: str, adapter: str = "", tier: str = "") -> None:
     """Write demo.json; print the table, a won game, the classic prompt's answer and what comes next."""
     from rich.console import Console
 
     from tools.evaluation import report
     from tools.serving import ollama as server
 
-    recipe = open_recipe(name)
-    this = recipe.run
+    this, served = run_and_name(name, adapter, tier)
     played = evaluations(this)
     tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
     if tuned is None:
-        raise BadInput(f"{this.folder}: no games of {quant}; make eval RECIPE={name} QUANT={quant} plays them")
+        asked = f"ADAPTER={adapter}" if adapter else f"RECIPE={name}"
+        raise BadInput(f"{this.folder}: no games of {quant}; make eval {asked} QUANT={quant} plays them")
     files.write_json(this.folder / "demo.json", report.demo(this, played, quant.upper()))
     console = Console()
     won = next((game for game in tuned["games"] if game["won"]), None)
@@ -74,4 +73,4 @@ def sum_up(name: str, quant: str, called: str) -> None:
     answer = quote.visible(tuned["classic"]["answer"], keep="\n")
     print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{answer}\n")
     console.print(report.table(played))
-    print(report.closing(this, called or name_of(recipe), own=server.users_own() is None))
+    print(report.closing(this, called or served, own=server.users_own() is None))

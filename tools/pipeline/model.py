@@ -12,11 +12,11 @@ from tools import BadInput
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.core.run_folder import Run
 from tools.gguf import imatrix
-from tools.pipeline.trained import Tuned, tuned
-from tools.recipes.recipe import open_recipe, read_recipe
+from tools.pipeline.trained import Tuned
+from tools.recipes.recipe import read_recipe
 
 
-def make_gguf(name: str, other: str, quants: str, adapter: str = "", guided: bool = False) -> None:
+def make_gguf(model: Tuned, quants: str, guided: bool = False) -> None:
     """Make the GGUF of the tuned model and, to compare with, of its base, in each of `quants` ("Q4_K_M Q8_0").
 
     `guided`: quantised by an importance matrix of the training conversations.
@@ -24,7 +24,6 @@ def make_gguf(name: str, other: str, quants: str, adapter: str = "", guided: boo
     from tools.gguf import convert
 
     wanted = list(dict.fromkeys(convert.check_quant(each) for each in quants.split()))
-    model = tuned(name, other, adapter)
     inputs = {key: model.hashes.get(key, "") for key in ("adapter", "base", *(["data"] if guided else []))}
     told = contextlib.nullcontext() if "F16" in wanted else f16_told(model.run)
     with told, model.run.held("gguf"):
@@ -83,11 +82,10 @@ def imatrix_of(this: run_folder.Run, who: str) -> Path:
     return out
 
 
-def merge_adapter(name: str, other: str) -> Path:
+def merge_adapter(model: Tuned) -> Path:
     """Merge the adapter into its base, as a Hugging Face folder in the run's folder; its path."""
     from tools.gguf import merge
 
-    model = tuned(name, other)
     this, inputs = model.run, {key: model.hashes[key] for key in ("adapter", "base")}
     with this.held("merge"):
         if this.done("merge", inputs) and this.merged.exists():
@@ -99,11 +97,10 @@ def merge_adapter(name: str, other: str) -> Path:
     return this.merged
 
 
-def make_adapter_gguf(name: str, other: str, adapter: str = "") -> Path:
-    """Make the GGUF of a recipe's adapter alone, or of any `adapter` folder; say what it took; its path."""
+def make_adapter_gguf(model: Tuned) -> Path:
+    """Make the GGUF of the adapter alone; say what it took; its path."""
     from tools.gguf.adapter import adapter_to_gguf
 
-    model = tuned(name, other, adapter)
     this, inputs = model.run, {"adapter": model.hashes["adapter"]}
     with this.held("adapter-gguf"):
         if not this.done("adapter-gguf", inputs) or not this.adapter_gguf.exists():
@@ -114,30 +111,28 @@ def make_adapter_gguf(name: str, other: str, adapter: str = "") -> Path:
     return this.adapter_gguf
 
 
-def score_quality(name: str, other: str, quants: str, guided: bool, chunks: int, data: str) -> None:
+def score_quality(model: Tuned, quants: str, guided: bool, chunks: int, held_out: str) -> None:
     """Score quantisations of the tuned model against its f16 on held-out episodes; print the table.
 
-    What is missing of the GGUFs is made. `data`: other episodes than the committed test set.
+    What is missing of the GGUFs is made. `held_out`: a file of other episodes than the committed test set.
     """
     from rich.console import Console
 
     from tools.gguf import convert, perplexity
 
     names = [each for each in map(convert.check_quant, quants.split()) if each != "F16"]
-    this, held_out = open_recipe(name).run, Path(data) if data else trajectory.TEST_DATA
+    this, data = model.run, Path(held_out) if held_out else trajectory.TEST_DATA
     with f16_told(this):
-        make_gguf(name, other, "F16")
-        make_gguf(name, other, " ".join(names), guided=guided)
+        make_gguf(model, "F16")
+        make_gguf(model, " ".join(names), guided)
         made = {quant: this.gguf(quant) for quant in names}
         inputs = {quant: files.sha256(file) for quant, file in {"F16": this.gguf("F16"), **made}.items()}
-        inputs |= {"data": files.sha256(held_out), "chunks": str(chunks)}
+        inputs |= {"data": files.sha256(data), "chunks": str(chunks)}
         with this.held("quality"):
             if not this.done("quality", inputs) or not this.quality.exists():
                 with this.stage("quality", inputs) as notes, progress.step("quality: preparing the scores"):
-                    tokenizer = chat_template.tokenizer(this.adapter)
-                    found = perplexity.score_quants(
-                        this.gguf("F16"), made, trajectory.read(held_out), tokenizer, chunks
-                    )
+                    tokenizer = chat_template.tokenizer(model.tokenizer)
+                    found = perplexity.score_quants(this.gguf("F16"), made, trajectory.read(data), tokenizer, chunks)
                     files.write_json(this.quality, found)
                     notes |= {"tokens": found["tokens"]}
     Console().print(perplexity.table(orjson.loads(this.quality.read_bytes())["models"]))

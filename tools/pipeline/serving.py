@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tools import BadInput, Failed
-from tools.core import catalog, files, hf_folder, progress, quote, run_folder
+from tools.core import catalog, files, hf_folder, progress, quote, trajectory
 from tools.core.trajectory import test_set
 from tools.gguf import base
 from tools.pipeline.model import f16_told, make_adapter_gguf, make_gguf, merge_adapter
-from tools.pipeline.trained import Tuned, name_of, tuned
-from tools.recipes.recipe import open_recipe
+from tools.pipeline.trained import Tuned, run_and_name
 
 # The first prompt that people try.
 CLASSIC = (
@@ -77,12 +76,12 @@ def sampling(folder: Path, family: str) -> tuple[dict[str, float], str]:
     return facts.always.values, ""
 
 
-def give_to_ollama(name: str, other: str, quant: str, called: str, force: bool = False, adapter: str = "") -> None:
+def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False) -> None:
     """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
 
     `force`: also in place of another model of that name, and when its answers do not end.
     """
-    with player(tuned(name, other, adapter), quant.upper(), "tuned", called, force):
+    with player(model, quant.upper(), "tuned", called, force):
         pass
 
 
@@ -166,19 +165,17 @@ def prove_and_name(client: Any, model: Tuned, wanted: Any, force: bool) -> None:
     print(f"{wanted.name}: in Ollama, its tokens proven")
 
 
-def check_parity(
-    name: str, other: str, quant: str, called: str, answers: bool, as_json: bool, adapter: str = ""
-) -> None:
+def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: bool, held_out: str = "") -> None:
     """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
 
-    Raises Failed with the first difference.
+    `held_out`: a file of conversations in place of the committed test set. Raises Failed with the first difference.
     """
     from tools.core import chat_template
     from tools.parity import prove
     from tools.serving import ollama
 
-    model = tuned(name, other, adapter)
     this, wanted = model.run, spec(model, quant.upper(), "tuned", called)
+    data = Path(held_out) if held_out else trajectory.TEST_DATA
     with contextlib.ExitStack() as stack:
         stack.enter_context(this.held("ollama"))
         stack.enter_context(progress.step("parity: preparing llama-server and Ollama"))
@@ -188,14 +185,32 @@ def check_parity(
             client = None
         tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
         _, seen = stack.enter_context(prove.sides(client, wanted, tokenizer, episode))
-        found = prove.tokens(this, model.tokenizer, seen, test_set())
+        found = prove.tokens(this, model.tokenizer, seen, trajectory.read(data))
     if answers and found["equal"]:
         with f16_told(this):
             with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
-                make_gguf(name, other, "F16", adapter)
-            found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), test_set())
+                make_gguf(model, "F16")
+            found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), trajectory.read(data))
             files.write_json(this.parity, found)
     prove.print_result(found, as_json)
+
+
+def check_file_parity(
+    gguf: str, recipe: str, base_model: str, held_out: str, adapter: str, called: str, answers: bool, as_json: bool
+) -> None:
+    """Compare a GGUF of any origin with its base (a folder or a hub name), and Ollama's model `called` if named.
+
+    `held_out`: a file of conversations in place of the committed test set. `adapter`: the one that is in the GGUF.
+    Raises BadInput without a base or with a `recipe`, Failed with the first difference.
+    """
+    from tools.parity import prove
+
+    if recipe:
+        raise BadInput(f"a GGUF or a recipe, not both: {gguf} (GGUF=) and {recipe}; leave one out")
+    if not base_model:
+        raise BadInput(f"{gguf}: --base (BASE=) must name the model that it was made from")
+    data, merged = Path(held_out) if held_out else trajectory.TEST_DATA, Path(adapter) if adapter else None
+    prove.print_result(prove.of_file(Path(gguf), base_model, data, merged, called, answers), as_json)
 
 
 def proof_inputs(wanted: Any) -> dict[str, str]:
@@ -205,14 +220,18 @@ def proof_inputs(wanted: Any) -> dict[str, str]:
     return {"gguf": files.sha256(wanted.gguf), "modelfile": files.sha256_of(ollama.modelfile(wanted).encode())}
 
 
-def talk(name: str, model: str) -> None:
-    """Run Ollama's own chat on the model, with our server for as long as it lasts. Raises BadInput without it."""
+def talk(name: str, called: str, adapter: str = "", tier: str = "") -> None:
+    """Run Ollama's own chat on a recipe's or an adapter's model, `called` in place of its own name.
+
+    Our server runs for as long as it lasts. Raises BadInput when Ollama has no such model.
+    """
     from tools.serving import ollama as server
 
-    title = model or name_of(open_recipe(name))
+    title = called or run_and_name(name, adapter, tier)[1]
     with server.session() as session:
         if not server.there(session.client, title):
-            raise BadInput(f"{title} is not in Ollama; make ollama RECIPE={name} brings it")
+            asked = f"ADAPTER={adapter}" if adapter else f"RECIPE={name}"
+            raise BadInput(f"{title} is not in Ollama; make ollama {asked} brings it")
         program = server.find()
         if program is None:
             raise BadInput("the program `ollama` is not on PATH")
@@ -243,7 +262,7 @@ def clean() -> None:
                 print(f"removed {each.model}")
 
 
-def give_adapter_to_ollama(name: str, other: str, quant: str, model: str, over: str, force: bool = False) -> None:
+def give_adapter_to_ollama(trained: Tuned, quant: str, called: str, over: str, force: bool = False) -> None:
     """Give Ollama the adapter over a base: the model `over` that it has, else the base's own GGUF.
 
     It gets its name when Ollama renders the test conversations as the chat template of training does.
@@ -252,11 +271,11 @@ def give_adapter_to_ollama(name: str, other: str, quant: str, model: str, over: 
     from tools.gguf import convert
     from tools.serving import ollama as server
 
-    file, trained = make_adapter_gguf(name, other), tuned(name, other)
+    file = make_adapter_gguf(trained)
     this, file_of = trained.run, trained.run.gguf
     if not over and not file_of(quant, "base").exists():
         convert.build_gguf(trained.base, None, file_of(quant, "base"), quant, trained.metadata, file_of("F16", "base"))
-    wanted = replace(spec(trained, quant, "base", model, not over), adapter=file, base=over)
+    wanted = replace(spec(trained, quant, "base", called, not over), adapter=file, base=over)
     wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
     with this.held("ollama"), server.session() as session:
         if not force:
@@ -265,7 +284,7 @@ def give_adapter_to_ollama(name: str, other: str, quant: str, model: str, over: 
         try:
             with without_adapters(wanted):
                 server.create(session.client, trial, force=True)
-            same_text(session.client, trial.name, this)
+            same_text(session.client, trial.name, trained)
             session.client.copy(trial.name, wanted.name)
         finally:
             server.remove(session.client, trial.name)
@@ -290,7 +309,7 @@ def without_adapters(wanted: Any) -> Iterator[None]:
         ) from error
 
 
-def same_text(client: Any, name: str, this: run_folder.Run) -> None:
+def same_text(client: Any, name: str, trained: Tuned) -> None:
     """Raise Failed unless a model in Ollama renders test conversations to the very text that training's template does.
 
     Its tokens are then those of training, so far as its base has training's vocabulary.
@@ -299,7 +318,7 @@ def same_text(client: Any, name: str, this: run_folder.Run) -> None:
     from tools.parity import compare
     from tools.serving import ollama as server
 
-    tokenizer = chat_template.tokenizer(this.adapter)
+    tokenizer = chat_template.tokenizer(trained.tokenizer)
     for number, episode in enumerate(islice(test_set(), compare.COUNT), 1):
         turns = episode["messages"][:-1]
         mine: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -314,16 +333,23 @@ def same_text(client: Any, name: str, this: run_folder.Run) -> None:
             )
 
 
-def write_exports(name: str, other: str, quant: str, model: str, to: Sequence[str]) -> None:
-    """Write the folders of `to` (all where it is empty) and print the command of each."""
+def write_exports(trained: Tuned, quant: str, called: str, to: Sequence[str]) -> None:
+    """Write the folders of `to` (all where it is empty; one text may name several) and print the command of each."""
     from tools.serving import export
     from tools.serving import ollama as server
 
-    trained, places = tuned(name, other), export.chosen(list(to))
-    this, wanted = trained.run, spec(trained, quant, "tuned", model)
+    places = export.chosen(" ".join(to).split())
+    if not trained.run.recipe.exists() and "huggingface" in places:
+        if to:
+            raise BadInput(
+                "huggingface: a model card tells of the training; an adapter of another origin has no recipe"
+            )
+        places.remove("huggingface")
+        print("huggingface: left out, since a model card tells of the training, and this adapter has no recipe of ours")
+    this, wanted = trained.run, spec(trained, quant, "tuned", called)
     server.ours(wanted.name)
     if any(each in export.MERGED for each in places):
-        merge_adapter(name, other)
+        merge_adapter(trained)
     exported = export.Model(
         this=this,
         name=wanted.name,

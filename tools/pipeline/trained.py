@@ -50,14 +50,16 @@ class Tuned:
         return about | {f"react_recipes.{key}_sha256": value for key, value in self.hashes.items()}
 
 
-def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
+def tuned(name: str, other: str = "", adapter: str = "", tier: str = "") -> Tuned:
     """What a recipe trained, or any `adapter` folder (ADAPTER=) with its base, which is `other` where it is given.
 
-    Raises BadInput when there is none, Failed when its base cannot be had.
+    `tier`: of the recipe; by default this machine's. Raises BadInput when there is none, Failed when its base cannot be
+    had.
     """
+    check_one(name, adapter, tier)
     if adapter:
         return of_adapter(Path(adapter), other)
-    recipe = open_recipe(name, base=other)
+    recipe = open_recipe(name, tier, other)
     this = recipe.run
     if not this.adapter.exists():
         raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
@@ -71,10 +73,8 @@ def tuned(name: str, other: str = "", adapter: str = "") -> Tuned:
 def of_adapter(folder: Path, other: str) -> Tuned:
     """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
     from tools.gguf import lora
-    from tools.serving import ollama
     from tools.training import run_axolotl
 
-    name = quote.plain_name(folder.resolve().name, "an adapter")
     config = lora.check_adapter(folder)
     called = other or str(config.get("base_model_name_or_path") or "")
     if not called:
@@ -85,8 +85,31 @@ def of_adapter(folder: Path, other: str) -> Tuned:
     longest = hf_folder.text_settings(files.read_object(path)).get("max_position_embeddings", CONTEXT)
     if type(longest) is not int or longest < 1:
         raise hf_folder.wrong(path, "max_position_embeddings", longest, "a number of tokens")
-    this, served = Run(run_folder.outputs() / "adapters" / name), ollama.PREFIX + re.sub(r"[^\w.-]", "-", name)
-    return Tuned(this, name, served, folder, source, called, hashes, min(longest, CONTEXT))
+    this, served = run_and_name("", str(folder))
+    return Tuned(this, this.folder.name, served, folder, source, called, hashes, min(longest, CONTEXT))
+
+
+def run_and_name(name: str, adapter: str = "", tier: str = "") -> tuple[Run, str]:
+    """The run of a recipe or of an adapter, and its model's name in Ollama; the base is not looked for.
+
+    Raises BadInput for a recipe that there is not.
+    """
+    from tools.serving import ollama
+
+    check_one(name, adapter, tier)
+    if adapter:
+        called = quote.plain_name(Path(adapter).resolve().name, "an adapter")
+        return Run(run_folder.outputs() / "adapters" / called), ollama.PREFIX + re.sub(r"[^\w.-]", "-", called)
+    recipe = open_recipe(name, tier)
+    return recipe.run, name_of(recipe)
+
+
+def check_one(name: str, adapter: str, tier: str) -> None:
+    """Raise BadInput unless one of a recipe and an adapter is named."""
+    if adapter and (name or tier):
+        raise BadInput(f"an adapter or a recipe, not both: {adapter} (ADAPTER=) and {name or tier}; leave one out")
+    if not adapter and not name:
+        raise BadInput("no model named: give a recipe (RECIPE=qwen7b-qlora) or an adapter's folder (ADAPTER=my-lora)")
 
 
 def name_of(recipe: Recipe) -> str:

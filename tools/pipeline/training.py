@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from tools import Failed
+from tools import BadInput, Failed
 from tools.core import catalog, progress, trajectory
 from tools.core.finding import Finding
 from tools.gguf import find_base
@@ -52,7 +52,9 @@ def check_recipe(recipe: Recipe, force: bool = False, as_json: bool = False) -> 
             preflight.show(found)
         if found.errors and not force:
             # Not kept as done: the next check looks again.
-            raise Failed(f"{recipe.path}: {len(found.errors)} to mend first, above; FORCE=1 goes on all the same")
+            raise Failed(
+                f"{recipe.path}: {len(found.errors)} to mend first, above; make train FORCE=1 trains all the same"
+            )
         notes |= {key: value for key, value in preflight.as_json(found).items() if key not in ("findings", "ok")}
 
 
@@ -96,6 +98,8 @@ def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:
     """
     from tools.training import cluster
 
+    if how not in ("dry-run", "slurm", "ray"):
+        raise BadInput(f"{how}: a training is submitted to slurm or to ray")
     trajectory.check_beginning(recipe.data)
     with progress.step("loading Axolotl, which checks the recipe"):
         schema.validate(recipe)

@@ -107,6 +107,24 @@ def near(tier: Tier) -> str:
     return machine.tier([device] * tier.devices, tier.nodes)
 
 
+def tier_for(tier: str, gpu: str, gpus: int) -> str:
+    """The tier to train on: `tier`, or that of `gpus` (0: one) of a GPU by name; empty for this machine's.
+
+    Raises BadInput for both, or a GPU that is not known.
+    """
+    if tier and gpu:
+        raise BadInput(f"a tier or a GPU, not both: TIER={tier} (--tier) and GPU={gpu} (--gpu); leave one out")
+    if not gpu:
+        return tier
+    found = plan.for_gpu(catalog.gpu_of(gpu), gpus or 1)
+    return found.key if found.key in catalog.tiers() else near(found)
+
+
+def with_length(pairs: list[str], seq: int) -> list[str]:
+    """Changes of a recipe (key=value), and the sequence length in tokens where it is not 0."""
+    return [*pairs, f"sequence_len={seq}"] if seq else pairs
+
+
 def plan_of(
     name: str, tier: str, gpu: str, gpus: int, asked: Mapping[str, int], pairs: list[str], as_json: bool
 ) -> None:

@@ -299,7 +299,9 @@ def free(client: "Client", spec: Spec) -> None:
     """Raise BadInput unless the model may be written under its name; see `holder`."""
     ours(spec.name)
     if other := holder(client, spec):
-        raise BadInput(f"{spec.name} is in Ollama, {other}: choose another NAME=, or FORCE=1 takes its place")
+        raise BadInput(
+            f"{spec.name} is in Ollama, {other}: choose another NAME=, or make ollama FORCE=1 takes its place"
+        )
 
 
 def there(client: "Client", name: str) -> bool:

@@ -255,7 +255,7 @@ def leftovers(recipe: Recipe) -> Iterator[Finding]:
     now = {"recipe": recipe.sha256, "data": files.sha256(recipe.data)}
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
-        mend = "FORCE=1 starts anew and removes them; a copy of the recipe under another name trains beside them"
+        mend = "make train FORCE=1 starts anew and removes them; a copy of the recipe trains beside them"
         what = f"the checkpoints in {begun.parent} are of another {' and '.join(differ)}"
         yield Finding("warning", what, recipe.at("output_dir"), mend)
 

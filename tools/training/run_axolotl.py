@@ -119,8 +119,8 @@ def prepare(this: Run, inputs: dict[str, Any], resume: bool = False, force: bool
         there = [*checkpoints(this)[-1:], *([this.adapter] if this.adapter.exists() else [])]
         if there and not force:
             raise BadInput(
-                f"{there[-1]}: of another recipe, data or base; FORCE=1 trains anew in its place, a copy of the recipe "
-                "under another name trains beside it"
+                f"{there[-1]}: of another recipe, data or base; make train FORCE=1 trains anew in its place, "
+                "a copy of the recipe under another name trains beside it"
             )
         files.remove(this.checkpoints)
     whole = resumable(this) if resume else checkpoints(this)

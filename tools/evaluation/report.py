@@ -134,5 +134,5 @@ def closing(this: Run, model: str, own: bool) -> str:
     return (
         f"Where it lies:     {this.folder}: adapter/ model-*.gguf Modelfile parity.json eval-*.json demo.json\n"
         f"Talk to it:        ollama run {model}{start}\n"
-        "Next, on a GPU:    make recommend (what fits there), make ollama RECIPE=one of these (README.md, On a GPU)"
+        "Next, on a GPU:    make recommend (what fits there), make ollama RECIPE=one of these (README.md)"
     )

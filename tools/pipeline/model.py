@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -30,7 +29,7 @@ def make_gguf(model: Tuned, quants: str, guided: bool = False) -> None:
         make_missing(model, inputs, wanted, guided)
 
 
-def make_missing(model: Tuned, inputs: dict[str, Any], wanted: Sequence[str], guided: bool) -> None:
+def make_missing(model: Tuned, inputs: dict[str, str], wanted: Sequence[str], guided: bool) -> None:
     """Make what is missing of the GGUFs of `gguf`."""
     from tools.gguf import convert
 

@@ -5,11 +5,11 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, quote, trajectory
@@ -18,6 +18,12 @@ from tools.gguf import base
 from tools.pipeline.model import f16_told, make_adapter_gguf, make_gguf, merge_adapter
 from tools.pipeline.trained import Tuned, run_and_name
 
+if TYPE_CHECKING:
+    from ollama import Client
+
+    from tools.evaluation.play import Chat
+    from tools.serving.ollama import Spec
+
 # The first prompt that people try.
 CLASSIC = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
@@ -25,7 +31,7 @@ CLASSIC = (
 )
 
 
-def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> Any:
+def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> "Spec":
     """All that Ollama is told of a tuned model or of its base, `name` in place of its own.
 
     Where llama-quantize is not there, the f16 GGUF takes its place, for Ollama to quantise. Raises BadInput when there
@@ -86,9 +92,7 @@ def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False) -
 
 
 @contextlib.contextmanager
-def player(
-    model: Tuned, quant: str, who: str, called: str, force: bool = False
-) -> Iterator[Callable[[list[Any]], Any]]:
+def player(model: Tuned, quant: str, who: str, called: str, force: bool = False) -> Iterator["Chat"]:
     """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
     from tools.core import chat_template
     from tools.evaluation import play
@@ -115,7 +119,7 @@ def player(
         yield play.ollama_chat(session.client, wanted.name)
 
 
-def publish(client: Any, model: Tuned, wanted: Any, force: bool = False) -> None:
+def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False) -> None:
     """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
 
     Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
@@ -126,7 +130,7 @@ def publish(client: Any, model: Tuned, wanted: Any, force: bool = False) -> None
         prove_and_name(client, model, wanted, force)
 
 
-def prove_and_name(client: Any, model: Tuned, wanted: Any, force: bool) -> None:
+def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force: bool) -> None:
     """The work of `publish`, which holds the lock of its stage."""
     from tools.serving import ollama as server
 
@@ -213,7 +217,7 @@ def check_file_parity(
     prove.print_result(prove.of_file(Path(gguf), base_model, data, merged, called, answers), as_json)
 
 
-def proof_inputs(wanted: Any) -> dict[str, str]:
+def proof_inputs(wanted: "Spec") -> dict[str, str]:
     """What a proof of parity depends on: the model's file and what Ollama is told of it."""
     from tools.serving import ollama
 
@@ -293,7 +297,7 @@ def give_adapter_to_ollama(trained: Tuned, quant: str, called: str, over: str, f
 
 
 @contextlib.contextmanager
-def without_adapters(wanted: Any) -> Iterator[None]:
+def without_adapters(wanted: "Spec") -> Iterator[None]:
     """Say, when Ollama takes no adapters (since 0.34.1), how the model is served all the same."""
     try:
         yield
@@ -309,7 +313,7 @@ def without_adapters(wanted: Any) -> Iterator[None]:
         ) from error
 
 
-def same_text(client: Any, name: str, trained: Tuned) -> None:
+def same_text(client: "Client", name: str, trained: Tuned) -> None:
     """Raise Failed unless a model in Ollama renders test conversations to the very text that training's template does.
 
     Its tokens are then those of training, so far as its base has training's vocabulary.
@@ -321,7 +325,7 @@ def same_text(client: Any, name: str, trained: Tuned) -> None:
     tokenizer = chat_template.tokenizer(trained.tokenizer)
     for number, episode in enumerate(islice(test_set(), compare.COUNT), 1):
         turns = episode["messages"][:-1]
-        mine: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        mine = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         theirs = server.render(client, name, turns)
         if mine != theirs:
             pairs = enumerate(zip(mine, theirs, strict=False))

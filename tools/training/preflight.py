@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import orjson
 import psutil
@@ -15,6 +15,7 @@ from tools import BadInput
 from tools.core import catalog, chat_template, files, machine, quote, run_folder, trajectory
 from tools.core.catalog import Model
 from tools.core.finding import Finding
+from tools.core.trajectory import Episode
 from tools.recipes import plan, render, schema
 from tools.recipes.plan import Change, Plan
 from tools.recipes.recipe import RECIPES, Recipe, names, read_recipe
@@ -22,6 +23,7 @@ from tools.training.tokens import IGNORED, Tokenised, tokenise
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
 
 # How Axolotl calls the chat template that comes with the tokenizer; a longer name says what to take if there is none.
 TOKENIZERS_OWN = "tokenizer_default"
@@ -45,6 +47,14 @@ class Report:
     def errors(self) -> list[Finding]:
         """What stops a training."""
         return [each for each in self.findings if each.level == "error"]
+
+
+class Validated(TypedDict):
+    """What Axolotl's schema says of a recipe, named by tier and name; `findings`: why not, or what will go."""
+
+    recipe: str
+    ok: bool
+    findings: list[str]
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
     return tokens(recipe, base, episodes, tokenised, findings)
 
 
-def read(recipe: Recipe) -> list[dict[str, Any]]:
+def read(recipe: Recipe) -> list[Episode]:
     """The episodes that a recipe trains on. Raises BadInput, with file:line, when one is not a ReAct episode."""
     return list(trajectory.read(recipe.data))
 
@@ -105,7 +115,7 @@ def sequence_len(recipe: Recipe) -> int:
     return int(recipe.settings.get("sequence_len") or 512)
 
 
-def tokens_of(recipe: Recipe, base: Path, episodes: list[dict[str, Any]]) -> list[Tokenised]:
+def tokens_of(recipe: Recipe, base: Path, episodes: list[Episode]) -> list[Tokenised]:
     """The tokens and labels that Axolotl itself makes of each episode."""
     return tokenise(base, recipe.dataset, episodes, sequence_len(recipe), recipe.settings)
 
@@ -135,7 +145,7 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
     return findings
 
 
-def method_of(settings: Mapping[str, Any]) -> str:
+def method_of(settings: Mapping[str, object]) -> str:
     """The method of a recipe: qlora for an adapter over a base in 4 bits, lora for any other adapter, else full."""
     if not settings.get("adapter"):
         return "full"
@@ -302,14 +312,14 @@ def remedy(change: Change, lengths: Sequence[int]) -> str:
     return f"{change.words} ({keys(change.keys)}) wins {change.won:.1f} GiB{drops}"
 
 
-def keys(changes: Mapping[str, Any]) -> str:
+def keys(changes: Mapping[str, object]) -> str:
     """Keys and values as they stand in a recipe, on one line."""
     return ", ".join(
         f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items()
     )
 
 
-def repeated(recipe: Recipe, episodes: list[dict[str, Any]]) -> Iterator[Finding]:
+def repeated(recipe: Recipe, episodes: list[Episode]) -> Iterator[Finding]:
     """Episodes that stand twice in the training data, and those that the test set has too."""
     data = recipe.dataset["path"]
     seen: dict[bytes, int] = {}
@@ -342,7 +352,7 @@ def repeated(recipe: Recipe, episodes: list[dict[str, Any]]) -> Iterator[Finding
 def tokens(
     recipe: Recipe,
     base: Path,
-    episodes: list[dict[str, Any]],
+    episodes: list[Episode],
     tokenised: list[Tokenised],
     findings: list[Finding],
 ) -> Report:
@@ -392,7 +402,9 @@ def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int)
     yield Finding("error" if len(long) * 2 > len(tokenised) else "warning", what, f"{data}:{long[0]}", mend)
 
 
-def mask(data: str, tokenizer: Any, episodes: list[dict[str, Any]], tokenised: list[Tokenised]) -> Iterator[Finding]:
+def mask(
+    data: str, tokenizer: "PreTrainedTokenizerBase", episodes: list[Episode], tokenised: list[Tokenised]
+) -> Iterator[Finding]:
     """A loss mask that is not the assistant's turns and the token that ends each: a template and an eos at odds."""
     for number, (episode, (ids, labels)) in enumerate(zip(episodes, tokenised, strict=True), 1):
         said = [turn["content"] for turn in episode["messages"] if turn["role"] == "assistant"]
@@ -419,7 +431,7 @@ def spans(ids: list[int], labels: list[int]) -> list[list[int]]:
     return found
 
 
-def preview(tokenizer: Any, ids: list[int], labels: list[int]) -> "Text":
+def preview(tokenizer: "PreTrainedTokenizerBase", ids: list[int], labels: list[int]) -> "Text":
     """One episode as the model sees it: trained tokens bold green, all others dim."""
     from rich.text import Text
 
@@ -451,7 +463,7 @@ def show(found: Report) -> None:
         print(quote.visible(line))
 
 
-def all_recipes() -> Iterator[dict[str, Any]]:
+def all_recipes() -> Iterator[Validated]:
     """Every recipe held against Axolotl's schema under its tier: a line each, in the order of the files, on all cores.
 
     "ok", or what is wrong; Axolotl is imported once, and the processes are forked from it.
@@ -464,8 +476,8 @@ def all_recipes() -> Iterator[dict[str, Any]]:
         yield from pool.imap(validated, paths, chunksize=16)
 
 
-def validated(path: Path) -> dict[str, Any]:
-    """One recipe held against Axolotl's schema: {"recipe", "ok", "findings"}."""
+def validated(path: Path) -> Validated:
+    """One recipe held against Axolotl's schema."""
     name = f"{path.parent.name}/{path.stem}"
     try:
         going = schema.validate(read_recipe(path))
@@ -474,7 +486,7 @@ def validated(path: Path) -> dict[str, Any]:
     return {"recipe": name, "ok": not going, "findings": going}
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: Report) -> dict[str, object]:
     """A report for machines."""
     values = {key: value for key, value in vars(report).items() if key not in ("preview", "findings")}
     return values | {"ok": not report.errors, "findings": [asdict(each) for each in report.findings]}

@@ -60,7 +60,7 @@ GET_UV = command -v "$$UV" >/dev/null || { \
 setup: .venv/.ready ## .venv, llama.cpp and Ollama, each only when it is missing
 	@$(TOOLS) setup
 
-doctor: .venv/.ready ## what this machine has and lacks, and the command that mends it
+doctor: .venv/.ready ## what this machine has and lacks, and the command that fixes it
 	@$(TOOLS) doctor
 
 data: .venv/.ready ## write data/train.jsonl and data/test.jsonl again: the same bytes (FORCE=1)

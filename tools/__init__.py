@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 class BadInput(Exception):
-    """What the user gave cannot be used: one line that says what is wrong, where and how to mend it. Exit status 2."""
+    """What the user gave cannot be used: one line that says what is wrong, where and how to fix it. Exit status 2."""
 
 
 class Failed(Exception):

@@ -92,7 +92,7 @@ def setup() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Show what this machine has and lacks, and the command that mends it."""
+    """Show what this machine has and lacks, and the command that fixes it."""
     from rich.console import Console
 
     from tools.core import machine

@@ -152,7 +152,7 @@ def test_what_breaks_the_schema_is_told_with_its_line(
     (tmp_path / "tiers.yaml").write_text(text)
     monkeypatch.setattr(catalog, "CATALOG", tmp_path)
     with pytest.raises(BadInput, match=rf"tiers.yaml:{why}"):
-        catalog.read("tiers", catalog.Tier)
+        catalog.entries("tiers", catalog.Tier)
 
 
 def test_an_unknown_key_is_told_the_nearest() -> None:

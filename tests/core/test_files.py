@@ -35,7 +35,7 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 
 def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     files.write(tmp_path / "f", b"old")
-    with pytest.raises(KeyboardInterrupt), files.whole(tmp_path / "f") as partial:
+    with pytest.raises(KeyboardInterrupt), files.atomic(tmp_path / "f") as partial:
         partial.write_bytes(b"half")
         raise KeyboardInterrupt
     assert (tmp_path / "f").read_bytes() == b"old"
@@ -44,7 +44,7 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> N
 
 def test_a_folder_of_ours_replaces_a_folder_of_ours(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        with files.whole(tmp_path / "d") as partial:
+        with files.atomic(tmp_path / "d") as partial:
             partial.mkdir()
             (partial / name).touch()
     assert names(tmp_path / "d") == ["two"] and names(tmp_path) == ["d"]
@@ -55,32 +55,32 @@ def test_a_folder_that_is_not_ours_is_never_removed(tmp_path: Path) -> None:
     theirs.mkdir()
     (theirs / "thesis.txt").write_text("years")
     for make in (Path.mkdir, Path.touch):
-        with pytest.raises(BadInput, match="did not make"), files.whole(theirs) as partial:
+        with pytest.raises(BadInput, match="did not make"), files.atomic(theirs) as partial:
             make(partial)
     assert (theirs / "thesis.txt").read_text() == "years" and names(tmp_path) == ["theirs"]
 
 
 @pytest.mark.parametrize("change", ["added", "edited"])
 def test_what_a_person_put_into_a_folder_of_ours_keeps_it(tmp_path: Path, change: str) -> None:
-    with files.whole(tmp_path / "d") as partial:
+    with files.atomic(tmp_path / "d") as partial:
         partial.mkdir()
         (partial / "config.json").write_text("{}")
     (tmp_path / "d" / ("notes.txt" if change == "added" else "config.json")).write_text("a person's own")
-    with pytest.raises(BadInput, match="changed or added"), files.whole(tmp_path / "d"):
+    with pytest.raises(BadInput, match="changed or added"), files.atomic(tmp_path / "d"):
         raise AssertionError("the work began")
     assert "a person's own" in [item.read_text() for item in (tmp_path / "d").iterdir()]
 
 
 def test_a_file_in_a_folders_place_is_kept(tmp_path: Path) -> None:
     (tmp_path / "d").write_text("theirs")
-    with pytest.raises(BadInput, match="Not a directory"), files.whole(tmp_path / "d") as partial:
+    with pytest.raises(BadInput, match="Not a directory"), files.atomic(tmp_path / "d") as partial:
         partial.mkdir()
     assert (tmp_path / "d").read_text() == "theirs"
 
 
 def test_a_killed_writer_leaves_no_final_name_and_the_next_one_ends_well(tmp_path: Path) -> None:
     text = f"""
-with files.whole(Path({str(tmp_path / "f")!r})) as partial:
+with files.atomic(Path({str(tmp_path / "f")!r})) as partial:
     partial.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -92,11 +92,11 @@ with files.whole(Path({str(tmp_path / "f")!r})) as partial:
 
 
 def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path: Path) -> None:
-    with files.whole(tmp_path / "d") as partial:
+    with files.atomic(tmp_path / "d") as partial:
         partial.mkdir()
         (partial / "old").touch()
     (tmp_path / "d").rename(tmp_path / ".d.123-0123abcd.old")  # killed between the two renames
-    with pytest.raises(KeyboardInterrupt), files.whole(tmp_path / "d"):
+    with pytest.raises(KeyboardInterrupt), files.atomic(tmp_path / "d"):
         raise KeyboardInterrupt
     assert names(tmp_path / "d") == ["old"] and names(tmp_path) == ["d"]
 
@@ -104,12 +104,12 @@ def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path: Path) -> No
 def test_of_two_writers_each_file_is_whole_and_the_second_waits_or_stops(tmp_path: Path) -> None:
     path = tmp_path / "f"
     slow = f"""
-with files.whole(Path({str(path)!r})) as partial, partial.open("wb") as file:
+with files.atomic(Path({str(path)!r})) as partial, partial.open("wb") as file:
     file.write(b"first, "); file.flush(); print(flush=True); time.sleep(1); file.write(b"whole")
 """
     first = subprocess.Popen(script(slow), cwd=run_folder.ROOT, stdout=subprocess.PIPE)
     assert first.stdout and first.stdout.readline()
-    with pytest.raises(Failed, match=f"process {first.pid} .* is writing it"), files.whole(path, wait=False):
+    with pytest.raises(Failed, match=f"process {first.pid} .* is writing it"), files.atomic(path, wait=False):
         raise AssertionError("the work began")
     second = subprocess.run(
         script(f"files.write(Path({str(path)!r}), b'second')"), cwd=run_folder.ROOT, capture_output=True, text=True
@@ -140,7 +140,7 @@ def test_many_writers_of_one_file_leave_one_of_theirs(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match="no space left"), files.whole(tmp_path / "f"):
+    with pytest.raises(Failed, match="no space left"), files.atomic(tmp_path / "f"):
         (tmp_path / "full").symlink_to("/dev/full")
         with (tmp_path / "full").open("wb") as file:
             file.write(b"x" * 100_000)

@@ -25,7 +25,7 @@ def test_examine_takes_less_than_a_second() -> None:
     assert found("llama-server", findings).found == "there/llama-server"
     assert found("llama-quantize", findings) == machine.Finding("llama-quantize", None, True, "make setup")
     assert not found("Ollama", findings).needed
-    assert all(finding.mend for finding in findings if not finding.found)
+    assert all(finding.fix for finding in findings if not finding.found)
 
 
 def test_what_is_not_on_path_is_missing_and_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_what_is_not_on_path_is_missing_and_has_a_remedy(monkeypatch: pytest.Mon
     findings = machine.examine({})
     for name, program in (("CMake", "cmake"), ("C++ compiler", "c++")):
         assert found(name, findings).found is None
-        assert program in found(name, findings).mend or "xcode" in found(name, findings).mend
+        assert program in found(name, findings).fix or "xcode" in found(name, findings).fix
     console = Console(record=True, width=200, file=(tmp_path / "screen").open("w"))
     console.print(machine.table(findings))
     lines = console.export_text().splitlines()
@@ -53,7 +53,7 @@ def test_a_program_that_does_not_run_has_no_version(tmp_path: Path) -> None:
 def test_too_little_of_something_says_how_much(free: float, there: bool) -> None:
     finding = machine.at_least("memory", free, 8, "close other programs")
     assert bool(finding.found) is there
-    assert f"{free:.1f} GiB free" in finding.mend
+    assert f"{free:.1f} GiB free" in finding.fix
 
 
 def test_install_names_packages_as_the_manager_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_fault_is_found_and_its_like_is_not(kind: str, bad: Episode, fine: Epi
 def test_every_kind_is_known_and_says_how_to_mend() -> None:
     tried = {kind for kind, _, _ in FAULTY} | {"unreadable", "duplicate", "near-duplicate", "long"}
     assert tried == set(lint.KINDS)
-    assert all(level in lint.LEVELS and mend for level, mend in lint.KINDS.values())
+    assert all(level in lint.LEVELS and fix for level, fix in lint.KINDS.values())
 
 
 def test_the_household_is_judged_by_its_text_or_as_told() -> None:

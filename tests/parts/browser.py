@@ -26,7 +26,7 @@ def chromium() -> tuple[str, dict[str, str]]:
     folder = run_folder.cache() / CHROMIUM.rpartition("/")[2]
     with files.locked(folder):
         if not folder.exists():
-            with files.whole(folder) as partial:
+            with files.atomic(folder) as partial:
                 unpack(partial)
     return str(folder / "chromium"), {"LD_LIBRARY_PATH": str(folder / "lib")}
 

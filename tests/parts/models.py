@@ -142,7 +142,7 @@ def make_tokenizer(name: str, folder: Path) -> Any:
     made = run_folder.cache() / f"test-tokenizers-{files.sha256(Path(__file__))[:8]}" / name
     with files.locked(made):
         if not made.exists():
-            with files.whole(made) as partial:
+            with files.atomic(made) as partial:
                 partial.mkdir()
                 kind = KINDS[name]
                 WRITERS.get(kind.vocabulary, sentence_piece)(kind, partial)

@@ -68,7 +68,7 @@ def reader() -> Path:
         module = f"github.com/ollama/ollama@v{ollama.VERSION}"
         asked = ["go", "mod", "download", "-json", module]
         there = Path(json.loads(subprocess.run(asked, cwd="/", capture_output=True, check=True).stdout)["Dir"])
-        with files.whole(made) as partial:
+        with files.atomic(made) as partial:
             partial.mkdir()
             shutil.copyfile(source, partial / "main.go")
             shutil.copyfile(there / "go.sum", partial / "go.sum")

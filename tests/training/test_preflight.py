@@ -51,7 +51,7 @@ def test_an_episode_longer_than_the_sequence_is_named(tmp_path: Path, folder: Pa
     found = preflight.check(make(tmp_path, {"sequence_len": 256}, EPISODES), folder)
     (error,) = [each for each in found.errors if "sequence_len" in each.what]
     assert "tokens and sequence_len is 256: 100% of the episodes are dropped" in error.what
-    assert error.where == f"{tmp_path}/data.jsonl:1" and "sequence_len: 1536" in error.mend
+    assert error.where == f"{tmp_path}/data.jsonl:1" and "sequence_len: 1536" in error.fix
 
 
 @pytest.mark.parametrize("wrong", [{"roles_to_train": ["user", "assistant"]}, {"train_on_eos": "none"}])
@@ -115,7 +115,7 @@ def test_what_can_go_wrong_is_found_with_its_line(
         assert found == []
         return
     (hit,) = [each for each in found if says in each.what]
-    assert hit.level == level and hit.mend
+    assert hit.level == level and hit.fix
     file, _, line = hit.where.rpartition(":")
     assert file == str(path) and 1 <= int(line) <= len(path.read_text().splitlines())
 
@@ -151,7 +151,7 @@ def test_a_stopped_build_of_deepspeed_is_told(tmp_path: Path, monkeypatch: pytes
     lock.parent.mkdir(parents=True)
     lock.touch()
     (found,) = preflight.stopped_build(sharded)
-    assert "deepspeed_shm_comm" in found.what and str(lock) in found.mend
+    assert "deepspeed_shm_comm" in found.what and str(lock) in found.fix
     assert list(preflight.stopped_build(recipe.open_recipe(NAME))) == []
 
 

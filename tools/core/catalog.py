@@ -15,7 +15,7 @@ from tools.core import yaml_text
 
 CATALOG = Path(__file__).resolve().parents[2] / "catalog"
 T = TypeVar("T", bound="Fact")
-Whole = TypeVar("Whole")
+Content = TypeVar("Content")
 # Any size of a model, its context in tokens too: the longest known, Llama 4 Scout's, is 10,485,760.
 Size = Annotated[int, Field(ge=1, le=2**24)]
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -304,13 +304,13 @@ class SamplingFacts(Part):
     families: Mapping[str, AdvisedSampling]
 
 
-def read(name: str, kind: type[T]) -> Mapping[str, T]:
-    """All entries of catalog/<name>.yaml, by key. Raises BadInput as `whole`."""
-    found: dict[str, T] = whole(name, dict[str, kind])  # type: ignore[valid-type]
+def entries(name: str, kind: type[T]) -> Mapping[str, T]:
+    """All entries of catalog/<name>.yaml, by key. Raises BadInput as `content`."""
+    found: dict[str, T] = content(name, dict[str, kind])  # type: ignore[valid-type]
     return {key: each.model_copy(update={"key": key}) for key, each in found.items()}
 
 
-def whole(name: str, kind: type[Whole]) -> Whole:
+def content(name: str, kind: type[Content]) -> Content:
     """catalog/<name>.yaml, all of it as one `kind`.
 
     Raises BadInput, with file:line, for what is no YAML or breaks the schema: a key that it does not know, most of all.
@@ -335,43 +335,43 @@ def whole(name: str, kind: type[Whole]) -> Whole:
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """All architectures, by key. Raises BadInput as `read`."""
-    return read("architectures", Architecture)
+    return entries("architectures", Architecture)
 
 
 @cache
 def models() -> Mapping[str, Model]:
     """All models, by key. Raises BadInput as `read`."""
-    return read("models", Model)
+    return entries("models", Model)
 
 
 @cache
 def gpus() -> Mapping[str, Gpu]:
     """All GPUs, by key. Raises BadInput as `read`."""
-    return read("gpus", Gpu)
+    return entries("gpus", Gpu)
 
 
 @cache
 def links() -> Mapping[str, Link]:
     """All links, by key. Raises BadInput as `read`."""
-    return read("links", Link)
+    return entries("links", Link)
 
 
 @cache
 def licences() -> Mapping[str, Licence]:
     """What the hub calls each licence that it has a name for, by the name in models.yaml. Raises BadInput as `read`."""
-    return read("licences", Licence)
+    return entries("licences", Licence)
 
 
 @cache
 def tiers() -> Mapping[str, Tier]:
     """All tiers, by key. Raises BadInput as `read`."""
-    return read("tiers", Tier)
+    return entries("tiers", Tier)
 
 
 @cache
 def methods() -> Mapping[str, Method]:
     """All methods, by key. Raises BadInput as `read`."""
-    return read("methods", Method)
+    return entries("methods", Method)
 
 
 def main_methods() -> list[Method]:
@@ -381,14 +381,14 @@ def main_methods() -> list[Method]:
 
 @cache
 def training() -> Training:
-    """What every recipe says. Raises BadInput as `whole`."""
-    return whole("training", Training)
+    """What every recipe says. Raises BadInput as `content`."""
+    return content("training", Training)
 
 
 @cache
 def sampling() -> SamplingFacts:
-    """How each family of models is sampled. Raises BadInput as `whole`."""
-    return whole("sampling", SamplingFacts)
+    """How each family of models is sampled. Raises BadInput as `content`."""
+    return content("sampling", SamplingFacts)
 
 
 def pick(kind: str, key: str, entries: Mapping[str, T]) -> T:

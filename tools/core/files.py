@@ -37,7 +37,7 @@ LARGE = 2**28
 
 
 @contextlib.contextmanager
-def whole(path: Path, wait: bool = True) -> Iterator[Path]:
+def atomic(path: Path, wait: bool = True) -> Iterator[Path]:
     """Yield a name beside `path` to write a file or folder under; on success it is fsynced and renamed to `path`.
 
     On any error, Ctrl-C included, what was written is removed and an older `path` stays as it was; what a killed
@@ -64,7 +64,7 @@ def whole(path: Path, wait: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def output(name: str | Path, force: bool = False, inputs: Iterable[str | Path | None] = ()) -> Iterator[Path]:
-    """Yield a path to write a file under that a person named; it has its name when it is whole, as in `whole`.
+    """Yield a path to write a file under that a person named; it has its name when it is whole, as in `atomic`.
 
     What is there already is kept, unless `force`; a link is followed; a pipe or a device is written to at once.
     Raises BadInput as `check_output`, Failed when another process writes it or the disk is full.
@@ -77,7 +77,7 @@ def output(name: str | Path, force: bool = False, inputs: Iterable[str | Path | 
         with one_line(path):
             yield path
         return
-    with whole(path, wait=False) as partial:
+    with atomic(path, wait=False) as partial:
         check_output(name, force, inputs)  # Another process may have made it before the lock was ours.
         yield partial
 
@@ -211,7 +211,7 @@ def unique(path: Path, ending: str) -> Path:
 def scratch(path: Path) -> Iterator[Path]:
     """A folder beside `path` for what is needed on the way to it; removed at the end, or after a kill at the next call.
 
-    Waits for another process that makes `path`, as `whole` does.
+    Waits for another process that makes `path`, as `atomic` does.
     """
     with locked(path) as alone, one_line(path):
         if alone:
@@ -321,13 +321,13 @@ def concerns(name: str, path: Path) -> bool:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises as `whole`."""
-    with whole(path) as partial:
+    """Write a file whole or not at all. Raises as `atomic`."""
+    with atomic(path) as partial:
         partial.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all. Raises as `whole`."""
+    """Write a value as indented JSON, whole or not at all. Raises as `atomic`."""
     write(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 

@@ -8,9 +8,9 @@ Level = Literal["error", "warning", "advice"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: how grave, what, where (file:line), and how to mend it. An error stops a training."""
+    """One thing found: how grave, what, where (file:line), and how to fix it. An error stops a training."""
 
     level: Level
     what: str
     where: str
-    mend: str
+    fix: str

@@ -1,4 +1,4 @@
-"""What this machine has and lacks, and the command that mends it."""
+"""What this machine has and lacks, and the command that fixes it."""
 
 import importlib.metadata
 import os
@@ -39,12 +39,12 @@ INSTRUCTIONS = re.compile(r"s?sse|pni$|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked for: `found` is what there is, None where it lacks; `mend` is what to do about it then."""
+    """One thing looked for: `found` is what there is, None where it lacks; `fix` is what to do about it then."""
 
     name: str
     found: str | None
     needed: bool
-    mend: str
+    fix: str
 
 
 def examine(programs: dict[str, Path | None]) -> list[Finding]:
@@ -76,13 +76,13 @@ def table(findings: list[Finding]) -> "Table":
     from rich.text import Text
 
     shown = Table(box=None, pad_edge=False)
-    for column in ("", "what", "found", "to mend it"):
+    for column in ("", "what", "found", "to fix it"):
         shown.add_column(column, overflow="fold")
     for finding in findings:
         lacks = "[red]missing[/]" if finding.needed else "[yellow]none[/]"
         mark = "[green]ok[/]" if finding.found else lacks
         # Text: a path or a version is not markup.
-        shown.add_row(mark, finding.name, Text(finding.found or ""), Text("" if finding.found else finding.mend))
+        shown.add_row(mark, finding.name, Text(finding.found or ""), Text("" if finding.found else finding.fix))
     return shown
 
 
@@ -174,8 +174,8 @@ def package(name: str) -> str | None:
 def program(name: str, path: Path | None) -> Finding:
     """The finding for one of the programs that serve models. Ollama can do without: the chain ends in llama-server."""
     if name == "ollama":
-        mend = f"https://ollama.com/download, or {install('go')} && make setup"
-        return Finding("Ollama", str(path) if path else None, False, mend)
+        fix = f"https://ollama.com/download, or {install('go')} && make setup"
+        return Finding("Ollama", str(path) if path else None, False, fix)
     return Finding(name, str(path) if path else None, True, "make setup")
 
 
@@ -195,10 +195,10 @@ def resources() -> list[Finding]:
     ]
 
 
-def at_least(name: str, free: float, gib: float, mend: str) -> Finding:
+def at_least(name: str, free: float, gib: float, fix: str) -> Finding:
     """The finding for an amount of something free, in GiB, of which the demo takes `gib`."""
     found = f"{free:.1f} GiB free" if free >= gib else None
-    return Finding(name, found, True, f"{free:.1f} GiB free, up to {gib} taken: {mend}")
+    return Finding(name, found, True, f"{free:.1f} GiB free, up to {gib} taken: {fix}")
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 def fault(episode: object) -> str | None:
-    """Why a value is not a ReAct episode, and how to mend it; None when it is one.
+    """Why a value is not a ReAct episode, and how to fix it; None when it is one.
 
     It is one when an optional system turn is followed by user and assistant turns by turns, from the user's first to
     the assistant's last, and each assistant turn has an action.

@@ -26,7 +26,7 @@ from tools.gguf import base, find_base
 Row = tuple[str, Episode | str]  # file:line, and the episode there or why there is none
 LEVELS: tuple[Level, ...] = ("error", "warning", "advice")
 WORLDS = ("auto", "household", "none")
-# What a finding is called, how grave it is, and how to mend it.
+# What a finding is called, how grave it is, and how to fix it.
 KINDS: dict[str, tuple[Level, str]] = {
     "unreadable": ("error", 'one JSON object a line: {"messages": [{"role": "user", "content": "..."}, ...]}'),
     "roles": ("error", "an optional system turn, then user and assistant by turns"),
@@ -82,7 +82,7 @@ class Private(catalog.Part):
 @cache
 def private_shapes() -> list[tuple[str, str, re.Pattern[str]]]:
     """(kind, name, shape) of what must not stand in training data: catalog/secrets.yaml."""
-    known = catalog.whole("secrets", Private)
+    known = catalog.content("secrets", Private)
     shapes = [("secret", name, re.compile(shape)) for name, shape in known.secrets.items()]
     return [*shapes, ("mail", "mail address", re.compile(known.mail))]
 
@@ -234,9 +234,9 @@ def examine(rows: Iterable[Row], limits: Limits, counts: Counter[str]) -> Iterat
     """
 
     def found(kind: str, what: str, where: str) -> EpisodeFinding:
-        level, mend = KINDS[kind]
+        level, fix = KINDS[kind]
         counts.update([kind, level])
-        return EpisodeFinding(level, what, where, mend, kind)
+        return EpisodeFinding(level, what, where, fix, kind)
 
     seen: dict[bytes, str] = {}
     signatures, places = array("I"), []
@@ -357,7 +357,7 @@ def print_findings(findings: Iterable[EpisodeFinding], as_json: bool) -> None:
 
 
 def print_sum(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) -> None:
-    """Print how many findings there are of each kind and how each is mended, and what `fix` holds."""
+    """Print how many findings there are of each kind and how each is fixed, and what `fix` holds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -373,7 +373,7 @@ def print_sum(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) 
         print(orjson.dumps(total).decode())
         return
     if found:
-        table = Table("level", "kind", "count", "how to mend")
+        table = Table("level", "kind", "count", "how to fix")
         for kind, count in found.items():
             table.add_row(KINDS[kind][0], kind, f"{count}", KINDS[kind][1])
         Console().print(table)
@@ -387,6 +387,6 @@ def print_sum(counts: Counter[str], did: Counter[str], fix: str, as_json: bool) 
             print(
                 quote.visible(
                     f"{fix}: {counts['with errors']} of its episodes still have errors, named above; "
-                    "mend them or take them out before training"
+                    "fix them or take them out before training"
                 )
             )

@@ -40,7 +40,7 @@ def adapter_to_gguf(adapter: Path, base_model: Path, out: Path, metadata: dict[s
     paths = os.pathsep.join([str(source / "gguf-py"), str(source)])
     environment = without_secrets() | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", CONVERTER, json.dumps(metadata or {}), str(source / "convert_lora_to_gguf.py")]
-    with files.scratch(out) as folder, files.whole(out) as partial:
+    with files.scratch(out) as folder, files.atomic(out) as partial:
         prepare(adapter, pairs, folder)
         command += [str(folder), "--base", str(base_model), "--outfile", str(partial), "--outtype", "f16"]
         convert.follow(command, f"{out.name}: converting", environment)

@@ -90,7 +90,7 @@ def without_auto_map(snapshot: Path, title: str) -> Path:
     with files.locked(folder):
         if folder.is_dir() and {path.name for path in folder.iterdir() if path.is_file()} - {files.MARK} == set(there):
             return folder
-        with files.whole(folder) as partial:
+        with files.atomic(folder) as partial:
             partial.mkdir()
             for name, path in there.items():
                 if path.match("*config*.json"):

@@ -145,7 +145,7 @@ def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | 
     # The converter goes with its own version of the gguf package; nothing may be fetched on the way.
     paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run_folder.ROOT)])
     environment = without_secrets() | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    with files.whole(out) as partial:
+    with files.atomic(out) as partial:
         asked = request(folder, partial, metadata, adapter, quant, work)
         command = [sys.executable, "-m", "tools.gguf.converter_hook", json.dumps(asked)]
         follow(command, f"{out.name}: converting", environment)
@@ -172,7 +172,7 @@ def quantize_gguf(f16: Path, out: Path, quant: str, imatrix: Path | None = None)
 
     `imatrix`: what matters most in each weight, from imatrix.make_imatrix; the file remembers that it was guided.
     """
-    with files.whole(out) as partial:
+    with files.atomic(out) as partial:
         # A relative path: the file that others get carries it.
         guide = ["--imatrix", os.path.relpath(imatrix)] if imatrix else []
         command = [str(llamacpp.program("llama-quantize")), *guide, str(f16), str(partial), quant, str(machine.cores())]

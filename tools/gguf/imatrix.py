@@ -30,7 +30,7 @@ def make_imatrix(f16: Path, data: Path, tokenizer: "PreTrainedTokenizerBase", ou
     """
     with progress.step(f"{out.name}: reading {data.name}"):
         text = rendered(tokenizer, sample(data, chunks))
-    with files.scratch(out) as folder, files.whole(out) as partial:
+    with files.scratch(out) as folder, files.atomic(out) as partial:
         # The file carries the name of the text that it was made of: that of the data, not of a passing folder.
         (folder / data.name).write_text(text, encoding="utf-8")
         command = [str(llamacpp.program("llama-imatrix")), "--model", str(f16.resolve()), "--file", data.name]

@@ -112,7 +112,7 @@ def build() -> None:
             unpack(work)
         compile_programs(work)
         link_library(work)
-        with files.whole(home()) as partial:
+        with files.atomic(home()) as partial:
             (partial / "bin").mkdir(parents=True)
             (partial / "source").mkdir()
             for name in (*PROGRAMS, LIBRARY):
@@ -127,7 +127,7 @@ def unpack(work: Path) -> None:
     """Download the pinned source distribution and leave its llama.cpp in `work`/source. Raises Failed."""
     with (
         progress.step("llama.cpp: downloading and unpacking the source"),
-        files.whole(work / "source") as partial,
+        files.atomic(work / "source") as partial,
     ):
         archive = run_folder.download("llama-cpp-python", work / "download")
         with tarfile.open(archive) as tar:

@@ -28,7 +28,7 @@ def merge_to_folder(base_model: Path, adapter: Path, out: Path, shard: str = SHA
     cannot be read, Failed when it does not fit the base.
     """
     lora.check_patterns(lora.check_adapter(adapter), lora.shapes(base_model), adapter)
-    with progress.step("merging the adapter into its base") as shown, files.whole(out) as partial:
+    with progress.step("merging the adapter into its base") as shown, files.atomic(out) as partial:
         import torch
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
         from safetensors.torch import load_file

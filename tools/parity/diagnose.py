@@ -62,7 +62,7 @@ class Facts(catalog.Part):
 @cache
 def facts() -> Facts:
     """catalog/parity.yaml. Raises BadInput where it breaks its schema."""
-    return catalog.whole("parity", Facts)
+    return catalog.content("parity", Facts)
 
 
 def named(kind: str, side: str, **fields: str) -> Reason:

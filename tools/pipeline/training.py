@@ -35,8 +35,8 @@ def check_recipe(recipe: Recipe, force: bool = False, as_json: bool = False) -> 
     except Failed as error:
         folder = recipe.base
         what = f"the tokens were not looked at: {error}"
-        mend = "training looks at them, once the base is here"
-        unread = [Finding("warning", what, recipe.at("base_model"), mend)]
+        fix = "training looks at them, once the base is here"
+        unread = [Finding("warning", what, recipe.at("base_model"), fix)]
     inputs = run_axolotl.fingerprint(recipe, folder) if isinstance(folder, Path) else None
     if inputs and not as_json and this.done("check", inputs):
         print(f"check: {recipe.name} and its data are good, as before")
@@ -53,7 +53,7 @@ def check_recipe(recipe: Recipe, force: bool = False, as_json: bool = False) -> 
         if found.errors and not force:
             # Not kept as done: the next check looks again.
             raise Failed(
-                f"{recipe.path}: {len(found.errors)} to mend first, above; make train FORCE=1 trains all the same"
+                f"{recipe.path}: {len(found.errors)} to fix first, above; make train FORCE=1 trains all the same"
             )
         notes |= {key: value for key, value in preflight.as_json(found).items() if key not in ("findings", "ok")}
 

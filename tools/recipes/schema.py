@@ -28,7 +28,7 @@ NEAR = 0.85
 
 def check_keys(recipe: Recipe) -> None:
     """Raise BadInput with file:line for a key that Axolotl does not know, without importing it, which takes 10 s."""
-    known = catalog.whole("axolotl_keys", frozenset[str])
+    known = catalog.content("axolotl_keys", frozenset[str])
     others = [each for each in recipe.settings.get("plugins") or () if not each.startswith(KNOWN_PLUGINS)]
     for key in recipe.settings:
         near = difflib.get_close_matches(key, known, n=1, cutoff=NEAR if others else 0.5) if key not in known else []

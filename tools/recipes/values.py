@@ -111,4 +111,4 @@ def integrations() -> Path:
 @cache
 def renamed() -> Mapping[str, str]:
     """Keys of older Axolotls: what each is called now (catalog/axolotl.yaml)."""
-    return catalog.whole("axolotl", dict[str, str])
+    return catalog.content("axolotl", dict[str, str])

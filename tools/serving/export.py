@@ -146,7 +146,7 @@ def export_folder(model: Model, to: str) -> str:
     Raises BadInput for a model's name that Ollama would not get from us either.
     """
     ollama.ours(model.name)
-    with files.whole(model.this.folder / "export" / to) as partial:
+    with files.atomic(model.this.folder / "export" / to) as partial:
         partial.mkdir()
         return WRITERS[to](model, partial)
 

@@ -129,7 +129,7 @@ def compile_ollama() -> Path | None:
     try:
         with (
             progress.bar("Ollama: building with Go", unit="modules downloaded") as shown,
-            files.whole(home()) as partial,
+            files.atomic(home()) as partial,
         ):
             (partial / "lib" / "ollama").mkdir(parents=True)
             go_install(partial.resolve() / "bin", lambda line: shown.advance(line.startswith("go: downloading")))

@@ -159,12 +159,12 @@ def rates(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
     rate = float(recipe.settings.get("learning_rate") or 0)
     if "learning_rate" not in recipe.tier.changes and not low <= rate <= high:
         where = "above" if rate > high else "below"
-        mend = f"learning_rate: {method.rate(model) if model else high:g}"
+        fix = f"learning_rate: {method.rate(model) if model else high:g}"
         yield Finding(
             "warning",
             f"learning_rate {rate:g} is {where} {low:g} to {high:g}, advised for {method.title}",
             recipe.at("learning_rate"),
-            mend,
+            fix,
         )
 
 
@@ -211,8 +211,8 @@ def precision(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
 def gate(recipe: Recipe, model: Model | None, machine: Machine) -> Iterator[Finding]:
     """A gated model without a token for the hub."""
     if model and model.gated and not machine.token and not Path(str(recipe.settings["base_model"])).is_dir():
-        mend = f"accept its licence on its page on the hub, then `hf auth login` or HF_TOKEN=... ({model.hub})"
-        yield Finding("error", f"{model.title} is gated and no hub token is here", recipe.at("base_model"), mend)
+        fix = f"accept its licence on its page on the hub, then `hf auth login` or HF_TOKEN=... ({model.hub})"
+        yield Finding("error", f"{model.title} is gated and no hub token is here", recipe.at("base_model"), fix)
 
 
 def sharding(recipe: Recipe) -> Iterator[Finding]:
@@ -250,10 +250,8 @@ def stopped_build(recipe: Recipe) -> Iterator[Finding]:
 def edited(recipe: Recipe) -> Iterator[Finding]:
     """A recipe of recipes/ that a person edited there, where `make recipes` wants its own."""
     if recipe.path.resolve().is_relative_to(render.RECIPES) and render.edited(recipe.path):
-        mend = "copy it elsewhere and `git checkout` the original; RECIPE=path/to/my.yaml takes the copy"
-        yield Finding(
-            "advice", "generated, and edited in place: make recipes will stop at it", f"{recipe.path}:1", mend
-        )
+        fix = "copy it elsewhere and `git checkout` the original; RECIPE=path/to/my.yaml takes the copy"
+        yield Finding("advice", "generated, and edited in place: make recipes will stop at it", f"{recipe.path}:1", fix)
 
 
 def leftovers(recipe: Recipe) -> Iterator[Finding]:
@@ -265,9 +263,9 @@ def leftovers(recipe: Recipe) -> Iterator[Finding]:
     now = {"recipe": recipe.sha256, "data": files.sha256(recipe.data)}
     differ = [what for what, digest in now.items() if inputs.get(what) != digest]
     if differ and any(begun.parent.glob("checkpoint-*")):
-        mend = "make train FORCE=1 starts anew and removes them; a copy of the recipe trains beside them"
+        fix = "make train FORCE=1 starts anew and removes them; a copy of the recipe trains beside them"
         what = f"the checkpoints in {begun.parent} are of another {' and '.join(differ)}"
-        yield Finding("warning", what, recipe.at("output_dir"), mend)
+        yield Finding("warning", what, recipe.at("output_dir"), fix)
 
 
 def room(recipe: Recipe, found: Plan, machine: Machine, lengths: Sequence[int] = ()) -> Iterator[Finding]:
@@ -280,12 +278,12 @@ def room(recipe: Recipe, found: Plan, machine: Machine, lengths: Sequence[int] =
     free = min((each.gib for each in machine.devices), default=elsewhere)
     take = f"takes {found.total:.1f} GiB on each device by prediction"
     first = plan.advice(found)[:2]
-    mend = "; ".join(remedy(each, lengths) for each in first) or "a smaller model"
+    fix = "; ".join(remedy(each, lengths) for each in first) or "a smaller model"
     where = recipe.at("micro_batch_size")
     if found.total > free:
-        yield Finding("error", f"{take}; {free:.1f} are there", where, mend)
+        yield Finding("error", f"{take}; {free:.1f} are there", where, fix)
     elif found.total > free * (1 - plan.SPARE):
-        yield Finding("warning", f"{take}; of {free:.1f} less than {plan.SPARE:.0%} stay free", where, mend)
+        yield Finding("warning", f"{take}; of {free:.1f} less than {plan.SPARE:.0%} stay free", where, fix)
     host = sum(found.host.values())
     if host > machine.memory_gib and machine.devices:
         yield Finding(
@@ -398,8 +396,8 @@ def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int)
     longest = max(len(ids) for ids, _ in tokenised)
     share = f"{len(long) / len(tokenised):.0%} of the episodes are dropped"
     what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: {share}"
-    mend = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter episodes"
-    yield Finding("error" if len(long) * 2 > len(tokenised) else "warning", what, f"{data}:{long[0]}", mend)
+    fix = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter episodes"
+    yield Finding("error" if len(long) * 2 > len(tokenised) else "warning", what, f"{data}:{long[0]}", fix)
 
 
 def mask(
@@ -414,8 +412,8 @@ def mask(
             seen, wanted = next(pair for pair in pairs if pair[0] != f"{pair[1]}{tokenizer.eos_token}")
             shown = f"{seen[-60:]!r}, and not {(wanted + tokenizer.eos_token)[-60:]!r}"
             what = f"trained is not what the assistant says and its end token: {shown}"
-            mend = "roles_to_train: [assistant], train_on_eos: turn, an eos_token that ends the template's turns"
-            yield Finding("error", what, f"{data}:{number}", mend)
+            fix = "roles_to_train: [assistant], train_on_eos: turn, an eos_token that ends the template's turns"
+            yield Finding("error", what, f"{data}:{number}", fix)
             return
 
 
@@ -446,7 +444,7 @@ def table(findings: list[Finding]) -> list[str]:
     """The findings as lines for the screen, the gravest first."""
     order = ("error", "warning", "advice")
     ranked = sorted(findings, key=lambda each: order.index(each.level))
-    return [f"{each.level}: {each.where}: {each.what}. {each.mend[:1].upper()}{each.mend[1:]}" for each in ranked]
+    return [f"{each.level}: {each.where}: {each.what}. {each.fix[:1].upper()}{each.fix[1:]}" for each in ranked]
 
 
 def show(found: Report) -> None:

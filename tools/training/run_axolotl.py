@@ -397,7 +397,7 @@ def last_error(log: Path) -> str:
 
 def copy_result(this: Run) -> None:
     """Copy the trained adapter or weights, with tokenizer and chat template, under their final name."""
-    with progress.step(f"train: copying {this.adapter.name}"), files.whole(this.adapter) as partial:
+    with progress.step(f"train: copying {this.adapter.name}"), files.atomic(this.adapter) as partial:
         partial.mkdir()
         for item in this.checkpoints.iterdir():
             kept = item.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}

@@ -21,7 +21,7 @@ def environment() -> Path:
     home = run_folder.cache() / f"{version.replace('==', '-')}-{files.sha256(LOCK)[:8]}"
     with files.locked(home):
         if not home.exists():
-            with files.whole(home) as partial:
+            with files.atomic(home) as partial:
                 uv = shutil.which("uv") or next(map(str, run_folder.cache().glob("uv-*/bin/uv")), "uv")
                 make = [uv, "venv", "--quiet", "--relocatable", "--python", "3.11", str(partial)]
                 fill = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", str(partial)]

@@ -64,7 +64,7 @@ def read_goal(goal: str) -> Goal:
 
 
 class Expert:
-    """One game's player. `slip` is the chance that, once in the game, it errs first and mends it after.
+    """One game's player. `slip` is the chance that, once in the game, it errs first and fixes it after.
 
     `style`: one of STYLES. Raises ValueError when the introduction's task is none of the household's.
     """
@@ -98,7 +98,7 @@ class Expert:
         """
         if observation == NOTHING and self.last.action:
             slipped, self.slipped = self.slipped, False
-            self.last = self.mend(slipped)
+            self.last = self.fix(slipped)
         else:
             self.last = self.go_on(observation)
         known, following, action = self.last
@@ -259,7 +259,7 @@ class Expert:
         self.slip, self.slipped = None, True
         return Move(known, following, action)
 
-    def mend(self, slipped: bool) -> Move:
+    def fix(self, slipped: bool) -> Move:
         """Say why nothing happened, and do what is right instead; what did nothing once is never tried again."""
         verb, rest = self.last.action.split(" ", 1)
         searching = not self.held or self.sought == self.target

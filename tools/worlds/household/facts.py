@@ -66,4 +66,4 @@ class Household(Part):
 @cache
 def facts() -> Household:
     """catalog/household.yaml. Raises BadInput, with file:line, where it breaks its schema."""
-    return catalog.whole("household", Household)
+    return catalog.content("household", Household)

@@ -8,6 +8,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from tools import BadInput
@@ -88,6 +89,7 @@ def not_in_modelfile(value: str) -> str:
     return "three quotes" if '"""' in value else "" if lost is None else f"{lost!r}, which Ollama drops"
 
 
+@cache  # a recipe is full of the same few words
 def yaml_scalar(text: object) -> str:
     """A text as a YAML scalar on one line, in quotes unless it is a plain word or path."""
     from yaml import safe_dump, safe_load

@@ -126,6 +126,7 @@ def test_a_full_disk_and_one_that_is_read_only(name: str, data: Path, tmp_path: 
 def test_the_committed_episodes_are_kept_where_they_were_changed(tmp_path: Path) -> None:
     for name in ("data", "catalog", "tools"):
         shutil.copytree(run_folder.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(run_folder.ROOT / "pyproject.toml", tmp_path)  # what makes it a checkout
     path = tmp_path / "data" / "train.jsonl"
     sound = path.read_bytes()
     path.write_text("mine")

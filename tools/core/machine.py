@@ -38,7 +38,7 @@ INSTRUCTIONS = re.compile(r"s?sse|pni$|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx
 
 
 @dataclass(frozen=True)
-class Finding:
+class Requirement:
     """One thing looked for: `found` is what there is, None where it lacks; `fix` is what to do about it then."""
 
     name: str
@@ -47,30 +47,30 @@ class Finding:
     fix: str
 
 
-def examine(programs: dict[str, Path | None]) -> list[Finding]:
+def examine(programs: dict[str, Path | None]) -> list[Requirement]:
     """Look at this machine, in under a second.
 
     `programs`: where llama.cpp's programs and Ollama are, by name, None for what is nowhere.
     """
     return [
-        Finding("Python", python(), True, "install Python 3.11 or later: https://www.python.org/downloads"),
-        Finding("C++ compiler", version(compiler()), True, install("c++")),
-        Finding("CMake", version(cmake()), True, install("cmake")),
-        Finding("Ninja", version(shutil.which("ninja")), False, install("ninja")),
-        Finding("git", version(shutil.which("git")), False, install("git")),
-        Finding("uv", version(uv()), True, "make setup"),
-        Finding("Axolotl", package("axolotl"), True, "make setup"),
+        Requirement("Python", python(), True, "install Python 3.11 or later: https://www.python.org/downloads"),
+        Requirement("C++ compiler", version(compiler()), True, install("c++")),
+        Requirement("CMake", version(cmake()), True, install("cmake")),
+        Requirement("Ninja", version(shutil.which("ninja")), False, install("ninja")),
+        Requirement("git", version(shutil.which("git")), False, install("git")),
+        Requirement("uv", version(uv()), True, "make setup"),
+        Requirement("Axolotl", package("axolotl"), True, "make setup"),
         *(program(name, path) for name, path in programs.items()),
-        Finding("Go", version(shutil.which("go"), "version"), False, f"{install('go')} (only where Ollama is missing)"),
+        Requirement("Go", version(shutil.which("go"), "version"), False, f"{install('go')} (only where Ollama is missing)"),
         *resources(),
-        Finding(
+        Requirement(
             "bf16 on this CPU", "yes" if cpu_bf16() else None, False, "nothing to do: the CPU recipes train in fp32"
         ),
-        Finding("GPU", gpu(), False, "nothing to do: the CPU recipes need none"),
+        Requirement("GPU", gpu(), False, "nothing to do: the CPU recipes need none"),
     ]
 
 
-def table(findings: list[Finding]) -> "Table":
+def table(findings: list[Requirement]) -> "Table":
     """The findings as a table for the screen: what is there, what lacks, and what to do."""
     from rich.table import Table
     from rich.text import Text
@@ -171,15 +171,15 @@ def package(name: str) -> str | None:
         return None
 
 
-def program(name: str, path: Path | None) -> Finding:
+def program(name: str, path: Path | None) -> Requirement:
     """The finding for one of the programs that serve models. Ollama can do without: the chain ends in llama-server."""
     if name == "ollama":
         fix = f"https://ollama.com/download, or {install('go')} && make setup"
-        return Finding("Ollama", str(path) if path else None, False, fix)
-    return Finding(name, str(path) if path else None, True, "make setup")
+        return Requirement("Ollama", str(path) if path else None, False, fix)
+    return Requirement(name, str(path) if path else None, True, "make setup")
 
 
-def resources() -> list[Finding]:
+def resources() -> list[Requirement]:
     """The findings for cores, memory and disk, against what the CPU demo takes."""
     memory = psutil.virtual_memory().available / 2**30
     folder = run_folder.outputs()
@@ -187,7 +187,7 @@ def resources() -> list[Finding]:
         folder = folder.parent
     disk = shutil.disk_usage(folder).free / 2**30
     return [
-        Finding("cores", str(cores()), True, ""),
+        Requirement("cores", str(cores()), True, ""),
         at_least("memory", memory, MEMORY_GIB, "close other programs"),
         at_least(
             "disk", disk, DISK_GIB, "remove files, or set REACT_RECIPES_OUTPUTS and REACT_RECIPES_CACHE elsewhere"
@@ -195,10 +195,10 @@ def resources() -> list[Finding]:
     ]
 
 
-def at_least(name: str, free: float, gib: float, fix: str) -> Finding:
+def at_least(name: str, free: float, gib: float, fix: str) -> Requirement:
     """The finding for an amount of something free, in GiB, of which the demo takes `gib`."""
     found = f"{free:.1f} GiB free" if free >= gib else None
-    return Finding(name, found, True, f"{free:.1f} GiB free, up to {gib} taken: {fix}")
+    return Requirement(name, found, True, f"{free:.1f} GiB free, up to {gib} taken: {fix}")
 
 
 @dataclass(frozen=True)

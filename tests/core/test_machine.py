@@ -12,7 +12,7 @@ from tools import BadInput
 from tools.core import machine
 
 
-def found(name: str, findings: list[machine.Finding]) -> machine.Finding:
+def found(name: str, findings: list[machine.Requirement]) -> machine.Finding:
     return next(finding for finding in findings if finding.name == name)
 
 
@@ -23,7 +23,7 @@ def test_examine_takes_less_than_a_second() -> None:
     assert found("Python", findings).found
     assert found("Axolotl", findings).found
     assert found("llama-server", findings).found == "there/llama-server"
-    assert found("llama-quantize", findings) == machine.Finding("llama-quantize", None, True, "make setup")
+    assert found("llama-quantize", findings) == machine.Requirement("llama-quantize", None, True, "make setup")
     assert not found("Ollama", findings).needed
     assert all(finding.fix for finding in findings if not finding.found)
 

@@ -12,7 +12,7 @@ from tools import BadInput
 from tools.core import machine
 
 
-def found(name: str, findings: list[machine.Requirement]) -> machine.Finding:
+def found(name: str, findings: list[machine.Requirement]) -> machine.Requirement:
     return next(finding for finding in findings if finding.name == name)
 
 

@@ -52,6 +52,7 @@ def examine(programs: dict[str, Path | None]) -> list[Requirement]:
 
     `programs`: where llama.cpp's programs and Ollama are, by name, None for what is nowhere.
     """
+    go = version(shutil.which("go"), "version")
     return [
         Requirement("Python", python(), True, "install Python 3.11 or later: https://www.python.org/downloads"),
         Requirement("C++ compiler", version(compiler()), True, install("c++")),
@@ -61,7 +62,7 @@ def examine(programs: dict[str, Path | None]) -> list[Requirement]:
         Requirement("uv", version(uv()), True, "make setup"),
         Requirement("Axolotl", package("axolotl"), True, "make setup"),
         *(program(name, path) for name, path in programs.items()),
-        Requirement("Go", version(shutil.which("go"), "version"), False, f"{install('go')} (only where Ollama is missing)"),
+        Requirement("Go", go, False, f"{install('go')} (only where Ollama is missing)"),
         *resources(),
         Requirement(
             "bf16 on this CPU", "yes" if cpu_bf16() else None, False, "nothing to do: the CPU recipes train in fp32"

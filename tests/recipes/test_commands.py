@@ -50,7 +50,7 @@ def test_a_plan_takes_any_change(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert made["fits"] is False and made["changes"]
     commands.plan_of("qwen7b-lora", "", "rtx4090", 0, {}, [], False)
-    assert "weights" in (printed := capsys.readouterr().out) and "fits" in printed
+    assert "weights" in (printed := capsys.readouterr().out) and "fits; drops longer episodes" in printed
 
 
 def test_a_plan_of_what_has_no_recipe_says_that_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

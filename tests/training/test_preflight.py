@@ -8,7 +8,8 @@ import yaml
 
 from tools.core import catalog, files, machine, run_folder
 from tools.gguf import find_base
-from tools.recipes import recipe
+from tools.recipes import plan, recipe
+from tools.recipes.memory import Settings
 from tools.recipes.recipe import Recipe
 from tools.training import preflight
 from tools.training.preflight import Machine
@@ -163,3 +164,11 @@ def test_a_gpus_recipe_is_not_held_against_the_memory_of_a_machine_without_one(t
     wide = recipe.read_recipe(path, changes={"micro_batch_size": 16})
     (error,) = [each for each in preflight.quick(wide, small) if "GiB on each device" in each.what]
     assert error.level == "error" and "79.1 are there" in error.what
+
+
+def test_a_shorter_sequence_says_how_many_episodes_it_drops() -> None:
+    planned = plan.of(catalog.models()["qwen7b"], catalog.tiers()["24gb"], Settings(16, 16, 2048, 1))
+    (shorter,) = [each for each in plan.advice(planned) if each.keys.get("sequence_len") == 1024]
+    lengths = [700] * 874 + [1500] * 126
+    assert preflight.remedy(shorter, lengths).endswith("GiB and drops 12.6% of the episodes")
+    assert preflight.remedy(shorter, [700]).endswith("GiB")

@@ -158,6 +158,7 @@ def plan_of(
         for each in changes[:6]:
             speed = f", {each.slower:+.0%} time" if found.seconds else ""
             mark = "fits" if each.plan.fits else "not enough alone"
+            mark += "; drops longer episodes" if "sequence_len" in each.keys else ""
             print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {index.assignments(each.keys)}")
 
 

@@ -132,6 +132,7 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
         *precision(recipe, machine),
         *gate(recipe, model, machine),
         *sharding(recipe),
+        *recomputing(recipe),
         *stopped_build(recipe),
         *leftovers(recipe),
         *edited(recipe),
@@ -233,6 +234,28 @@ def sharding(recipe: Recipe) -> Iterator[Finding]:
             recipe.at("fsdp_config", "state_dict_type"),
             "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
         )
+
+
+def recomputing(recipe: Recipe) -> Iterator[Finding]:
+    """An adapter under ZeRO-3 whose layers are recomputed without reentrance: see `memory.Settings.reentrant`."""
+    how = recipe.settings.get("gradient_checkpointing_kwargs") or {}
+    adapter, recomputed = recipe.settings.get("adapter"), recipe.settings.get("gradient_checkpointing")
+    if adapter and recomputed and how.get("use_reentrant") is False and zero_stage(recipe) == 3:
+        yield Finding(
+            "error",
+            "an adapter under ZeRO-3 stops in the first backward pass (CheckpointError)",
+            recipe.at("gradient_checkpointing_kwargs", "use_reentrant"),
+            "gradient_checkpointing_kwargs: {use_reentrant: true}",
+        )
+
+
+def zero_stage(recipe: Recipe) -> int:
+    """The ZeRO stage of a recipe's DeepSpeed file, 0 without one; where the file is not here, as its name has it."""
+    name = str(recipe.settings.get("deepspeed") or "")
+    try:
+        return int(orjson.loads(run_folder.found(name).read_bytes())["zero_optimization"]["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return next((stage for stage in (1, 2, 3) if f"zero{stage}" in name), 0)
 
 
 def stopped_build(recipe: Recipe) -> Iterator[Finding]:

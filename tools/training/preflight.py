@@ -132,7 +132,7 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
         *precision(recipe, machine),
         *gate(recipe, model, machine),
         *sharding(recipe),
-        *recomputing(recipe),
+        *zero3(recipe),
         *stopped_build(recipe),
         *leftovers(recipe),
         *edited(recipe),
@@ -236,26 +236,32 @@ def sharding(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def recomputing(recipe: Recipe) -> Iterator[Finding]:
-    """An adapter under ZeRO-3 whose layers are recomputed without reentrance: see `memory.Settings.reentrant`."""
-    how = recipe.settings.get("gradient_checkpointing_kwargs") or {}
-    adapter, recomputed = recipe.settings.get("adapter"), recipe.settings.get("gradient_checkpointing")
-    if adapter and recomputed and how.get("use_reentrant") is False and zero_stage(recipe) == 3:
+def zero3(recipe: Recipe) -> Iterator[Finding]:
+    """What stops a training under ZeRO-3: weights loaded in 32 bits, an adapter recomputed without reentrance.
+
+    Axolotl 0.19 loads the model before "auto" in the DeepSpeed file is known, and DeepSpeed 0.18.9 then spreads it in
+    32 bits (partition_parameters.py, `_set_dtype`). An adapter has 16 by then, so the gather after the first update
+    fails; without one the weights take twice their memory. Recomputing: see `memory.Settings.reentrant`.
+    """
+    s = recipe.settings
+    if recipe.deepspeed("zero_optimization", "stage") != 3:
+        return
+    file = str(s["deepspeed"])
+    if s.get("bf16") and recipe.deepspeed("bf16", "enabled") is not True:
+        yield Finding(
+            "error",
+            f"ZeRO-3 would load the weights in 32 bits: bf16 is not true in {file}",
+            recipe.at("deepspeed"),
+            '"bf16": {"enabled": true} in that file, or deepspeed: recipes/deepspeed/zero3.json',
+        )
+    how = s.get("gradient_checkpointing_kwargs") or {}
+    if s.get("adapter") and s.get("gradient_checkpointing") and how.get("use_reentrant") is False:
         yield Finding(
             "error",
             "an adapter under ZeRO-3 stops in the first backward pass (CheckpointError)",
             recipe.at("gradient_checkpointing_kwargs", "use_reentrant"),
             "gradient_checkpointing_kwargs: {use_reentrant: true}",
         )
-
-
-def zero_stage(recipe: Recipe) -> int:
-    """The ZeRO stage of a recipe's DeepSpeed file, 0 without one; where the file is not here, as its name has it."""
-    name = str(recipe.settings.get("deepspeed") or "")
-    try:
-        return int(orjson.loads(run_folder.found(name).read_bytes())["zero_optimization"]["stage"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return next((stage for stage in (1, 2, 3) if f"zero{stage}" in name), 0)
 
 
 def stopped_build(recipe: Recipe) -> Iterator[Finding]:

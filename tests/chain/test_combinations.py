@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
 import yaml
 
@@ -115,5 +116,5 @@ def test_two_updates_and_a_checkpoint(
     shown = ways.get(asked.sharding) or f"DeepSpeed ZeRO-{asked.sharding[-1]}"
     assert shown in written
     checkpoint = here.run.checkpoints / "checkpoint-2"
-    history = run_axolotl.orjson.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
+    history = orjson.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
     assert [entry["loss"] for entry in history if "loss" in entry] == pytest.approx([10.8, 10.8], abs=0.3)

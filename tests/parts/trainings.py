@@ -5,6 +5,7 @@ fork of it for each process, with the environment that torchrun gives. Read from
 {"recipe": a composed recipe, "processes": 2, "log": a file}. Answered: the exit statuses, a JSON list a line.
 """
 
+import importlib
 import os
 import socket
 import subprocess
@@ -16,6 +17,11 @@ import orjson
 
 from tools.core import run_folder
 from tools.training.run_axolotl import ENVIRONMENT
+
+# What takes long to import; the rest is imported by each training.
+IMPORTED = ("axolotl.cli.train", "axolotl.common.datasets", "axolotl.core.builders", "axolotl.train", "deepspeed", "peft")
+IMPORTED += ("bitsandbytes", "transformers.models.qwen2.modeling_qwen2", "tools.training.progress_plugin")
+IMPORTED += ("tools.training.cpu_plugin",)
 
 
 class Trainings:
@@ -51,26 +57,15 @@ def serve() -> None:
     # Libraries print while they are imported.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    import accelerate  # noqa: F401
-    import axolotl.cli.train
-    import axolotl.common.datasets
-    import axolotl.core.builders
-    import axolotl.train
-    import axolotl.utils.trainer
-    import bitsandbytes  # noqa: F401
-    import deepspeed
-    import peft  # noqa: F401
-    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
-
-    import tools.training.cpu_plugin
-    import tools.training.progress_plugin  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     for line in sys.stdin.buffer:
         asked = orjson.loads(line)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        children = [fork(asked["recipe"], rank, asked["processes"], port, asked["log"]) for rank in range(asked["processes"])]
+        recipe, processes, log = asked["recipe"], asked["processes"], asked["log"]
+        children = [fork(recipe, rank, processes, port, log) for rank in range(processes)]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         answers.write(orjson.dumps(statuses) + b"\n")
 

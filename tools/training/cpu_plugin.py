@@ -137,10 +137,11 @@ def join_by_gloo(cfg: "DictDefault") -> None:
         # Axolotl 0.19 loads a 4-bit base on the GPU of this process's number, whatever the recipe's device_map is.
         ModelLoader._set_device_map_config = lambda self: self.model_kwargs.update(device_map={"": "cpu"})
     if cfg.get("deepspeed"):
-        import deepspeed.comm.torch
+        import deepspeed.comm
+        import deepspeed.ops
 
         # Its own exchange through shared memory has to be compiled first, for each environment anew.
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.comm.all_gather_into_tensor = gathered_in_order(deepspeed.comm.all_gather_into_tensor)
 
 

@@ -79,6 +79,7 @@ SMALL = Machine("24gb", [machine.Device("NVIDIA GeForce RTX 4090", 23.5, True)],
 PAIR = Machine("4x24gb", [machine.Device("NVIDIA GeForce RTX 3090", 23.5, True)] * 4, 190, 500, token=False)
 BIG = Machine("8x80gb", [machine.Device("NVIDIA A100-SXM4-80GB", 79.1, True)] * 8, 400, 5000, token=False)
 FULL = {"state_dict_type": "FULL_STATE_DICT"}
+DIES = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,8 @@ FULL = {"state_dict_type": "FULL_STATE_DICT"}
         ("24gb/qwen7b-qlora", {"base_model": "some/model"}, GPU, "advice", "its memory is not predicted"),
         ("4x24gb/qwen32b-qlora", {}, PAIR, "", ""),
         ("4x24gb/qwen32b-qlora", {"fsdp_config": FULL}, PAIR, "error", "hold the first process's part of the adapter"),
+        ("8x80gb/qwen72b-lora", {}, BIG, "", ""),
+        ("8x80gb/qwen72b-lora", DIES, BIG, "error", "an adapter under ZeRO-3 stops in the first backward pass"),
         ("8x80gb/qwen72b-full", {"deepspeed": "zero3_offload_all.json"}, BIG, "error", "of the machine's own memory"),
     ],
 )

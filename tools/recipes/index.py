@@ -163,8 +163,8 @@ def changes(recipe: Plan, wanted: Plan) -> str:
     """What gives a recipe the wanted plan's settings, as `make train SET=` takes it; empty where it has them."""
     has, needs = recipe.settings, wanted.settings
     pairs = {key: getattr(needs, name) for key, name in KEYS.items() if getattr(has, name) != getattr(needs, name)}
-    if "gradient_checkpointing" in pairs and wanted.tier.world > 1:
-        pairs["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if "gradient_checkpointing" in pairs:
+        pairs |= plan.recomputing(needs, wanted.tier)
     if needs.bits != has.bits:
         pairs["load_in_8bit"] = True
     if needs.kernels != has.kernels:

@@ -103,6 +103,16 @@ class Settings:
         """Whether the weights themselves are spread over the devices."""
         return self.sharding in ("zero3", "fsdp2")
 
+    @property
+    def reentrant(self) -> bool:
+        """Whether layers are recomputed by torch's reentrant checkpointing, on several devices.
+
+        An adapter under ZeRO-3 needs it. Without it the first backward pass raises CheckpointError (deepspeed 0.18.9,
+        torch 2.13; https://github.com/huggingface/transformers/issues/47254). Every other way trains without it, and
+        DDP takes it only where the graph is static (torch/nn/parallel/distributed.py, `static_graph`).
+        """
+        return bool(self.rank) and self.sharding == "zero3"
+
 
 def trainable(model: Model, s: Settings) -> int:
     """Elements that are trained: the adapter's with what is trained whole beside it, or all of the language model's."""

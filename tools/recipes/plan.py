@@ -265,6 +265,12 @@ def on_cpu(model: Model, method: Method, tier: Tier) -> Plan | None:
     return next((plan for plan in plans if plan.fits), None)
 
 
+def recomputing(s: Settings, tier: Tier) -> dict[str, Any]:
+    """The keys of a recipe that has layers recomputed; on one device Axolotl itself chooses how."""
+    how = {"gradient_checkpointing_kwargs": {"use_reentrant": s.reentrant}} if tier.world > 1 else {}
+    return {"gradient_checkpointing": True, **how}
+
+
 def advice(plan: Plan) -> list[Change]:
     """What to change to take less memory: what makes it fit alone first, by least speed lost, then the rest by GiB won.
 
@@ -274,7 +280,7 @@ def advice(plan: Plan) -> list[Change]:
     batch = s.micro_batch * s.accumulation
     tried: list[tuple[str, dict[str, Any], Settings]] = []
     if not s.checkpointing:
-        tried.append(("recompute layers", {"gradient_checkpointing": True}, replace(s, checkpointing=True)))
+        tried.append(("recompute layers", recomputing(s, tier), replace(s, checkpointing=True)))
     if s.micro_batch > 1:
         less = replace(s, micro_batch=1, accumulation=batch)
         tried.append(("a micro batch of 1", {"micro_batch_size": 1, "gradient_accumulation_steps": batch}, less))
@@ -302,7 +308,7 @@ def advice(plan: Plan) -> list[Change]:
         words = "LoRA in place of full training"
         lora = catalog.methods()["lora"]
         adapter = {"adapter": "lora", "lora_r": lora.rank, "lora_alpha": lora.alpha, "lora_target_linear": True}
-        adapter |= {"learning_rate": lora.rate(model)}
+        adapter |= {"learning_rate": lora.rate(model)} | ({"deepspeed": None} if s.sharding.startswith("zero") else {})
         tried.append(
             (words, adapter, replace(s, rank=lora.rank, sharding="none" if tier.world == 1 else "ddp", offload="none"))
         )

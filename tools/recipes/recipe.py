@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 
 from tools import BadInput
@@ -68,6 +69,14 @@ class Recipe:
     def data(self) -> Path:
         """The file of its training data. Raises BadInput when it names none."""
         return run_folder.found(str(self.dataset["path"]))
+
+    def deepspeed(self, section: str, key: str) -> object:
+        """What its DeepSpeed file says, such as zero_optimization, stage; None where it says nothing or is not here."""
+        try:
+            said = orjson.loads(run_folder.found(str(self.settings.get("deepspeed") or "")).read_bytes())
+            return said[section][key]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def line(self, *keys: str | int) -> int:
         """The line (from 1) of a key, by the keys and list places above it; of the last that is there, else 1."""

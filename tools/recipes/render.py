@@ -51,11 +51,9 @@ def tier_words(tier: Tier) -> str:
 
 
 def by_hand(tier: Tier, path: str) -> str:
-    """The command that trains a recipe without this project."""
-    if not tier.gpu:
-        return f"OMP_NUM_THREADS=$(nproc) axolotl train {path} --launcher python"
+    """The command that trains a recipe without this project, and without accelerate's own default_config.yaml."""
     if tier.world == 1:
-        return f"axolotl train {path}"
+        return f"{'' if tier.gpu else 'OMP_NUM_THREADS=$(nproc) '}axolotl train {path} --launcher python"
     return f"accelerate launch --config_file recipes/accelerate/{tier.key}.yaml -m axolotl.cli.train {path}"
 
 
@@ -75,7 +73,7 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         "lora_dropout": method.dropout,
     }
     values |= {key: index.number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
-    changes = plan.advice(found)[:2]
+    changes, disk = plan.advice(found)[:2], dict(plan.disk(found))
     text = templates.template("axolotl/recipe.yaml.j2").render(
         values,
         model=model,
@@ -89,6 +87,8 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         tier_words=tier_words(tier),
         parts=sizes(dict(found.parts)),
         host=sizes(dict(found.host), 1.0) if s.offload != "none" else "",
+        disk=disk,
+        disk_parts=sizes(disk),
         by_hand=by_hand(tier, f"recipes/{tier.key}/{title}.yaml"),
         short="; ".join(f"{each.words} (saves {each.won:.1f} GiB)" for each in changes) or "a smaller model",
         evaluates=bool(values["val_set_size"]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, cast, runtime_checkable
 import torch
 from accelerate import DistributedType, ParallelismConfig, PartialState
 from axolotl.integrations.base import BasePlugin
+from axolotl.loaders.model import ModelLoader
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -133,9 +134,14 @@ def join_by_gloo(cfg: "DictDefault") -> None:
         PartialState()
         mesh = ParallelismConfig.build_device_mesh
         ParallelismConfig.build_device_mesh = lambda self, device_type: mesh(self, "cpu")
+        # Axolotl 0.19 loads a 4-bit base on the GPU of this process's number, whatever the recipe's device_map is.
+        ModelLoader._set_device_map_config = lambda self: self.model_kwargs.update(device_map={"": "cpu"})
     if cfg.get("deepspeed"):
         import deepspeed.comm
+        import deepspeed.ops
 
+        # Its own exchange through shared memory has to be compiled first, for each environment anew.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.comm.all_gather_into_tensor = gathered_in_order(deepspeed.comm.all_gather_into_tensor)
 
 

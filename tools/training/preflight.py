@@ -132,6 +132,7 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
         *precision(recipe, machine),
         *gate(recipe, model, machine),
         *sharding(recipe),
+        *zero3(recipe),
         *stopped_build(recipe),
         *leftovers(recipe),
         *edited(recipe),
@@ -232,6 +233,34 @@ def sharding(recipe: Recipe) -> Iterator[Finding]:
             "checkpoints would hold the first process's part of the adapter alone; resumed, the rest begins anew",
             recipe.at("fsdp_config", "state_dict_type"),
             "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
+        )
+
+
+def zero3(recipe: Recipe) -> Iterator[Finding]:
+    """What stops a training under ZeRO-3: weights loaded in 32 bits, an adapter recomputed without reentrance.
+
+    Axolotl 0.19 loads the model before "auto" in the DeepSpeed file is known, and DeepSpeed 0.18.9 then spreads it in
+    32 bits (partition_parameters.py, `_set_dtype`). An adapter has 16 by then, so the gather after the first update
+    fails; without one the weights take twice their memory. Recomputing: see `memory.Settings.reentrant`.
+    """
+    s = recipe.settings
+    if recipe.deepspeed("zero_optimization", "stage") != 3:
+        return
+    file = str(s["deepspeed"])
+    if s.get("bf16") and recipe.deepspeed("bf16", "enabled") is not True:
+        yield Finding(
+            "error",
+            f"ZeRO-3 would load the weights in 32 bits: bf16 is not true in {file}",
+            recipe.at("deepspeed"),
+            '"bf16": {"enabled": true} in that file, or deepspeed: recipes/deepspeed/zero3.json',
+        )
+    how = s.get("gradient_checkpointing_kwargs") or {}
+    if s.get("adapter") and s.get("gradient_checkpointing") and how.get("use_reentrant") is False:
+        yield Finding(
+            "error",
+            "an adapter under ZeRO-3 stops in the first backward pass (CheckpointError)",
+            recipe.at("gradient_checkpointing_kwargs", "use_reentrant"),
+            "gradient_checkpointing_kwargs: {use_reentrant: true}",
         )
 
 

@@ -196,7 +196,8 @@ def compose(recipe: Recipe, base: str, launch: Launch) -> dict[str, Any]:
     if not tier.gpu:
         plugins.append("tools.training.cpu_plugin.CpuPlugin")
         if "bf16" not in recipe.changes:
-            composed["bf16"] = not composed.get("deepspeed") and bf16_pays()
+            sharded = recipe.deepspeed("bf16", "enabled") is True
+            composed["bf16"] = sharded or (not composed.get("deepspeed") and bf16_pays())
     return composed | {"plugins": plugins}
 
 

@@ -1,4 +1,4 @@
-"""What is chosen for a tier: it fits, it keeps the tokens of an update, the classic rows hold, and advice wins memory."""
+"""What is chosen for a tier: it fits, keeps the tokens of an update, the classic rows hold, advice wins memory."""
 
 from dataclasses import replace
 from typing import Any

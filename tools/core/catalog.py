@@ -227,8 +227,8 @@ class Method(Fact):
     """A way to train: the adapter (None: every weight), and what it sets for every tier.
 
     `update_tokens`: tokens of the data per update, at least; `by_size`: learning rates from so many billion parameters
-    on; `advised`: the range of learning rates outside of which a check warns. `variant_of`: the method that it is a more
-    careful form of.
+    on; `advised`: the range of learning rates outside of which a check warns. `variant_of`: the method that this is a
+    more careful form of.
     """
 
     title: str

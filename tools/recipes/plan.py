@@ -6,8 +6,8 @@ The rules, in one place:
    16 bits as long as any of these sequences fits, and in 8 bits only then.
 3. Among what fits, the fastest wins, in tokens of the data a second, padding not counted: packing, micro batch,
    checkpointing, optimizer and sharding are tried together.
-4. An update has the method's tokens at least, in the fewest rows that the devices share evenly, and at most 1.5 times as
-   many. That leaves 16 devices without packing: 16 packed rows of 2048 tokens would be three times as many.
+4. An update has the method's tokens at least, in the fewest rows that the devices share evenly, and at most 1.5 times
+   as many. That leaves 16 devices without packing: 16 packed rows of 2048 tokens would be three times as many.
 5. Kernels follow the device: FlashAttention 2, Liger with its fused loss and the LoRA kernels from Ampere on; on
    Turing, PyTorch's own attention and loss, and adapters only: torch's gradient scaler refuses gradients of weights in
    fp16 (torch/amp/grad_scaler.py). Cut Cross-Entropy saves what Liger's fused loss saves, the logits, and is taken only
@@ -290,7 +290,7 @@ def search(model: Model, method: Method, tier: Tier) -> Plan | None:
 
 
 def possible(method: Method, tier: Tier) -> bool:
-    """Whether a method can be run on a tier at all: an episode a device is no larger an update, its precision trains."""
+    """Whether a method can be run on a tier: by its precision, and an episode a device makes no update too large."""
     small = tier.world * catalog.episodes().mean <= MOST_TOKENS * method.update_tokens
     return small and (method.adapter is not None or tier.precision != "fp16")
 

@@ -131,8 +131,7 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
         *batch(recipe, lengths),
         *precision(recipe, machine),
         *gate(recipe, model, machine),
-        *hub(recipe, machine),
-        *wandb(recipe, machine),
+        *sharding(recipe),
         *stopped_build(recipe),
         *leftovers(recipe),
         *edited(recipe),
@@ -144,6 +143,29 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
         say = "its memory is not predicted: the catalog does not know this base model"
         findings.append(Finding("advice", say, recipe.at("base_model"), "make add-model HUB=... adds it"))
     return findings
+
+
+def method_of(settings: Mapping[str, object]) -> str:
+    """The method of a recipe: qlora for an adapter over a base in 4 bits, lora for any other adapter, else full."""
+    if not settings.get("adapter"):
+        return "full"
+    return "qlora" if settings.get("load_in_4bit") or settings["adapter"] == "qlora" else "lora"
+
+
+def rates(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
+    """A learning rate outside of what is advised for the method; a tier that sets its own is left alone."""
+    method = catalog.methods()[method_of(recipe.settings)]
+    low, high = method.advised
+    rate = float(recipe.settings.get("learning_rate") or 0)
+    if "learning_rate" not in recipe.tier.changes and not low <= rate <= high:
+        where = "above" if rate > high else "below"
+        fix = f"learning_rate: {method.rate(model) if model else high:g}"
+        yield Finding(
+            "warning",
+            f"learning_rate {rate:g} is {where} {low:g} to {high:g}, advised for {method.title}",
+            recipe.at("learning_rate"),
+            fix,
+        )
 
 
 def batch(recipe: Recipe, lengths: Sequence[int] = ()) -> Iterator[Finding]:
@@ -198,6 +220,26 @@ def gate(recipe: Recipe, model: Model | None, machine: Machine) -> Iterator[Find
     if model and model.gated and not machine.token and not Path(str(recipe.settings["base_model"])).is_dir():
         fix = f"accept its licence on its page on the hub, then `hf auth login` or HF_TOKEN=... ({model.hub})"
         yield Finding("error", f"{model.title} is gated and no hub token is here", recipe.at("base_model"), fix)
+
+
+def sharding(recipe: Recipe) -> Iterator[Finding]:
+    """FSDP2 whose checkpoints hold a part of the adapter: accelerate 1.13 asks peft for it, which gathers nothing.
+
+    The first process saves its shard (accelerate/utils/fsdp_utils.py, `_get_model_state_dict` with adapter_only), the
+    others load nothing, and no one says so: two processes that resume go on with half an adapter.
+    """
+    way = recipe.settings.get("fsdp_config") or {}
+    if (
+        recipe.settings.get("adapter")
+        and recipe.settings.get("fsdp_version") == 2
+        and way.get("state_dict_type") == "FULL_STATE_DICT"
+    ):
+        yield Finding(
+            "error",
+            "checkpoints would hold the first process's part of the adapter alone; resumed, the rest begins anew",
+            recipe.at("fsdp_config", "state_dict_type"),
+            "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
+        )
 
 
 def stopped_build(recipe: Recipe) -> Iterator[Finding]:
@@ -282,6 +324,36 @@ def keys(changes: Mapping[str, object]) -> str:
     )
 
 
+def repeated(recipe: Recipe, episodes: list[Episode]) -> Iterator[Finding]:
+    """Episodes that stand twice in the training data, and those that the test set has too."""
+    data = recipe.dataset["path"]
+    seen: dict[bytes, int] = {}
+    twice = []
+    for number, episode in enumerate(episodes, 1):
+        text = orjson.dumps(episode["messages"])
+        if text in seen:
+            twice.append((number, seen[text]))
+        seen.setdefault(text, number)
+    if twice:
+        number, first = twice[0]
+        yield Finding(
+            "warning",
+            f"{len(twice)} episodes stand twice; this one is line {first} too",
+            f"{data}:{number}",
+            "remove one of each",
+        )
+    if recipe.data.resolve() != trajectory.TEST_DATA:
+        known = (seen.get(orjson.dumps(each["messages"])) for each in trajectory.read(trajectory.TEST_DATA))
+        leaked = [number for number in known if number]
+        if leaked:
+            yield Finding(
+                "error",
+                f"{len(leaked)} episodes are in the test set too",
+                f"{data}:{leaked[0]}",
+                f"remove them, here or in {trajectory.TEST_DATA.relative_to(run_folder.ROOT)}",
+            )
+
+
 def tokens(
     recipe: Recipe,
     base: Path,
@@ -321,6 +393,47 @@ def with_its_own_template(recipe: Recipe) -> bool:
     """Whether a recipe trains with the chat template that the base's tokenizer has."""
     named = recipe.dataset.get("chat_template") or recipe.settings.get("chat_template") or TOKENIZERS_OWN
     return str(named).startswith(TOKENIZERS_OWN)
+
+
+def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int) -> Iterator[Finding]:
+    """Episodes longer than the sequence: an error when most are, since training drops them."""
+    long = [number for number, (ids, _) in enumerate(tokenised, 1) if len(ids) > length]
+    if not long:
+        return
+    longest = max(len(ids) for ids, _ in tokenised)
+    share = f"{len(long) / len(tokenised):.0%} of the episodes are dropped"
+    what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: {share}"
+    fix = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter episodes"
+    yield Finding("error" if len(long) * 2 > len(tokenised) else "warning", what, f"{data}:{long[0]}", fix)
+
+
+def mask(
+    data: str, tokenizer: "PreTrainedTokenizerBase", episodes: list[Episode], tokenised: list[Tokenised]
+) -> Iterator[Finding]:
+    """A loss mask that is not the assistant's turns and the token that ends each: a template and an eos at odds."""
+    for number, (episode, (ids, labels)) in enumerate(zip(episodes, tokenised, strict=True), 1):
+        said = [turn["content"] for turn in episode["messages"] if turn["role"] == "assistant"]
+        trained = [tokenizer.decode(span) for span in spans(ids, labels)]
+        if trained != [f"{text}{tokenizer.eos_token}" for text in said]:
+            pairs = itertools.zip_longest(trained, said, fillvalue="")
+            seen, wanted = next(pair for pair in pairs if pair[0] != f"{pair[1]}{tokenizer.eos_token}")
+            shown = f"{seen[-60:]!r}, and not {(wanted + tokenizer.eos_token)[-60:]!r}"
+            what = f"trained is not what the assistant says and its end token: {shown}"
+            fix = "roles_to_train: [assistant], train_on_eos: turn, an eos_token that ends the template's turns"
+            yield Finding("error", what, f"{data}:{number}", fix)
+            return
+
+
+def spans(ids: list[int], labels: list[int]) -> list[list[int]]:
+    """The runs of trained tokens of one episode, in order."""
+    found: list[list[int]] = []
+    for position, label in enumerate(labels):
+        if label == IGNORED:
+            continue
+        if position == 0 or labels[position - 1] == IGNORED:
+            found.append([])
+        found[-1].append(ids[position])
+    return found
 
 
 def preview(tokenizer: "PreTrainedTokenizerBase", ids: list[int], labels: list[int]) -> "Text":

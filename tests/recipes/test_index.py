@@ -158,11 +158,13 @@ def test_a_longer_sequence_changes_the_recipe_as_little_as_it_must() -> None:
         there = found.settings
         assert index.at_length(found, tier, there.sequence_len) is found
         shorter = index.at_length(found, tier, there.sequence_len // 2)
-        assert shorter.fits and index.changes(found, shorter) == f"sequence_len={there.sequence_len // 2}"
+        rows = f" gradient_accumulation_steps={2 * there.accumulation}" if there.packed else ""
+        assert shorter.fits and index.changes(found, shorter) == f"sequence_len={there.sequence_len // 2}{rows}"
         longer = index.at_length(found, tier, 2 * there.sequence_len)
         assert longer.settings.sequence_len == 2 * there.sequence_len
         assert longer.settings.micro_batch <= there.micro_batch
-        assert longer.settings.micro_batch * longer.settings.accumulation == there.micro_batch * there.accumulation
+        tokens = longer.settings.tokens * longer.settings.accumulation / (there.tokens * there.accumulation)
+        assert tokens == 2 if not there.packed or there.micro_batch * there.accumulation == 1 else 1 <= tokens < 1.5
 
 
 def test_what_no_memory_makes_possible_has_its_reason() -> None:
@@ -172,8 +174,8 @@ def test_what_no_memory_makes_possible_has_its_reason() -> None:
     assert index.impossible(short, methods["qlora"], tiers["24gb"], 4096) == "the model's context ends at 2048 tokens"
     assert "without a GPU" in index.impossible(model, methods["qlora"], tiers["cpu"], 2048)
     assert "bf16" in index.impossible(model, methods["full"], tiers["16gb-turing"], 2048)
-    odd = tiers["24gb"].model_copy(update={"devices": 3})
-    assert "3 GPUs" in index.impossible(model, methods["lora"], odd, 2048)
+    many = tiers["24gb"].model_copy(update={"devices": 32})
+    assert "32 GPUs" in index.impossible(model, methods["lora"], many, 2048)
     for method in methods.values():
         for tier in tiers.values():
             assert bool(index.impossible(model, method, tier, 2048)) >= (not plan.possible(method, tier))

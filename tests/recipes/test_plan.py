@@ -1,4 +1,4 @@
-"""What is chosen for a tier: it fits, it keeps the effective batch, the classic rows hold, and advice wins memory."""
+"""What is chosen for a tier: it fits, keeps the tokens of an update, the classic rows hold, advice wins memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -44,13 +44,50 @@ def test_where_the_hard_row_does_not_fit_the_recipe_gives_what_must_give() -> No
     assert written["load_in_8bit"] is True and written["lora_mlp_kernel"] is False
 
 
-def test_every_plan_fits_and_keeps_the_effective_batch() -> None:
+def test_every_plan_fits_and_keeps_the_tokens_of_an_update() -> None:
+    tokens = []
     for tier, _, method, found in render.planned():
         s = found.settings
         assert found.fits and 1024 <= s.sequence_len <= 2048
         assert found.total <= 0.92 * tier.usable_gib
         if tier.gpu:
-            assert s.micro_batch * s.accumulation * tier.world == method.effective_batch
+            assert method.update_tokens <= found.update_tokens
+            tokens.append(found.update_tokens)
+    assert max(tokens) <= 1.5 * min(tokens)
+
+
+def test_what_packs_is_faster_in_tokens_of_the_data_than_what_pads() -> None:
+    packed = [found for tier, _, _, found in render.planned() if found.settings.packed]
+    assert len(packed) > 1100
+    for found in packed:
+        s = found.settings
+        for size in (1, 2, 4, 8, 16):
+            share = 16 // found.tier.world
+            if share % size == 0:
+                padded = replace(s, packed=False, evaluation=1, micro_batch=size, accumulation=share // size)
+                other = plan.of(found.model, found.tier, padded)
+                assert not other.fits or other.tokens_per_second <= found.tokens_per_second
+
+
+def test_packed_rows_validate_as_many_rows_as_they_train() -> None:
+    found = chosen("qwen1.5b", "lora", "80gb").settings
+    assert found.packed and found.micro_batch > 1 and found.validated == found.tokens
+    assert replace(found, packed=False, evaluation=1).validated == found.sequence_len
+
+
+def test_another_length_keeps_the_tokens_of_a_packed_update() -> None:
+    found = chosen("qwen7b", "qlora", "24gb").settings
+    assert found.packed and found.micro_batch * found.accumulation == 6
+    for length, rows in ((1024, 12), (1536, 8), (4096, 3), (8192, 2), (32768, 1)):
+        other = plan.at_length(found, length)
+        assert (other.sequence_len, other.micro_batch * other.accumulation) == (length, rows)
+    assert plan.at_length(replace(found, packed=False), 4096) == replace(found, packed=False, sequence_len=4096)
+
+
+def test_devices_that_would_make_an_update_too_large_have_no_plan() -> None:
+    method, tier = catalog.methods()["lora"], catalog.tiers()["24gb"]
+    assert all(plan.possible(method, tier.model_copy(update={"devices": count})) for count in (1, 3, 7, 16, 24))
+    assert not plan.possible(method, tier.model_copy(update={"devices": 25}))
 
 
 def test_a_recipe_is_left_out_only_when_its_least_settings_do_not_fit() -> None:
@@ -70,7 +107,8 @@ def test_a_recipe_is_left_out_only_when_its_least_settings_do_not_fit() -> None:
                     plan.of(model, tier, spread)
                     for bits in widths
                     for offload in plan.OFFLOADS
-                    for spread in plan.spreads(replace(first, bits=bits, offload=offload, kernels=False), tier)
+                    for way in plan.packings(replace(first, bits=bits, offload=offload, kernels=False), method, tier)
+                    for spread in plan.spreads(way, tier)
                 ]
                 fits = any(each.fits for each in least)
                 assert fits == ((tier.key, model.key, method.key) in there), (tier.key, model.key, method.key)

@@ -129,14 +129,14 @@ def test_going_on_needs_a_checkpoint_of_the_same_training(this: Run) -> None:
         run_axolotl.prepare(this, {"recipe": "b"}, resume=True)
 
 
-@pytest.mark.parametrize(("world", "micro", "accumulation"), [(1, 4, 4), (2, 4, 2), (8, 2, 1), (16, 1, 1)])
-def test_the_effective_batch_stays_whatever_the_processes(world: int, micro: int, accumulation: int) -> None:
+@pytest.mark.parametrize(("world", "micro", "accumulation"), [(1, 4, 4), (2, 4, 2), (3, 2, 3), (8, 2, 1), (16, 1, 1)])
+def test_the_rows_of_an_update_stay_whatever_the_processes(world: int, micro: int, accumulation: int) -> None:
     changes = {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
     asked = recipe.read_recipe(recipe.find("24gb/qwen7b-qlora"), changes=changes)
     made = run_axolotl.spread(asked, world)
     assert made == {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
-    with pytest.raises(BadInput, match="qwen7b-qlora.yaml: 16 episodes an update cannot be shared by 3 processes"):
-        run_axolotl.spread(asked, 3)
+    with pytest.raises(BadInput, match="qwen7b-qlora.yaml: 16 rows an update are too few for 25 processes"):
+        run_axolotl.spread(asked, 25)
 
 
 def test_a_failure_is_told_with_what_helps(this: Run) -> None:

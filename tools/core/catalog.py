@@ -231,8 +231,9 @@ class Tier(Fact):
 class Method(Fact):
     """A way to train: the adapter (None: every weight), and what it sets for every tier.
 
-    `effective_batch`: episodes per update; `by_size`: learning rates from so many billion parameters on; `advised`: the
-    range of learning rates outside of which a check warns. `variant_of`: the method that it is a more careful form of.
+    `update_tokens`: tokens of the data per update, at least; `by_size`: learning rates from so many billion parameters
+    on; `advised`: the range of learning rates outside of which a check warns. `variant_of`: the method that this is a
+    more careful form of.
     """
 
     title: str
@@ -242,7 +243,7 @@ class Method(Fact):
     rank: int = 0
     alpha: int = 0
     dropout: float = 0.0
-    effective_batch: int
+    update_tokens: int
     epochs: int
     learning_rate: float
     by_size: dict[float, float] = {}
@@ -274,6 +275,18 @@ class Training(Part):
     logging_steps: int
     fsdp_version: int
     lora_kernels: tuple[str, ...]
+
+
+class Episodes(Part):
+    """The shipped episodes as rows of training: their `count`, the `mean` of their tokens, what of the rows they fill.
+
+    `packed`: share by tokens of a row; `padded`: share by unpacked episodes in a micro batch, for the nearest below.
+    """
+
+    count: int
+    mean: int
+    packed: dict[int, float]
+    padded: dict[int, float]
 
 
 class Sampling(Part):
@@ -388,6 +401,12 @@ def main_methods() -> list[Method]:
 def training() -> Training:
     """What every recipe says. Raises BadInput as `content`."""
     return content("training", Training)
+
+
+@cache
+def episodes() -> Episodes:
+    """The shipped episodes as rows of training. Raises BadInput as `content`."""
+    return content("episodes", Episodes)
 
 
 @cache

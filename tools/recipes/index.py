@@ -108,7 +108,7 @@ def readme(planned: Planned) -> dict[str, object]:
 
 def economies(s: Settings, length: int) -> Iterator[Settings]:
     """A recipe's settings with another sequence length, then with one more change each time that saves memory."""
-    s = replace(s, sequence_len=length)
+    s = plan.at_length(s, length)
     yield s
     if s.bits == 32:  # On a CPU layers are never recomputed.
         return
@@ -147,7 +147,7 @@ def least(model: Model, method: Method, tier: Tier, length: int) -> Plan:
     if not tier.gpu:
         found = plan.search(model, method, tier.model_copy(update={"usable_gib": inf}))
         assert found, f"{model.key}-{method.key} has no plan on {tier.key}, however much memory there is"
-        return plan.of(model, tier, replace(found.settings, sequence_len=length))
+        return plan.of(model, tier, plan.at_length(found.settings, length))
     first = replace(plan.base_settings(model, method, tier), sequence_len=length)
     return min(
         (
@@ -191,11 +191,10 @@ def impossible(model: Model, method: Method, tier: Tier, length: int) -> str:
         return f"the model's context ends at {model.context} tokens"
     if not tier.gpu and method.adapter != "lora":
         return "without a GPU only LoRA is planned"
-    if method.effective_batch % tier.world:
-        return f"{tier.world} GPUs cannot share the {method.effective_batch} episodes of an update evenly"
-    if not plan.possible(method, tier):
-        return "it trains every weight, which needs bf16; GPUs before Ampere have none"
-    return ""
+    if method.adapter or tier.precision != "fp16":
+        most = f"{plan.MOST_TOKENS:g} times the {method.update_tokens} tokens of the method's update"
+        return "" if plan.possible(method, tier) else f"{tier.world} GPUs take more than {most}"
+    return "it trains every weight, which needs bf16; GPUs before Ampere have none"
 
 
 def shown(recipes: Mapping[Key, Plan], key: Key, length: int) -> tuple[Plan, Plan | None]:
@@ -228,7 +227,7 @@ def how(s: Settings) -> str:
     spread = {"none": "", "ddp": "a whole copy on each device"}.get(s.sharding, f"spread by {named}")
     words = [
         f"base in {s.bits} bits" if s.rank else "every weight trained",
-        f"{s.micro_batch} episode{'s' if s.micro_batch > 1 else ''} at a time",
+        f"{s.micro_batch} {'packed row' if s.packed else 'episode'}{'s' if s.micro_batch > 1 else ''} at a time",
         "layers recomputed" if s.checkpointing else "nothing recomputed",
         s.optimizer,
         spread,

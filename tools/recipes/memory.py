@@ -48,7 +48,9 @@ class Settings:
     whole: matrices of the size of the embeddings that are trained whole beside an adapter (lora_modules_to_save).
     kernels: Axolotl's LoRA kernels; liger: Liger's norms, rotary embedding and gated product.
     trained_layers: the upper layers that carry an adapter, None for all. evaluation: sequences of a validation batch, 0
-    without validation. packed: rows hold several episodes; uneven: those of a batch differ in length. wide: embeddings,
+    without validation, None for as many as training has: a packed one's, whatever eval_batch_size says (Axolotl 0.19,
+    core/trainers/base.py, _create_multipack_sampler). packed: rows hold several episodes; uneven: those of a batch
+    differ in length. wide: embeddings,
     norms and what flows between the layers have 32 bits, as where Axolotl trains every weight without FlashAttention.
     """
 
@@ -69,7 +71,7 @@ class Settings:
     trained_layers: int | None = None
     targets: tuple[str, ...] | None = None
     whole: int = 0
-    evaluation: int = 1
+    evaluation: int | None = 1
     packed: bool = False
     uneven: bool = True
     wide: bool = False
@@ -87,6 +89,11 @@ class Settings:
     def tokens(self) -> int:
         """Tokens of a micro batch at its fullest."""
         return self.micro_batch * self.sequence_len
+
+    @property
+    def validated(self) -> int:
+        """Tokens of a validation batch at its fullest."""
+        return self.sequence_len * (self.micro_batch if self.evaluation is None else self.evaluation)
 
     @property
     def width(self) -> int:
@@ -264,7 +271,7 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     loss = logits(model, s) * t
     if s.loss in ("fused", "cut") and not s.rank:  # the head's gradient is made with the loss
         loss += 2.0 * model.embedding
-    validation = 10.0 * model.sizes.vocab * s.evaluation * s.sequence_len
+    validation = 10.0 * model.sizes.vocab * s.validated
     buffers = 0.0
     if s.sharding == "ddp":
         buffers = gradient * trained

@@ -4,8 +4,10 @@ The rules, in one place:
 1. A plan fits when its predicted peak leaves 8 % of the device free, and 10 % of the machine's memory.
 2. The sequence comes first: 2048 tokens, and less, down to 1024, only when nothing fits at more. LoRA keeps its base in
    16 bits as long as any of these sequences fits, and in 8 bits only then.
-3. Among what fits, the fastest wins: micro batch, checkpointing, optimizer and sharding are tried together.
-4. The product micro batch x accumulation x devices is the method's effective batch, on every tier.
+3. Among what fits, the fastest wins, in tokens of the data a second, padding not counted: packing, micro batch,
+   checkpointing, optimizer and sharding are tried together.
+4. An update has the method's tokens at least, in the fewest rows that the devices share evenly, and at most 1.5 times
+   as many. That leaves 16 devices without packing: 16 packed rows of 2048 tokens would be three times as many.
 5. Kernels follow the device: FlashAttention 2, Liger with its fused loss and the LoRA kernels from Ampere on; on
    Turing, PyTorch's own attention and loss, and adapters only: torch's gradient scaler refuses gradients of weights in
    fp16 (torch/amp/grad_scaler.py). Cut Cross-Entropy saves what Liger's fused loss saves, the logits, and is taken only
@@ -17,6 +19,7 @@ The rules, in one place:
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -35,6 +38,8 @@ OFFLOADS: tuple[Any, ...] = ("none", "optimizer", "parameters")
 # The share of a GPU's tensor throughput that training reaches with long micro batches: 40 to 55 % in
 # https://arxiv.org/abs/2104.04473 (table 1) and https://github.com/mosaicml/llm-foundry (throughput tables).
 EFFICIENCY = 0.45
+# Tokens of an update, at most: so many times the method's.
+MOST_TOKENS = 1.5
 # Tokens of a micro batch with which half of that is reached: below, launching kernels takes longer than running them.
 HALF_TOKENS = 512
 # LLM.int8 splits each product in two and casts: about half the speed of 16 bits for tokens in the thousands;
@@ -50,7 +55,7 @@ CPU_ADAM_GB_S = 30.0
 class Plan:
     """A model's training on a tier with these settings: what it takes, whether it fits, how long an update takes.
 
-    `parts` and `host` in GiB; `seconds` for one update (an effective batch), 0 on a CPU, for which none is foreseen.
+    `parts` and `host` in GiB; `seconds` for one update, 0 on a CPU, for which none is foreseen.
     """
 
     model: Model
@@ -76,10 +81,19 @@ class Plan:
         return self.total <= self.limit and sum(self.host.values()) <= self.tier.host_gib * (1 - HOST_SPARE)
 
     @property
+    def rows(self) -> int:
+        """Rows of an update on all devices: packed ones, or episodes."""
+        return self.settings.micro_batch * self.settings.accumulation * self.tier.world
+
+    @property
+    def update_tokens(self) -> float:
+        """Tokens of an update, of episodes like the shipped ones, padding not counted."""
+        return self.rows * row_tokens(self.settings)
+
+    @property
     def tokens_per_second(self) -> float:
-        """Tokens a second on all devices together, padding counted; 0 where no speed is foreseen."""
-        batch = self.settings.tokens * self.settings.accumulation * self.tier.world
-        return batch / self.seconds if self.seconds else 0.0
+        """Tokens a second on all devices together, padding not counted; 0 where no speed is foreseen."""
+        return self.update_tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -101,21 +115,46 @@ def of(model: Model, tier: Tier, settings: Settings) -> Plan:
     return Plan(model, tier, settings, parts, host, seconds(model, tier, settings) if tier.gpu else 0.0)
 
 
+def row_tokens(s: Settings) -> float:
+    """Tokens of a row that are no padding, for episodes like the shipped ones."""
+    known = catalog.episodes()
+    if s.packed:
+        return s.sequence_len * nearest_below(known.packed, s.sequence_len)
+    return min(known.mean, s.sequence_len)
+
+
+def slots(s: Settings) -> float:
+    """Tokens that a micro batch computes, padding counted: packed rows are padded to their full length."""
+    if s.packed:
+        return s.tokens
+    share = nearest_below(catalog.episodes().padded, s.micro_batch)
+    return min(s.tokens, s.micro_batch * row_tokens(s) / share)
+
+
+def nearest_below(shares: Mapping[int, float], size: int) -> float:
+    """The share of the largest size that is not above `size`, else that of the smallest."""
+    return shares[max((each for each in shares if each <= size), default=min(shares))]
+
+
 def seconds(model: Model, tier: Tier, s: Settings) -> float:
     """Seconds of one update: its micro steps, then the exchange of gradients and the optimizer's step.
 
     A rough figure, good for comparing settings: 2 operations a weight and token forward, as many backward for what is
     frozen and twice for what is trained, once more where layers are recomputed (https://arxiv.org/abs/2205.05198).
+    Attention reaches over an episode, packed or not (FlashAttention's varlen), half of it on average; PyTorch's, over
+    packed rows, computes all of a row and masks it.
     """
     z, gpu = model.sizes, catalog.gpus()[tier.gpu]
     link = catalog.links()["network" if tier.nodes > 1 else tier.link].gb_s * 1e9
     alone = tier.world == 1
     head, layers = model.embedding, model.linear_parameters
-    attention = 2 * s.sequence_len * z.heads * z.head_dim * z.layers
-    forward = (2 * (layers + head) + attention) * s.tokens
-    again = 2 * layers * s.tokens if s.checkpointing else 0.0
+    tokens = slots(s)
+    reach = s.sequence_len if s.packed and s.attention != "flash" else min(s.sequence_len, catalog.episodes().mean) / 2
+    attention = 4 * reach * z.heads * z.head_dim * z.layers
+    forward = (2 * (layers + head) + attention) * tokens
+    again = 2 * layers * tokens if s.checkpointing else 0.0
     operations = forward * (2 if s.rank else 3) + again
-    speed = gpu.tensor_tflops * 1e12 * EFFICIENCY * s.tokens / (s.tokens + HALF_TOKENS)
+    speed = gpu.tensor_tflops * 1e12 * EFFICIENCY * tokens / (tokens + HALF_TOKENS)
     compute = operations / speed * (INT8_SLOWER if s.bits == 8 else 1.0)
     passes = 3 if s.checkpointing else 2
     if s.bits == 4:  # Weights are read in 4 bits, written and read again in 16, at each pass.
@@ -144,17 +183,37 @@ def seconds(model: Model, tier: Tier, s: Settings) -> float:
     return s.accumulation * step + update
 
 
+def rows(s: Settings, tokens: int, world: int) -> int:
+    """The fewest rows that `world` devices share evenly and that hold so many tokens of the data."""
+    return world * math.ceil(tokens / (row_tokens(s) * world))
+
+
+def packings(s: Settings, method: Method, tier: Tier) -> Iterator[Settings]:
+    """The settings packed and not, where an update then has no more tokens than the method allows."""
+    for each in (replace(s, packed=True, evaluation=None), replace(s, packed=False)):
+        if rows(each, method.update_tokens, tier.world) * row_tokens(each) <= MOST_TOKENS * method.update_tokens:
+            yield each
+
+
+def at_length(s: Settings, length: int) -> Settings:
+    """Settings with another sequence length; packed, a device keeps the tokens of an update as nearly as rows allow."""
+    if not s.packed:
+        return replace(s, sequence_len=length)
+    share = max(1, round(s.tokens * s.accumulation / length))
+    size = max(each for each in range(1, s.micro_batch + 1) if share % each == 0)
+    return replace(s, sequence_len=length, micro_batch=size, accumulation=share // size)
+
+
 def base_settings(model: Model, method: Method, tier: Tier) -> Settings:
-    """The settings that method, model and tier decide alone; the rest is at its least memory."""
+    """The settings that method, model and tier decide alone; the rest is at its least memory, and nothing is packed."""
     lora = method.adapter is not None
     modern = tier.precision == "bf16"
     shape = model.shape
-    return Settings(
+    first = Settings(
         rank=method.rank,
         bits=32 if tier.precision == "fp32" else 4 if method.adapter == "qlora" else 16,
         sequence_len=min(SEQUENCES[0], model.context),
         micro_batch=1,
-        accumulation=method.effective_batch // tier.world,
         dropout=method.dropout,
         attention="flash" if modern else "sdpa",
         loss="plain" if not modern else "fused" if shape.liger else "cut" if shape.cut_cross_entropy else "plain",
@@ -162,6 +221,7 @@ def base_settings(model: Model, method: Method, tier: Tier) -> Settings:
         liger=modern and shape.liger,
         optimizer="adamw_torch_fused",
     )
+    return replace(first, accumulation=rows(first, method.update_tokens, tier.world) // tier.world)
 
 
 def spreads(s: Settings, tier: Tier) -> Iterator[Settings]:
@@ -187,27 +247,21 @@ def spreads(s: Settings, tier: Tier) -> Iterator[Settings]:
             yield replace(s, sharding=stage)
 
 
-def batches(s: Settings, batch: int, tier: Tier) -> Iterator[int]:
-    """The micro batches that divide the effective batch, smallest first."""
-    share = batch // tier.world
-    yield from (size for size in range(1, share + 1) if share % size == 0)
-
-
 def choose(model: Model, method: Method, tier: Tier) -> Plan | None:
     """The fastest plan that fits, by the rules above; None where none fits with at least 1024 tokens."""
-    found = chosen(model.key, method.adapter, method.rank, bool(method.dropout), method.effective_batch, tier.key)
+    found = chosen(model.key, method.adapter, method.rank, bool(method.dropout), method.update_tokens, tier.key)
     if found and found.settings.dropout:
         return replace(found, settings=replace(found.settings, dropout=method.dropout))
     return found
 
 
 @cache
-def chosen(model: str, adapter: str | None, rank: int, dropout: bool, batch: int, tier: str) -> Plan | None:
+def chosen(model: str, adapter: str | None, rank: int, dropout: bool, tokens: int, tier: str) -> Plan | None:
     """`choose` by keys, so that methods which differ in nothing that decides share one plan."""
     method = next(
         each
         for each in catalog.methods().values()
-        if (each.adapter, each.rank, bool(each.dropout), each.effective_batch) == (adapter, rank, dropout, batch)
+        if (each.adapter, each.rank, bool(each.dropout), each.update_tokens) == (adapter, rank, dropout, tokens)
     )
     return search(catalog.models()[model], method, catalog.tiers()[tier])
 
@@ -227,24 +281,30 @@ def search(model: Model, method: Method, tier: Tier) -> Plan | None:
         wide = replace(first, bits=bits, kernels=first.kernels and bits != 8)
         lengths = [each for each in SEQUENCES if each <= model.context]
         for length, offload in itertools.product(lengths, OFFLOADS):
-            tried = spreads(replace(wide, sequence_len=length, offload=offload), tier)
-            found = [plan for each in tried for plan in fitting(model, tier, each, method.effective_batch)]
+            ways = packings(replace(wide, sequence_len=length, offload=offload), method, tier)
+            tried = (spread for way in ways for spread in spreads(way, tier))
+            found = [plan for each in tried for plan in fitting(model, tier, each, method.update_tokens)]
             if found:
-                return min(found, key=lambda plan: plan.seconds)
+                return max(found, key=lambda plan: plan.tokens_per_second)
     return None
 
 
 def possible(method: Method, tier: Tier) -> bool:
-    """Whether a method can be run on a tier at all: its devices divide the effective batch, its precision trains it."""
-    return method.effective_batch % tier.world == 0 and (method.adapter is not None or tier.precision != "fp16")
+    """Whether a method can be run on a tier: by its precision, and an episode a device makes no update too large."""
+    small = tier.world * catalog.episodes().mean <= MOST_TOKENS * method.update_tokens
+    return small and (method.adapter is not None or tier.precision != "fp16")
 
 
-def fitting(model: Model, tier: Tier, s: Settings, batch: int) -> Iterator[Plan]:
-    """The plans of one spread that fit, by micro batch and checkpointing; memory grows with both, so it stops early."""
+def fitting(model: Model, tier: Tier, s: Settings, tokens: int) -> Iterator[Plan]:
+    """The plans of one spread that fit, by micro batch and checkpointing; memory grows with both, so it stops early.
+
+    `tokens`: those of an update, at least.
+    """
+    share = rows(s, tokens, tier.world) // tier.world
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
     for checkpointing in (True, False):
-        for size in batches(s, batch, tier):
-            accumulation = batch // (size * tier.world)
-            tried = replace(s, micro_batch=size, accumulation=accumulation, checkpointing=checkpointing)
+        for size in sizes:
+            tried = replace(s, micro_batch=size, accumulation=share // size, checkpointing=checkpointing)
             plan = of(model, tier, tried)
             if not plan.fits:
                 if size == 1 and checkpointing:
@@ -296,7 +356,10 @@ def advice(plan: Plan) -> list[Change]:
         tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
     for length in (s.sequence_len // 2, s.sequence_len // 4):
         if length >= 512:
-            tried.append((f"sequences of {length} tokens", {"sequence_len": length}, replace(s, sequence_len=length)))
+            shorter, keys = at_length(s, length), {"sequence_len": length}
+            if shorter.accumulation != s.accumulation:
+                keys["gradient_accumulation_steps"] = shorter.accumulation
+            tried.append((f"sequences of {length} tokens", keys, shorter))
     if "8bit" not in s.optimizer and s.sharding in ("none", "ddp"):
         tried.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}, replace(s, optimizer="adamw_8bit")))
     if not s.rank and s.optimizer == "adamw_8bit":
@@ -366,6 +429,10 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
     plugins = " ".join(recipe.get("plugins") or [])
     targets = recipe.get("lora_target_modules")
     validates = recipe.get("val_set_size") or recipe.get("test_datasets")
+    packed = bool(recipe.get("sample_packing"))
+    evaluation = int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1) if validates else 0
+    if validates and packed and recipe.get("eval_sample_packing") is not False:
+        evaluation = None
     cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins
     fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins
     return Settings(
@@ -386,8 +453,8 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         trained_layers=len(layers) if isinstance(layers, list) else None,
         targets=tuple(targets) if isinstance(targets, list) and not recipe.get("lora_target_linear") else None,
         whole=len(recipe.get("lora_modules_to_save") or []) if adapter else 0,
-        evaluation=int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1) if validates else 0,
-        packed=bool(recipe.get("sample_packing")),
+        evaluation=evaluation,
+        packed=packed,
         # Axolotl 0.19, loaders/model.py, _configure_embedding_dtypes.
         wide=not adapter and tier.precision != "fp32" and "flash" not in attention and sharding != "fsdp2" and not cut,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from tools.recipes.plan import Plan
 RECIPES = run_folder.ROOT / "recipes"
 # The line that says that a file is ours, and whether it is still as we wrote it.
 HASH = re.compile(r"^(?:# |<!-- |  \"hash\": \")hash ([0-9a-f]{16})(?: -->|\",)?$", re.MULTILINE)
+
+# Validation episodes: so many times the tokens of one batch on all devices, since rows do not end alike.
+SPARE_VALIDATION = 1.33
 
 
 def planned() -> Iterator[tuple[Tier, Model, Method, Plan]]:
@@ -72,6 +76,7 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         "learning_rate": index.number(method.rate(model)),
         "lora_dropout": method.dropout,
     }
+    values["val_set_size"] = validation(found)
     values |= {key: index.number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
     changes, disk = plan.advice(found)[:2], dict(plan.disk(found))
     text = templates.template("axolotl/recipe.yaml.j2").render(
@@ -82,7 +87,7 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         s=s,
         name=title,
         world=tier.world,
-        batch=s.micro_batch * s.accumulation * tier.world,
+        update_tokens=f"{round(found.update_tokens, -2):,.0f}",
         precision=tier.precision,
         tier_words=tier_words(tier),
         parts=sizes(dict(found.parts)),
@@ -97,6 +102,19 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         careful=next((each.key for each in catalog.methods().values() if each.variant_of == method.key), ""),
     )
     return sealed(text)
+
+
+def validation(found: Plan) -> float:
+    """The share of the episodes that is kept for validation: so many that, packed, they fill a batch on each device.
+
+    Axolotl 0.19 leaves out what does not, and where that is all, there is no loss by which the best checkpoint is
+    chosen (core/trainers/base.py, drop_last). The shipped episodes fill the batch with a third to spare.
+    """
+    share, s, known = catalog.training().val_set_size, found.settings, catalog.episodes()
+    if s.packed:
+        batch = s.micro_batch * found.tier.world * plan.row_tokens(s)
+        share = max(share, math.ceil(100 * SPARE_VALIDATION * batch / (known.count * known.mean)) / 100)
+    return share
 
 
 def chat(family: str) -> str:

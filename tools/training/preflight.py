@@ -128,7 +128,7 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
     model = catalog.model_of(str(recipe.settings["base_model"]))
     findings = [
         *rates(recipe, model),
-        *batch(recipe),
+        *batch(recipe, lengths),
         *precision(recipe, machine),
         *gate(recipe, model, machine),
         *sharding(recipe),
@@ -169,13 +169,20 @@ def rates(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
         )
 
 
-def batch(recipe: Recipe) -> Iterator[Finding]:
-    """An effective batch that is not the method's, on a tier of several devices: the recipe was made for another."""
-    settings, world = recipe.settings, recipe.tier.world
-    wanted = catalog.methods()[method_of(settings)].effective_batch
-    product = int(settings.get("micro_batch_size") or 1) * int(settings.get("gradient_accumulation_steps") or 1)
-    if recipe.tier.gpu and product * world != wanted:
-        what = f"{product} x {world} devices = {product * world} episodes an update; the method has {wanted}"
+def batch(recipe: Recipe, lengths: Sequence[int] = ()) -> Iterator[Finding]:
+    """An update of far more or fewer tokens than the method's: it was made for other devices, or other data.
+
+    `lengths`: tokens of each episode, where they are known; else they are taken to be as the shipped ones.
+    """
+    s, world = plan.from_recipe(recipe.settings, recipe.tier), recipe.tier.world
+    wanted = catalog.methods()[method_of(recipe.settings)].update_tokens
+    rows = s.micro_batch * s.accumulation * world
+    mean = sum(lengths) / len(lengths) if lengths else catalog.episodes().mean
+    tokens = rows * (plan.row_tokens(s) if s.packed else min(mean, s.sequence_len))
+    if recipe.tier.gpu and not wanted / plan.MOST_TOKENS <= tokens <= wanted * plan.MOST_TOKENS:
+        devices = f" on {world} devices" if world > 1 else ""
+        kind = f"packed rows of {s.sequence_len}" if s.packed else "episodes"
+        what = f"{rows} {kind}{devices} are about {tokens:,.0f} tokens an update; the method has {wanted:,}"
         where = recipe.at("gradient_accumulation_steps")
         yield Finding("advice", what, where, "change it, or the learning rate with it")
 

@@ -175,7 +175,7 @@ def world(tier: Tier, launch: Launch) -> int:
 def compose(recipe: Recipe, base: str, launch: Launch) -> dict[str, Any]:
     """The recipe as it is run here: the base, the run's folders, resume, this many processes, and what a CPU needs.
 
-    The effective batch stays as the recipe and its tier have it. Raises BadInput when the processes do not divide it.
+    The rows of an update stay as the recipe and its tier have them, or nearly so (`spread`).
     """
     this, tier = recipe.run, recipe.tier
     composed = {
@@ -212,17 +212,20 @@ def tokenisers(size: int, cores: int) -> int:
 
 
 def spread(recipe: Recipe, world: int) -> dict[str, int]:
-    """Micro batch and accumulation that reach the recipe's effective batch with `world` processes.
+    """Micro batch and accumulation with which `world` processes reach the rows that the recipe has in an update.
 
-    Raises BadInput when they cannot.
+    Where they do not share them evenly, an update has the fewest rows more. Raises BadInput for more than 1.5 times.
     """
     micro = int(recipe.settings.get("micro_batch_size") or 1)
     batch = micro * int(recipe.settings.get("gradient_accumulation_steps") or 1) * recipe.tier.world
-    if batch % world:
-        why = f"{batch} episodes an update cannot be shared by {world} processes"
-        raise BadInput(f"{recipe.path}: {why}; GPUS and NODES must divide it")
-    micro = math.gcd(micro, batch // world)
-    return {"micro_batch_size": micro, "gradient_accumulation_steps": batch // world // micro}
+    share = math.ceil(batch / world)
+    if share * world > plan.MOST_TOKENS * batch:
+        why = f"{batch} rows an update are too few for {world} processes"
+        raise BadInput(f"{recipe.path}: {why}; fewer GPUS or NODES, or a larger gradient_accumulation_steps")
+    if share * world != batch:
+        print(f"train: {world} processes make updates of {share * world} rows; the recipe has {batch}")
+    micro = math.gcd(micro, share)
+    return {"micro_batch_size": micro, "gradient_accumulation_steps": share // micro}
 
 
 def bf16_pays() -> bool:

@@ -61,6 +61,9 @@ Quant = Annotated[str, typer.Option("--quant", callback=one_quant, help="F16, Q8
 Quants = Annotated[
     str, typer.Option("--quant", callback=quants, help="one or more of llama-quantize's types: 'Q4_K_M Q8_0'")
 ]
+NumCtx = Annotated[
+    int, typer.Option("--num-ctx", min=0, help="tokens that the model remembers; 0: chosen by data and memory")
+]
 HeldOut = Annotated[str, typer.Option("--held-out", help="a file of episodes in place of data/test.jsonl")]
 
 
@@ -459,12 +462,13 @@ def export(
     base: Base = "",
     adapter: Adapter = "",
     name: Name = "",
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Write folders for other servers and for the hub, each with its exact command; nothing is uploaded."""
     from tools.pipeline.serving import write_exports
     from tools.pipeline.trained import tuned
 
-    write_exports(tuned(recipe, base, adapter, tier), quant, name, to)
+    write_exports(tuned(recipe, base, adapter, tier, num_ctx), quant, name, to)
 
 
 @app.command(epilog="Example: ollama qwen7b-qlora --quant Q4_K_M --name react-mine")
@@ -480,12 +484,13 @@ def ollama(
     ] = False,
     adapter_only: AdapterOnly = False,
     ollama_base: Annotated[str, typer.Option(help="with --adapter-only: a base model that Ollama already has")] = "",
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Import the model into Ollama, after proof that it sees the tokens of training and that its answers end."""
     from tools.pipeline.serving import give_adapter_to_ollama, give_to_ollama
     from tools.pipeline.trained import tuned
 
-    model = tuned(recipe, base, adapter, tier)
+    model = tuned(recipe, base, adapter, tier, num_ctx)
     if adapter_only:
         give_adapter_to_ollama(model, quant, name, ollama_base, force)
     else:
@@ -508,6 +513,7 @@ def parity(
         bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
     ] = None,
     as_json: Json = False,
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Compare the tokens, and answers, of training and of serving; show the first difference and its cause."""
     from tools.pipeline.serving import check_file_parity, check_parity
@@ -516,7 +522,7 @@ def parity(
     if gguf:
         check_file_parity(gguf, recipe, base, held_out, adapter, name, bool(greedy), as_json)
     else:
-        check_parity(tuned(recipe, base, adapter, tier), quant, name, greedy is not False, as_json, held_out)
+        check_parity(tuned(recipe, base, adapter, tier, num_ctx), quant, name, greedy is not False, as_json, held_out)
 
 
 @app.command(epilog="Example: eval qwen7b-qlora --rooms 48")
@@ -528,12 +534,13 @@ def eval(
     base: Base = "",
     adapter: Adapter = "",
     name: Name = "",
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Let the base and the tuned model play the same unseen rooms."""
     from tools.pipeline.evaluation import play_games
     from tools.pipeline.trained import tuned
 
-    play_games(tuned(recipe, base, adapter, tier), quant, rooms, name)
+    play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name)
 
 
 @app.command(epilog="Example: demo smollm2-135m-lora")

@@ -290,12 +290,34 @@ def new(
     method: Annotated[str, typer.Argument(help="lora, qlora, full, lora-regularised")],
     out: Annotated[str, typer.Argument(help="the file to write")],
     tier: TierName = "",
+    seq: Seq = 0,
     force: Replace = False,
 ) -> None:
-    """Copy a recipe to a file of your own, to edit."""
+    """Copy a recipe to a file of your own, to edit; with --seq, planned anew for sequences of that length."""
     from tools.recipes import commands
 
-    commands.new(model, method, tier, out, force)
+    commands.new(model, method, tier, out, force, seq)
+
+
+@app.command(epilog="Example: fit my.jsonl qwen7b my.yaml --gpu rtx4090")
+def fit(
+    data: Annotated[str, typer.Argument(help="a JSONL file of messages, one episode per line")],
+    model: Annotated[str, typer.Argument(help="a model's key (qwen7b)")],
+    out: Annotated[str, typer.Argument(help="the recipe to write")],
+    method: Annotated[
+        str, typer.Option(help="lora, qlora, full, lora-regularised; by default lora, or qlora where that does not fit")
+    ] = "",
+    tier: TierName = "",
+    gpu: GpuName = "",
+    gpus: Annotated[int, typer.Option(min=0, help="how many of them; 0: one, or all of this machine")] = 0,
+    base: Annotated[str, typer.Option("--base", help="a folder or hub name whose tokenizer counts the tokens")] = "",
+    seq: Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens; 0: by the data")] = 0,
+    force: Replace = False,
+) -> None:
+    """Write a recipe that fits your episodes: sequence, batch, epochs; say what it cuts and takes."""
+    from tools.pipeline import fit
+
+    fit.fit(data, model, out, method, tier, gpu, gpus, base, seq, force)
 
 
 @app.command(epilog="Example: diff qwen7b-lora my.yaml")
@@ -344,7 +366,8 @@ def check(
     elif not recipe:
         raise click.UsageError("check: name a recipe, or --all", click.get_current_context())
     else:
-        on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+        on = commands.tier_for(tier, gpu, gpus)
+        changes = commands.with_length(change, seq, recipe, on)
         check_recipe(open_recipe(recipe, on, base, changes, data), force, as_json)
 
 
@@ -372,7 +395,8 @@ def train(
     from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+    on = commands.tier_for(tier, gpu, gpus)
+    changes = commands.with_length(change, seq, recipe, on)
     asked, launch = open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes, rank, master, port)
     if dry_run:
         submit_recipe(asked, launch, "dry-run")
@@ -399,7 +423,8 @@ def submit(
     from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+    on = commands.tier_for(tier, gpu, gpus)
+    changes = commands.with_length(change, seq, recipe, on)
     submit_recipe(open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes), to)
 
 

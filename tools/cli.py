@@ -44,7 +44,7 @@ Name = Annotated[str, typer.Option("--name", help="the model's name in Ollama (r
 TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by default this machine's")]
 GpuName = Annotated[str, typer.Option("--gpu", help="a GPU by name (rtx4090) to take the tier from, with --gpus")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's; may be repeated")]
-Seq = Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens; 0: the recipe's")]
+Seq = Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens, planned to fit; 0: the recipe's")]
 Data = Annotated[str, typer.Option("--data", help="training data in place of the recipe's: messages as JSONL")]
 Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode per line")]
 Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as many as the tier has devices")]

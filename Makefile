@@ -93,8 +93,11 @@ recommend: .venv/.ready ## what this machine can train (or GPU=rtx4090 GPUS=2)
 plan: .venv/.ready ## where a recipe's memory goes, and whether it fits (RECIPE= TIER= GPU= GPUS= SEQ= SET=)
 	@$(TOOLS) plan
 
-new: .venv/.ready ## copy a recipe to edit (MODEL=qwen7b METHOD=qlora TIER=24gb OUT=my.yaml FORCE=1)
+new: .venv/.ready ## copy a recipe to edit (MODEL=qwen7b METHOD=qlora TIER=24gb SEQ= OUT=my.yaml FORCE=1)
 	@$(TOOLS) new
+
+fit: setup ## a recipe for your episodes: sequence, batch, epochs (DATA=my.jsonl MODEL=qwen7b OUT=my.yaml METHOD= TIER= GPU= GPUS= BASE= SEQ= FORCE=1)
+	@$(TOOLS) fit
 
 diff: .venv/.ready ## what differs between two recipes (A=... B=...)
 	@$(TOOLS) diff
@@ -120,7 +123,7 @@ ray: .venv/.ready ## the same for a Ray cluster (RECIPE= TIER= NODES=)
 gguf: $(if $(value ADAPTER),setup,train) ## adapter and base to GGUF in one pass (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1)
 	@$(TOOLS) gguf
 
-ollama: gguf ## import the model into Ollama, its tokens proven (RECIPE= QUANT= NAME= FORCE=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1 OLLAMA_BASE=)
+ollama: gguf ## import the model into Ollama, its tokens proven (RECIPE= QUANT= NAME= NUM_CTX= FORCE=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1 OLLAMA_BASE=)
 	@$(TOOLS) ollama
 
 parity: $(if $(value GGUF),setup,gguf) ## the same tokens and answers in training and in every server, or the first difference (RECIPE= GREEDY=0 JSON=1; GGUF= BASE= of any)

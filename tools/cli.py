@@ -44,7 +44,7 @@ Name = Annotated[str, typer.Option("--name", help="the model's name in Ollama (r
 TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by default this machine's")]
 GpuName = Annotated[str, typer.Option("--gpu", help="a GPU by name (rtx4090) to take the tier from, with --gpus")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's; may be repeated")]
-Seq = Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens; 0: the recipe's")]
+Seq = Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens, planned to fit; 0: the recipe's")]
 Data = Annotated[str, typer.Option("--data", help="training data in place of the recipe's: messages as JSONL")]
 Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode per line")]
 Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as many as the tier has devices")]
@@ -60,6 +60,9 @@ AdapterOnly = Annotated[bool, typer.Option("--adapter-only", help="a GGUF of the
 Quant = Annotated[str, typer.Option("--quant", callback=one_quant, help="F16, Q8_0, Q4_K_M ...")]
 Quants = Annotated[
     str, typer.Option("--quant", callback=quants, help="one or more of llama-quantize's types: 'Q4_K_M Q8_0'")
+]
+NumCtx = Annotated[
+    int, typer.Option("--num-ctx", min=0, help="tokens that the model remembers; 0: chosen by data and memory")
 ]
 HeldOut = Annotated[str, typer.Option("--held-out", help="a file of episodes in place of data/test.jsonl")]
 
@@ -287,12 +290,34 @@ def new(
     method: Annotated[str, typer.Argument(help="lora, qlora, full, lora-regularised")],
     out: Annotated[str, typer.Argument(help="the file to write")],
     tier: TierName = "",
+    seq: Seq = 0,
     force: Replace = False,
 ) -> None:
-    """Copy a recipe to a file of your own, to edit."""
+    """Copy a recipe to a file of your own, to edit; with --seq, planned anew for sequences of that length."""
     from tools.recipes import commands
 
-    commands.new(model, method, tier, out, force)
+    commands.new(model, method, tier, out, force, seq)
+
+
+@app.command(epilog="Example: fit my.jsonl qwen7b my.yaml --gpu rtx4090")
+def fit(
+    data: Annotated[str, typer.Argument(help="a JSONL file of messages, one episode per line")],
+    model: Annotated[str, typer.Argument(help="a model's key (qwen7b)")],
+    out: Annotated[str, typer.Argument(help="the recipe to write")],
+    method: Annotated[
+        str, typer.Option(help="lora, qlora, full, lora-regularised; by default lora, or qlora where that does not fit")
+    ] = "",
+    tier: TierName = "",
+    gpu: GpuName = "",
+    gpus: Annotated[int, typer.Option(min=0, help="how many of them; 0: one, or all of this machine")] = 0,
+    base: Annotated[str, typer.Option("--base", help="a folder or hub name whose tokenizer counts the tokens")] = "",
+    seq: Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens; 0: by the data")] = 0,
+    force: Replace = False,
+) -> None:
+    """Write a recipe that fits your episodes: sequence, batch, epochs; say what it cuts and takes."""
+    from tools.pipeline import fit
+
+    fit.fit(data, model, out, method, tier, gpu, gpus, base, seq, force)
 
 
 @app.command(epilog="Example: diff qwen7b-lora my.yaml")
@@ -341,7 +366,8 @@ def check(
     elif not recipe:
         raise click.UsageError("check: name a recipe, or --all", click.get_current_context())
     else:
-        on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+        on = commands.tier_for(tier, gpu, gpus)
+        changes = commands.with_length(change, seq, recipe, on)
         check_recipe(open_recipe(recipe, on, base, changes, data), force, as_json)
 
 
@@ -369,7 +395,8 @@ def train(
     from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+    on = commands.tier_for(tier, gpu, gpus)
+    changes = commands.with_length(change, seq, recipe, on)
     asked, launch = open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes, rank, master, port)
     if dry_run:
         submit_recipe(asked, launch, "dry-run")
@@ -396,7 +423,8 @@ def submit(
     from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    on, changes = commands.tier_for(tier, gpu, gpus), commands.with_length(change, seq)
+    on = commands.tier_for(tier, gpu, gpus)
+    changes = commands.with_length(change, seq, recipe, on)
     submit_recipe(open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes), to)
 
 
@@ -459,12 +487,13 @@ def export(
     base: Base = "",
     adapter: Adapter = "",
     name: Name = "",
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Write folders for other servers and for the hub, each with its exact command; nothing is uploaded."""
     from tools.pipeline.serving import write_exports
     from tools.pipeline.trained import tuned
 
-    write_exports(tuned(recipe, base, adapter, tier), quant, name, to)
+    write_exports(tuned(recipe, base, adapter, tier, num_ctx), quant, name, to)
 
 
 @app.command(epilog="Example: ollama qwen7b-qlora --quant Q4_K_M --name react-mine")
@@ -480,12 +509,13 @@ def ollama(
     ] = False,
     adapter_only: AdapterOnly = False,
     ollama_base: Annotated[str, typer.Option(help="with --adapter-only: a base model that Ollama already has")] = "",
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Import the model into Ollama, after proof that it sees the tokens of training and that its answers end."""
     from tools.pipeline.serving import give_adapter_to_ollama, give_to_ollama
     from tools.pipeline.trained import tuned
 
-    model = tuned(recipe, base, adapter, tier)
+    model = tuned(recipe, base, adapter, tier, num_ctx)
     if adapter_only:
         give_adapter_to_ollama(model, quant, name, ollama_base, force)
     else:
@@ -508,6 +538,7 @@ def parity(
         bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
     ] = None,
     as_json: Json = False,
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Compare the tokens, and answers, of training and of serving; show the first difference and its cause."""
     from tools.pipeline.serving import check_file_parity, check_parity
@@ -516,7 +547,7 @@ def parity(
     if gguf:
         check_file_parity(gguf, recipe, base, held_out, adapter, name, bool(greedy), as_json)
     else:
-        check_parity(tuned(recipe, base, adapter, tier), quant, name, greedy is not False, as_json, held_out)
+        check_parity(tuned(recipe, base, adapter, tier, num_ctx), quant, name, greedy is not False, as_json, held_out)
 
 
 @app.command(epilog="Example: eval qwen7b-qlora --rooms 48")
@@ -528,12 +559,13 @@ def eval(
     base: Base = "",
     adapter: Adapter = "",
     name: Name = "",
+    num_ctx: NumCtx = 0,
 ) -> None:
     """Let the base and the tuned model play the same unseen rooms."""
     from tools.pipeline.evaluation import play_games
     from tools.pipeline.trained import tuned
 
-    play_games(tuned(recipe, base, adapter, tier), quant, rooms, name)
+    play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name)
 
 
 @app.command(epilog="Example: demo smollm2-135m-lora")

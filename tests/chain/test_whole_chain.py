@@ -97,7 +97,7 @@ def test_ollama_gets_the_model_with_the_tokens_of_training(outputs: Path, folder
     without = "chain ends in llama-server" in printed
     assert found["sides"] == ["transformers", "llama-server", *([] if without else ["Ollama"])]
     modelfile = (folder / "Modelfile").read_text()
-    for line in ("FROM ./model-q8_0.gguf", "PARAMETER num_ctx 2048", 'PARAMETER stop "<|im_end|>"', "SYSTEM "):
+    for line in ("FROM ./model-q8_0.gguf", "PARAMETER num_ctx 8192", 'PARAMETER stop "<|im_end|>"', "SYSTEM "):
         assert line in modelfile
 
 

@@ -29,7 +29,10 @@ def this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run_folder.Run:
     this = recipe.open_recipe(NAME).run
     this.adapter.mkdir(parents=True)
     (this.adapter / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    files.write_json(this.folder / "run.json", {"train": {"inputs": {"recipe": "abc", "data": "def", "base": "123"}}})
+    inputs = {"recipe": "abc", "data": "def", "base": "123"}
+    files.write_json(
+        this.folder / "run.json", {"train": {"inputs": inputs}, "check": {"inputs": inputs, "longest": 939}}
+    )
     shutil.copy2(recipe.find(NAME), this.recipe)
     files.write(this.gguf("Q8_0"), b"GGUF")
     return this
@@ -46,8 +49,16 @@ def test_ollama_is_told_what_training_saw(this: run_folder.Run) -> None:
     assert wanted.name == "react-smollm2"
     assert wanted.system == data["messages"][0]["content"]
     assert wanted.stop == ["<|im_end|>"]
-    assert wanted.parameters["num_ctx"] == 2048
+    assert wanted.parameters["num_ctx"] == 8192
+    assert "# num_ctx: at least 8192; KV cache 0.18 GiB a conversation.\n" in ollama.modelfile(wanted)
     assert "<|im_start|>" in ollama.modelfile(wanted) and "recipe abc" in ollama.modelfile(wanted)
+
+
+@pytest.mark.heavy
+def test_without_a_check_of_the_same_data_the_longest_episode_is_counted(this: run_folder.Run) -> None:
+    for noted in ({}, {"check": {"inputs": {"data": "of another", "base": "123"}, "longest": 7}}):
+        files.write_json(this.folder / "run.json", {"train": this.provenance()["train"]} | noted)
+        assert tuned(NAME).longest == 939
 
 
 def said_by_modelfile(made: Any) -> dict[str, float]:

@@ -17,7 +17,7 @@ def test_anothers_adapter_gets_a_run_of_its_own(others: tuple[Path, Path]) -> No
     source, adapter = others
     model = tuned("", str(source), str(adapter))
     assert model.run.folder == run_folder.outputs() / "adapters" / "their-adapter"
-    assert (model.name, model.base, model.sequence_len) == ("their-adapter", source, 1024)
+    assert (model.name, model.base, model.longest) == ("their-adapter", source, 0)
     assert model.metadata["react_recipes.adapter_sha256"] == files.sha256(adapter)
     assert model.metadata["react_recipes.base_model"] == str(source)
     assert "react_recipes.data_sha256" not in model.metadata

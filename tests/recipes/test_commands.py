@@ -125,5 +125,34 @@ def test_a_gpu_by_name_is_its_tier() -> None:
     assert commands.tier_for("", "rtx4090", 0) == "24gb" and commands.tier_for("", "RTX 4090", 2) == "2x24gb"
     with pytest.raises(BadInput, match="a tier or a GPU, not both"):
         commands.tier_for("cpu", "rtx4090", 0)
-    assert commands.with_length(["lora_r=8"], 0) == ["lora_r=8"]
-    assert commands.with_length(["lora_r=8"], 4096) == ["lora_r=8", "sequence_len=4096"]
+
+
+def test_another_sequence_length_comes_with_what_makes_it_fit() -> None:
+    assert commands.with_length(["lora_r=8"], 0, "qwen7b-qlora", "24gb") == ["lora_r=8"]
+    assert commands.with_length(["lora_r=8"], 4096, "my.yaml", "") == ["lora_r=8", "sequence_len=4096"]
+    own = dict(recipe.open_recipe("24gb/qwen3b-lora").settings)
+    longer = recipe.overrides(commands.with_length([], 8192, "qwen3b-lora", "24gb"))
+    assert longer == {"sequence_len": 8192, "gradient_checkpointing": True}
+    found = commands.planned("qwen3b-lora", "24gb", "", 0, {}, 8192)
+    assert found.fits and found.settings == plan.from_recipe(own | longer, found.tier)
+    # What a person sets is left to the person.
+    kept = commands.with_length(["gradient_checkpointing=false"], 8192, "qwen3b-lora", "24gb")
+    assert recipe.overrides(kept) == {"gradient_checkpointing": False, "sequence_len": 8192}
+
+
+def test_a_copy_is_planned_anew_for_another_sequence_length(tmp_path: Path) -> None:
+    out = tmp_path / "long.yaml"
+    commands.new("qwen7b", "qlora", "24gb", str(out), seq=8192)
+    made = recipe.read_recipe(out)
+    assert made.settings["sequence_len"] == 8192 and "# from 24gb/qwen7b-qlora" in made.text
+    assert f"make train RECIPE={out} TIER=24gb" in made.text
+    found = plan.of(catalog.models()["qwen7b"], made.tier, plan.from_recipe(made.settings, made.tier))
+    assert found.fits
+    with pytest.raises(
+        BadInput, match="6gb/qwen7b-lora: 8192 tokens do not fit; make plan RECIPE=6gb/qwen7b-lora SEQ=8192"
+    ):
+        commands.new("qwen7b", "lora", "6gb", str(tmp_path / "no.yaml"), seq=8192)
+    with pytest.raises(BadInput, match="context ends at 32768 tokens"):
+        commands.new("qwen7b", "qlora", "80gb", str(tmp_path / "no.yaml"), seq=65536)
+    with pytest.raises(BadInput, match="context of Qwen2.5-7B-Instruct ends at 32768 tokens"):
+        commands.planned("qwen7b-qlora", "80gb", "", 0, {}, 65536)

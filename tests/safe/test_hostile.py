@@ -20,7 +20,8 @@ from tests.parts.said import said
 from tools import BadInput, Failed
 from tools.core import catalog, chunks, hf_folder, run_folder, trajectory
 from tools.gguf import base, convert, find_base, header, llamacpp, lora, unpack
-from tools.pipeline.trained import CONTEXT, of_adapter
+from tools.pipeline import context
+from tools.pipeline.trained import of_adapter
 from tools.recipes import recipe
 
 pytestmark = pytest.mark.heavy
@@ -316,9 +317,10 @@ def test_a_base_whose_context_is_no_length_is_one_line(
     folder: Path, adapter: Path, length: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(folder.parent / "outputs"))
-    assert of_adapter(adapter, str(folder)).sequence_len == CONTEXT
+    model, gguf = of_adapter(adapter, str(folder)), folder / "model.gguf"
+    assert context.choose(context.limits_of(model, gguf)).tokens == context.LEAST
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": length}))
-    refused(lambda: of_adapter(adapter, str(folder)), "config.json: max_position_embeddings is")
+    refused(lambda: context.limits_of(model, gguf), "config.json: max_position_embeddings is")
 
 
 def test_peft_is_not_given_a_pattern_that_never_ends(adapter: Path) -> None:

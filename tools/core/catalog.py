@@ -54,6 +54,7 @@ class Architecture(Fact):
     liger: bool
     cut_cross_entropy: bool
     tied: bool = False
+    full_every: Size = 1
 
 
 class Sizes(Fact):
@@ -72,6 +73,8 @@ class Sizes(Fact):
 class Model(Fact):
     """A base model. `context`: tokens; `parameters`: elements of all weights on the hub.
 
+    `window`: tokens that a layer looks back, but for every so manyth (`full_every` of its architecture); None: all.
+
     `tower`: those of them beside the language model; `stored_twice`: those that are loaded once. `strips`: control
     tokens beside `eos` that its tokenizer lets take the white space around them. `auto_map`: its settings on the hub
     name code for an older transformers, which has a class of its own for it since. `first_try`: the one to try new data
@@ -87,6 +90,7 @@ class Model(Fact):
     eos: str
     strips: tuple[str, ...] = ()
     context: Size
+    window: Size | None = None
     architecture: str
     sizes: Sizes
     parameters: int
@@ -483,6 +487,7 @@ def described(config: Mapping[str, Any], key: str, hub: str) -> Model:
             family="",
             eos="",
             context=config.get("max_position_embeddings", 4096),
+            window=config.get("sliding_window") if architectures()[architecture].full_every > 1 else None,
             architecture=architecture,
             sizes=sizes,
             parameters=0,

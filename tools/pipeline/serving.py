@@ -15,6 +15,7 @@ from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, quote, trajectory
 from tools.core.trajectory import test_set
 from tools.gguf import base
+from tools.pipeline import context
 from tools.pipeline.model import f16_told, make_adapter_gguf, make_gguf, merge_adapter
 from tools.pipeline.trained import Tuned, run_and_name
 
@@ -46,6 +47,7 @@ def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> 
         asked = f"RECIPE={model.name}" if model.run.recipe.exists() else f"ADAPTER={model.adapter}"
         raise BadInput(f"{file}: not there; make gguf {asked} QUANT={quant} makes it")
     known = catalog.model_of(model.base_name)
+    remembered = context.choose(context.limits_of(model, f16 if by_ollama else file), model.num_ctx)
     called = name or model.served
     ends = base.end_texts(model.tokenizer, model.base)
     sampled, source = sampling(model.base, known.family if known else "")
@@ -55,7 +57,8 @@ def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> 
         recipe=model.name,
         recipe_hash=model.hashes.get("recipe", model.hashes["adapter"]),
         license=known.licence if known else "that of the base model",
-        parameters={"num_ctx": model.sequence_len, **sampled},
+        parameters={"num_ctx": remembered.tokens, **sampled},
+        context_reason=remembered.why,
         sampling_source=source,
         # Where there is no such template in Go, the one in the GGUF serves.
         family=known.family if known and (ollama.TEMPLATES / f"{known.family}.gotmpl").exists() else None,
@@ -64,6 +67,11 @@ def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> 
         stop=list(dict.fromkeys([*ends, *([known.eos] if known else [])])),
         quantize=quant if by_ollama else None,
     )
+
+
+def context_line(wanted: "Spec") -> str:
+    """The tokens that a model remembers and why so many, for the screen."""
+    return f"{wanted.name}: num_ctx {wanted.parameters['num_ctx']} ({wanted.context_reason})"
 
 
 def sampling(folder: Path, family: str) -> tuple[dict[str, float], str]:
@@ -100,7 +108,9 @@ def player(model: Tuned, quant: str, who: str, called: str, force: bool = False)
     from tools.serving import ollama as server
 
     wanted = spec(model, quant, who, called)
-    if who != "tuned":
+    if who == "tuned":
+        print(context_line(wanted))
+    else:
         chat_template.tokenizer(model.base)  # The base's own template, which training may not have used, is tried.
     with contextlib.ExitStack() as stack:
         try:
@@ -109,8 +119,8 @@ def player(model: Tuned, quant: str, who: str, called: str, force: bool = False)
             print(f"{missing}: the chain ends in llama-server")
             if who == "tuned":
                 publish(None, model, wanted)
-            context = int(wanted.parameters["num_ctx"])
-            yield play.openai_chat(stack.enter_context(llamacpp.server(wanted.gguf, context, server.PARALLEL)))
+            tokens = int(wanted.parameters["num_ctx"])
+            yield play.openai_chat(stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL)))
             return
         if who == "tuned":
             publish(session.client, model, wanted, force)
@@ -281,6 +291,7 @@ def give_adapter_to_ollama(trained: Tuned, quant: str, called: str, over: str, f
         convert.build_gguf(trained.base, None, file_of(quant, "base"), quant, trained.metadata, file_of("F16", "base"))
     wanted = replace(spec(trained, quant, "base", called, not over), adapter=file, base=over)
     wanted = replace(wanted, name=wanted.name.removesuffix("-base"))
+    print(context_line(wanted))
     with this.held("ollama"), server.session() as session:
         if not force:
             server.free(session.client, wanted)
@@ -352,6 +363,7 @@ def write_exports(trained: Tuned, quant: str, called: str, to: Sequence[str]) ->
         print("huggingface: left out, since a model card tells of the training, and this adapter has no recipe of ours")
     this, wanted = trained.run, spec(trained, quant, "tuned", called)
     server.ours(wanted.name)
+    print(context_line(wanted))
     if any(each in export.MERGED for each in places):
         merge_adapter(trained)
     exported = export.Model(

@@ -2,17 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tools import BadInput
-from tools.core import files, hf_folder, quote, run_folder
+from tools.core import chat_template, files, progress, quote, run_folder, trajectory
 from tools.core.run_folder import Run
-from tools.core.trajectory import system_prompt
 from tools.gguf import base, find_base
 from tools.recipes.recipe import Recipe, open_recipe, read_recipe
-
-# Tokens that a model of another's adapter is given to remember, where its base can.
-CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,8 @@ class Tuned:
 
     `name`: the recipe's, or the adapter folder's. `served`: its name in Ollama, where NAME= says nothing else.
     `base_name`: as the recipe or a person wrote it. `hashes`: SHA-256 of the adapter and of what it was made from
-    (recipe, data, base: what is known of them). `sequence_len`: tokens. `system`: the system prompt of its data.
+    (recipe, data, base: what is known of them). `system`: the system prompt of its data. `num_ctx`: tokens that a
+    person wants it served with (NUM_CTX=), 0 to have them chosen.
     """
 
     run: Run
@@ -31,13 +29,31 @@ class Tuned:
     base: Path
     base_name: str
     hashes: dict[str, str]
-    sequence_len: int
     system: str | None = None
+    num_ctx: int = 0
 
     @property
     def tokenizer(self) -> Path:
         """The folder with the tokenizer and chat template of training: the adapter's, where it has them."""
         return self.adapter if any((self.adapter / name).is_file() for name in base.TOKENIZER_FILES) else self.base
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of its longest training episode, as the check noted them, else counted; 0 for another's adapter.
+
+        Raises BadInput for data that are no longer there.
+        """
+        if not self.run.recipe.exists():
+            return 0
+        stages = self.run.provenance()
+        checked = stages.get("check", {"inputs": {}})
+        same = all(checked["inputs"].get(key) == stages["train"]["inputs"][key] for key in ("data", "base"))
+        if same and checked.get("longest"):
+            return int(checked["longest"])
+        tokenizer = chat_template.tokenizer(self.tokenizer)
+        episodes = trajectory.read(read_recipe(self.run.recipe).data)
+        with progress.step("counting the tokens of the training data"):
+            return max(base.tokens(tokenizer, episode["messages"]) for episode in episodes)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -50,27 +66,27 @@ class Tuned:
         return about | {f"react_recipes.{key}_sha256": value for key, value in self.hashes.items()}
 
 
-def tuned(name: str, other: str = "", adapter: str = "", tier: str = "") -> Tuned:
+def tuned(name: str, other: str = "", adapter: str = "", tier: str = "", num_ctx: int = 0) -> Tuned:
     """What a recipe trained, or any `adapter` folder (ADAPTER=) with its base, which is `other` where it is given.
 
-    `tier`: of the recipe; by default this machine's. Raises BadInput when there is none, Failed when its base cannot be
-    had.
+    `tier`: of the recipe; by default this machine's. `num_ctx`: see Tuned. Raises BadInput when there is none, Failed
+    when its base cannot be had.
     """
     check_one(name, adapter, tier)
     if adapter:
-        return of_adapter(Path(adapter), other)
+        return of_adapter(Path(adapter), other, num_ctx)
     recipe = open_recipe(name, tier, other)
     this = recipe.run
     if not this.adapter.exists():
         raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
     trained = this.provenance()["train"]["inputs"]
     hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": files.sha256(this.adapter)}
-    length, words = int(recipe.settings["sequence_len"]), system_prompt(read_recipe(this.recipe).data)
+    words = trajectory.system_prompt(read_recipe(this.recipe).data)
     source, served = find_base.resolve(recipe.base), name_of(recipe)
-    return Tuned(this, recipe.name, served, this.adapter, source, recipe.base, hashes, length, words)
+    return Tuned(this, recipe.name, served, this.adapter, source, recipe.base, hashes, words, num_ctx)
 
 
-def of_adapter(folder: Path, other: str) -> Tuned:
+def of_adapter(folder: Path, other: str, num_ctx: int = 0) -> Tuned:
     """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
     from tools.gguf import lora
     from tools.training import run_axolotl
@@ -81,12 +97,8 @@ def of_adapter(folder: Path, other: str) -> Tuned:
         raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
     source = find_base.resolve(called)
     hashes = {"adapter": files.sha256(folder), "base": run_axolotl.folder_hash(source)}
-    path = source / "config.json"
-    longest = hf_folder.text_settings(files.read_object(path)).get("max_position_embeddings", CONTEXT)
-    if type(longest) is not int or longest < 1:
-        raise hf_folder.wrong(path, "max_position_embeddings", longest, "a number of tokens")
     this, served = run_and_name("", str(folder))
-    return Tuned(this, this.folder.name, served, folder, source, called, hashes, min(longest, CONTEXT))
+    return Tuned(this, this.folder.name, served, folder, source, called, hashes, num_ctx=num_ctx)
 
 
 def run_and_name(name: str, adapter: str = "", tier: str = "") -> tuple[Run, str]:

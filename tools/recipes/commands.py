@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,14 +73,11 @@ def recommend(gpu: str, gpus: int) -> None:
 
     `gpus`: how many of them, 0 for one GPU, or all of this machine. Raises BadInput for more than there are here.
     """
-    here = machine.devices()
     if gpu:
         known = catalog.gpu_of(gpu)
         tier, what = plan.for_gpu(known, gpus or 1), f"{gpus or 1} x {known.title}"
-    elif gpus > len(here):
-        raise BadInput(f"GPUS={gpus}, and this machine has {len(here) or 'none'}; GPU= names another, GPU=rtx4090")
     else:
-        tier = catalog.tiers()[machine.tier(here[:gpus] if gpus else here)]
+        tier = catalog.tiers()[machine.tier(devices_here(gpus))]
         what = f"this machine ({machine.gpu() or 'no GPU'})"
     named = tier if tier.key in catalog.tiers() else catalog.tiers()[near(tier)]
     print(f"{what}: recipes/{named.key}, {named.usable_gib} GiB a device\n")
@@ -99,6 +96,14 @@ def recommend(gpu: str, gpus: int) -> None:
     for first in (each for each in catalog.models().values() if each.first_try):
         if any(plan.choose(first, method, named) for method in methods):
             print(f"\nStart small: {first.title} soon shows whether your data teach what they should.")
+
+
+def devices_here(gpus: int) -> list[machine.Device]:
+    """So many of this machine's GPUs; 0: all. Raises BadInput for more than there are."""
+    here = machine.devices()
+    if gpus > len(here):
+        raise BadInput(f"GPUS={gpus}, and this machine has {len(here) or 'none'}; GPU= names another, GPU=rtx4090")
+    return here[:gpus] if gpus else here
 
 
 def near(tier: Tier) -> str:
@@ -120,16 +125,29 @@ def tier_for(tier: str, gpu: str, gpus: int) -> str:
     return found.key if found.key in catalog.tiers() else near(found)
 
 
-def with_length(pairs: list[str], seq: int) -> list[str]:
-    """Changes of a recipe (key=value), and the sequence length in tokens where it is not 0."""
-    return [*pairs, f"sequence_len={seq}"] if seq else pairs
+def with_length(pairs: list[str], seq: int, name: str, tier: str) -> list[str]:
+    """Changes of a recipe (key=value) and, where it is not 0, the sequence length in tokens.
+
+    For a recipe by name (`name`, on `tier` or this machine's) also what else makes it fit, but for keys in `pairs`.
+    """
+    if not seq or name.endswith((".yaml", ".yml")):
+        return [*pairs, f"sequence_len={seq}"] if seq else pairs
+    path = recipe.find(name, tier)
+    model, method, _ = model_and_method(path.stem)
+    found = plan.choose(model, method, catalog.tiers()[path.parent.name])
+    own = recipe.overrides(pairs)
+    text = index.changes(found, index.at_length(found, found.tier, seq)) if found else f"sequence_len={seq}"
+    more = {key: value for key, value in recipe.overrides([text]).items() if key not in own}
+    return [*pairs, index.assignments(more)]
 
 
 def plan_of(
     name: str, tier: str, gpu: str, gpus: int, asked: Mapping[str, int], pairs: list[str], as_json: bool
 ) -> None:
     """Print what a recipe takes with these changes: parts, total, speed, and what to change when it does not fit."""
-    found = planned(name, tier, gpu, gpus, dict(asked) | recipe.overrides(pairs))
+    wanted = dict(asked)
+    seq = wanted.pop("sequence_len", 0)
+    found = planned(name, tier, gpu, gpus, wanted | recipe.overrides(pairs), seq)
     if as_json:
         print(orjson.dumps(plan.as_json(found), option=orjson.OPT_INDENT_2).decode())
         return
@@ -162,9 +180,10 @@ def plan_of(
             print(f"  {each.words:42} {each.won:6.2f} GiB won{speed}; {mark}   {index.assignments(each.keys)}")
 
 
-def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any]) -> Plan:
+def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any], seq: int = 0) -> Plan:
     """The plan of a recipe, with changes, on a tier, on a GPU, or where it belongs.
 
+    `seq`: tokens of a sequence, for which a recipe by name is planned anew before the `changes`; 0: its own.
     A name without a recipe on that tier (what does not fit has none) is planned from its model and method all the same.
     Raises BadInput for what is not known.
     """
@@ -177,8 +196,9 @@ def planned(name: str, tier: str, gpu: str, gpus: int, changes: Mapping[str, Any
         on = plan.for_gpu(catalog.gpu_of(gpu), gpus or 1)
     if model and method:
         on = on or default_tier(recipe.tiers_of(render.name(model, method)))
-        return planned_name(model, method, with_devices(on, gpus), changes)
-    found = recipe.read_recipe(recipe.find(name), on, changes=changes)
+        return planned_name(model, method, with_devices(on, gpus), changes, seq)
+    length = {"sequence_len": seq} if seq else {}
+    found = recipe.read_recipe(recipe.find(name), on, changes={**length, **changes})
     schema.check_keys(found)
     on, base = with_devices(found.tier, gpus), str(found.settings["base_model"])
     if not (known := catalog.model_of(base)):
@@ -197,11 +217,18 @@ def with_devices(tier: Tier, gpus: int) -> Tier:
     return tier.model_copy(update={"devices": gpus}) if gpus else tier
 
 
-def planned_name(model: Model, method: Method, tier: Tier, changes: Mapping[str, Any]) -> Plan:
-    """The plan of a model and method with changes; what does not fit is shown with the settings that take the least."""
+def planned_name(model: Model, method: Method, tier: Tier, changes: Mapping[str, Any], seq: int = 0) -> Plan:
+    """The plan of a model and method with changes; what does not fit is shown with the settings that take the least.
+
+    `seq`: as in `planned`. Raises BadInput for more tokens than the model's context.
+    """
+    if seq > model.context:
+        raise BadInput(f"SEQ={seq} (--seq): the context of {model.title} ends at {model.context} tokens")
     found = plan.search(model, method, tier)
     least = plan.base_settings(model, method, tier)
     least = replace(least, sharding="none" if tier.world == 1 else "ddp", optimizer="adamw_8bit", evaluation=1)
+    if seq:
+        found, least = found and index.at_length(found, tier, seq), replace(least, sequence_len=seq)
     return plan.of(model, tier, changed(found.settings if found else least, changes))
 
 
@@ -251,27 +278,55 @@ def model_and_method(name: str) -> tuple[Model, Method, str]:
     raise AssertionError(title)
 
 
-def new(model: str, method: str, tier: str, out: str, force: bool = False) -> None:
+def new(model: str, method: str, tier: str, out: str, force: bool = False, seq: int = 0) -> None:
     """Copy the recipe of a model and method to `out`, with its own name, command and output folder.
 
-    `force`: replace a file that is there. Raises BadInput when it does not fit the tier, or `out` is there already.
+    `seq`: planned anew for sequences of so many tokens; 0: as it is. `force`: replace a file that is there.
+    Raises BadInput when it does not fit the tier, or `out` is there already.
     """
     key = catalog.pick("model", model, catalog.models()).key
     way = catalog.pick("method", method, catalog.methods()).key
-    path, target = recipe.find(f"{key}-{way}", tier), Path(out)
-    if target.suffix not in (".yaml", ".yml"):
-        raise BadInput(f"{out}: a recipe's name ends in .yaml")
-    with files.output(out, force, [path]) as beside:
-        beside.write_text(renamed(path, target), encoding="utf-8")
+    if seq:
+        source, text = with_sequence(catalog.models()[key], catalog.methods()[way], tier, seq)
+    else:
+        path = recipe.find(f"{key}-{way}", tier)
+        source, text = f"{path.parent.name}/{path.stem}", path.read_text(encoding="utf-8")
+    write_own(out, source, text, force)
     print(f"{out}: edit it, then make train {shlex.quote(f'RECIPE={out}')}")
 
 
-def renamed(path: Path, copy: Path) -> str:
-    """The text of a generated recipe as a `copy` of another name has it: its commands and folder are the copy's."""
-    tier, there = path.parent.name, quote.visible(shlex.quote(str(copy)))
-    text = render.HASH.sub(f"# from {tier}/{path.stem}", path.read_text(encoding="utf-8"), count=1)
-    text = text.replace(f"RECIPE={path.stem} TIER=", f"RECIPE={there} TIER=", 1)
-    text = text.replace(f"recipes/{tier}/{path.name}", there, 1)
+def with_sequence(model: Model, method: Method, tier: str, seq: int) -> tuple[str, str]:
+    """The name (tier/model-method) and text of the recipe that is planned for sequences of so many tokens.
+
+    `tier`: by default this machine's. Raises BadInput where it does not fit.
+    """
+    on = catalog.pick("tier", tier or machine.tier(), catalog.tiers())
+    name = f"{on.key}/{render.name(model, method)}"
+    if found := plan.search(model, method, on, (seq,)):
+        return name, render.recipe_text(on, model, method, found)
+    why = index.impossible(model, method, on, seq) or f"{seq} tokens do not fit"
+    raise BadInput(f"{name}: {why}; make plan RECIPE={name} SEQ={seq} says what to change")
+
+
+def write_own(out: str, source: str, text: str, force: bool, inputs: Sequence[str] = ()) -> None:
+    """Write the text of a generated recipe, `source` (tier/name), to a person's file `out`, as its own recipe.
+
+    Raises BadInput for a name that is no recipe's, for one of `inputs`, and where a file is there already, unless
+    `force`.
+    """
+    target = Path(out)
+    if target.suffix not in (".yaml", ".yml"):
+        raise BadInput(f"{out}: a recipe's name ends in .yaml")
+    with files.output(out, force, [recipe.RECIPES / f"{source}.yaml", *inputs]) as beside:
+        beside.write_text(renamed(text, source, target), encoding="utf-8")
+
+
+def renamed(text: str, source: str, copy: Path) -> str:
+    """The text of a generated recipe, `source`, as a `copy` of another name has it: commands and folder the copy's."""
+    there = quote.visible(shlex.quote(str(copy)))
+    text = render.HASH.sub(f"# from {source}", text, count=1)
+    text = text.replace(f"RECIPE={source.rpartition('/')[2]} TIER=", f"RECIPE={there} TIER=", 1)
+    text = text.replace(f"recipes/{source}.yaml", there, 1)
     folder = quote.yaml_scalar(f"outputs/{copy.resolve().parent.name}/{copy.stem}/checkpoints")
     return re.sub(r"^output_dir: .*$", lambda _: f"output_dir: {folder}", text, count=1, flags=re.MULTILINE)
 

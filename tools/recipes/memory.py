@@ -35,6 +35,8 @@ SHARDED_COPIES = 2
 BUCKET = 200_000_000
 # Python, torch and Axolotl in one process's memory, before a model: measured on a CPU.
 PROCESS_GIB = 1.8
+# Tokens that llama-server computes at once: its default of --ubatch-size.
+SERVER_BATCH = 512
 
 Sharding = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -321,6 +323,19 @@ def host(model: Model, s: Settings, devices: int, world: int) -> dict[str, float
     if s.offload == "parameters":
         parts["weights"] = 2.0 * model.text_parameters * here
     return {name: value / GIB for name, value in parts.items()}
+
+
+def kv_cache(model: Model, tokens: int) -> float:
+    """GiB of keys and values, 16 bits each, that a server keeps for one conversation of so many tokens.
+
+    2 x layers x kv_heads x head_dim x 2 bytes a token: https://arxiv.org/abs/2309.06180, section 3, llama.cpp's default
+    (--cache-type-k f16). A layer with a window keeps that and one batch (llama.cpp, src/llama-kv-cache-iswa.cpp).
+    """
+    z, full = model.sizes, model.sizes.layers
+    if model.window:
+        full //= model.shape.full_every
+    windowed = min(tokens, (model.window or 0) + SERVER_BATCH)
+    return 2 * 2 * z.kv_heads * z.head_dim * (full * tokens + (z.layers - full) * windowed) / GIB
 
 
 def disk(model: Model, s: Settings, checkpoints: int, cached: bool = False) -> dict[str, float]:

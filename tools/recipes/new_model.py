@@ -17,8 +17,8 @@ from tools.recipes import plan, render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What the catalog says of a model besides its sizes.
-FIELDS = ("title", "hub", "licence", "gated", "family", "eos", "strips", "context", "architecture", "parameters")
+# What the catalog says of a model besides its sizes, and the count of its parameters.
+FIELDS = ("title", "hub", "licence", "gated", "family", "eos", "strips", "context", "window", "architecture")
 
 
 def add_model(hub: str, key: str = "", dry_run: bool = False) -> None:
@@ -54,7 +54,7 @@ def add_model(hub: str, key: str = "", dry_run: bool = False) -> None:
 def entry_of(model: Model) -> str:
     """A model as catalog/models.yaml has it."""
     said = model.model_dump(exclude_defaults=True)
-    entry = {field: said[field] for field in FIELDS if field in said}
+    entry = {field: said[field] for field in (*FIELDS, "parameters") if field in said}
     entry |= {"sizes": model.sizes.model_dump(exclude={"key"})}
     if "strips" in entry:
         entry["strips"] = list(entry["strips"])

@@ -20,7 +20,7 @@ The rules, in one place:
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -266,10 +266,13 @@ def chosen(model: str, adapter: str | None, rank: int, dropout: bool, tokens: in
     return search(catalog.models()[model], method, catalog.tiers()[tier])
 
 
-def search(model: Model, method: Method, tier: Tier) -> Plan | None:
-    """`choose`, without a memory of earlier answers: for models and tiers that the catalog does not hold."""
+def search(model: Model, method: Method, tier: Tier, sequences: Sequence[int] = SEQUENCES) -> Plan | None:
+    """`choose`, without a memory of earlier answers: for models and tiers that the catalog does not hold.
+
+    `sequences`: the lengths in tokens to try, the first that fits being taken.
+    """
     if tier.precision == "fp32":
-        return on_cpu(model, method, tier)
+        return on_cpu(model, method, tier, sequences)
     if not possible(method, tier):
         return None
     first = base_settings(model, method, tier)
@@ -279,7 +282,7 @@ def search(model: Model, method: Method, tier: Tier) -> Plan | None:
     for bits in widths:
         # The LoRA kernels do not take an 8-bit base.
         wide = replace(first, bits=bits, kernels=first.kernels and bits != 8)
-        lengths = [each for each in SEQUENCES if each <= model.context]
+        lengths = [each for each in sequences if each <= model.context]
         for length, offload in itertools.product(lengths, OFFLOADS):
             ways = packings(replace(wide, sequence_len=length, offload=offload), method, tier)
             tried = (spread for way in ways for spread in spreads(way, tier))
@@ -313,7 +316,7 @@ def fitting(model: Model, tier: Tier, s: Settings, tokens: int) -> Iterator[Plan
             yield plan
 
 
-def on_cpu(model: Model, method: Method, tier: Tier) -> Plan | None:
+def on_cpu(model: Model, method: Method, tier: Tier, sequences: Sequence[int]) -> Plan | None:
     """The plan without a GPU: LoRA in float32, nothing recomputed, one episode at a time, the upper layers."""
     if method.adapter != "lora" or not tier.trained:
         return None
@@ -321,7 +324,7 @@ def on_cpu(model: Model, method: Method, tier: Tier) -> Plan | None:
     layers = round(tier.trained * model.sizes.layers)
     settings = replace(first, accumulation=1, checkpointing=False, optimizer="adamw_torch", trained_layers=layers)
     settings = replace(settings, dropout=0.0, evaluation=0)
-    plans = (of(model, tier, replace(settings, sequence_len=length)) for length in SEQUENCES)
+    plans = (of(model, tier, replace(settings, sequence_len=length)) for length in sequences)
     return next((plan for plan in plans if plan.fits), None)
 
 

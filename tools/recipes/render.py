@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tools import BadInput
@@ -67,8 +67,15 @@ def sizes(parts: dict[str, float], least: float = 0.05) -> str:
     return ", ".join(f"{what} {value:.1f}" for what, value in ordered if value >= least)
 
 
-def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
-    """The text of one recipe, with its hash."""
+def recipe_text(
+    tier: Tier,
+    model: Model,
+    method: Method,
+    found: Plan,
+    data: str = "data/train.jsonl",
+    own: Mapping[str, int | float] = {},
+) -> str:
+    """The text of one recipe, with its hash. `data`: the file it trains on; `own`: keys with values of its own."""
     s, title = found.settings, name(model, method)
     values = catalog.training().model_dump() | {
         "save_steps": 0,
@@ -77,7 +84,8 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         "lora_dropout": method.dropout,
     }
     values["val_set_size"] = validation(found)
-    values |= {key: index.number(value) if isinstance(value, float) else value for key, value in tier.changes.items()}
+    changed = {**tier.changes, **own}
+    values |= {key: index.number(value) if isinstance(value, float) else value for key, value in changed.items()}
     changes, disk = plan.advice(found)[:2], dict(plan.disk(found))
     text = templates.template("axolotl/recipe.yaml.j2").render(
         values,
@@ -85,6 +93,7 @@ def recipe_text(tier: Tier, model: Model, method: Method, found: Plan) -> str:
         method=method,
         plan=found,
         s=s,
+        data=data,
         name=title,
         world=tier.world,
         update_tokens=f"{round(found.update_tokens, -2):,.0f}",

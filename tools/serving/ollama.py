@@ -54,7 +54,8 @@ class Spec:
     `family`: the file templates/ollama/FAMILY.gotmpl; None leaves it to the template in the GGUF. `parameters`:
     num_ctx, temperature and what else Ollama samples by. `stop`: texts that end an answer. `quantize`: a type that
     Ollama itself makes of an f16 GGUF. `adapter`: a LoRA GGUF over it. `base`: a model in Ollama in place of `gguf`.
-    `sampling_source`: who advises the temperature and the like; empty where nobody does.
+    `sampling_source`: who advises the temperature and the like; empty where nobody does. `context_reason`: why num_ctx
+    is what it is.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Spec:
     adapter: Path | None = None
     base: str = ""
     sampling_source: str = ""
+    context_reason: str = ""
 
     def template(self) -> str | None:
         """The chat template in Go's syntax. Raises BadInput for a family that has none."""

@@ -317,7 +317,7 @@ def fit(
     """Write a recipe that fits your episodes: sequence, batch, epochs; say what it cuts and takes."""
     from tools.pipeline import fit
 
-    fit.fit(data, model, out, method, tier, gpu, gpus, base, seq, force)
+    fit.fit_recipe(data, model, out, method, tier, gpu, gpus, base, seq, force)
 
 
 @app.command(epilog="Example: diff qwen7b-lora my.yaml")

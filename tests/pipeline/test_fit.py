@@ -51,7 +51,7 @@ def test_a_micro_batch_is_as_long_as_its_longest() -> None:
 @pytest.mark.heavy
 def test_a_recipe_fits_the_data_and_the_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "my own.yaml"
-    fit.fit(DATA, "qwen7b", str(out), gpu="rtx3060", base_name=SMOLLM2)
+    fit.fit_recipe(DATA, "qwen7b", str(out), gpu="rtx3060", base_name=SMOLLM2)
     made = recipe.read_recipe(out)
     assert made.tier.key == "12gb" and made.settings["adapter"] == "qlora"
     assert made.settings["sequence_len"] == 1024 and made.settings["num_epochs"] == 8
@@ -64,16 +64,16 @@ def test_a_recipe_fits_the_data_and_the_gpu(tmp_path: Path, capsys: pytest.Captu
     for said in ("240 episodes", "939 at most", "holds all", "8 epochs = 112 updates", "time       about", "on less"):
         assert said in printed
     with pytest.raises(BadInput, match="is there already"):
-        fit.fit(DATA, "qwen7b", str(out), gpu="rtx3060", base_name=SMOLLM2)
+        fit.fit_recipe(DATA, "qwen7b", str(out), gpu="rtx3060", base_name=SMOLLM2)
 
 
 @pytest.mark.heavy
 def test_what_is_cut_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = episodes(tmp_path / "my.jsonl", [200] * 199 + [9000]), str(tmp_path / "my.yaml")
-    fit.fit(data, "qwen3b", out, tier="24gb", base_name=SMOLLM2)
+    fit.fit_recipe(data, "qwen3b", out, tier="24gb", base_name=SMOLLM2)
     assert "256 tokens: 1 of 200 episodes (0.5%) are longer and dropped" in capsys.readouterr().out
     assert recipe.read_recipe(Path(out)).data == Path(data)
-    fit.fit(data, "qwen3b", out, tier="24gb", base_name=SMOLLM2, seq=9216, force=True)
+    fit.fit_recipe(data, "qwen3b", out, tier="24gb", base_name=SMOLLM2, seq=9216, force=True)
     assert "9216 tokens: holds all" in capsys.readouterr().out
 
 
@@ -82,15 +82,15 @@ def test_what_does_not_fit_names_what_would(tmp_path: Path) -> None:
     data, out = episodes(tmp_path / "my.jsonl", [200, 30000]), tmp_path / "my.yaml"
     says = r"qwen7b-qlora on 12gb: sequences of \d+ tokens do not fit; SEQ=(\d+) fits: 1 of 2 .*; TIER=\d+gb METHOD="
     with pytest.raises(BadInput, match=says) as refused:
-        fit.fit(data, "qwen7b", str(out), tier="12gb", base_name=SMOLLM2)
+        fit.fit_recipe(data, "qwen7b", str(out), tier="12gb", base_name=SMOLLM2)
     assert not out.exists()
     shorter = int(str(refused.value).partition("SEQ=")[2].split()[0])
-    fit.fit(data, "qwen7b", str(out), tier="12gb", base_name=SMOLLM2, seq=shorter)
+    fit.fit_recipe(data, "qwen7b", str(out), tier="12gb", base_name=SMOLLM2, seq=shorter)
     assert recipe.read_recipe(out).settings["sequence_len"] == shorter
     with pytest.raises(BadInput, match="no episode has at most 8 tokens"):
-        fit.fit(data, "qwen3b", str(out), tier="24gb", base_name=SMOLLM2, seq=8, force=True)
+        fit.fit_recipe(data, "qwen3b", str(out), tier="24gb", base_name=SMOLLM2, seq=8, force=True)
     with pytest.raises(BadInput, match="context of Qwen2.5-7B-Instruct ends at 32768 tokens"):
-        fit.fit(data, "qwen7b", str(out), tier="80gb", base_name=SMOLLM2, seq=40000)
+        fit.fit_recipe(data, "qwen7b", str(out), tier="80gb", base_name=SMOLLM2, seq=40000)
 
 
 def test_a_tier_and_a_number_of_gpus_are_not_asked_together() -> None:

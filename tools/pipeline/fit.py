@@ -36,7 +36,7 @@ class Schedule:
     warmup_ratio: float
 
 
-def fit(
+def fit_recipe(
     data: str,
     model: str,
     out: str,
@@ -70,7 +70,7 @@ def fit(
     kept = [each for each in lengths if each <= length]
     if not kept:
         raise BadInput(f"{data}: no episode has at most {length} tokens; the shortest has {min(lengths)}")
-    planned = schedule(len(kept), s.micro_batch * s.accumulation * on.world, way, on)
+    planned = schedule(len(kept), episodes_an_update(found, kept), way, on)
     own = {"num_epochs": planned.epochs, "warmup_ratio": planned.warmup_ratio}
     text = render.recipe_text(on, known, way, found, path_in_recipe(Path(data)), own)
     commands.write_own(out, f"{on.key}/{render.name(known, way)}", text, force, [data])
@@ -129,7 +129,14 @@ def first_fit(model: Model, ways: Sequence[Method], tier: Tier, length: int) -> 
     return None
 
 
-def schedule(episodes: int, batch: int, method: Method, tier: Tier) -> Schedule:
+def episodes_an_update(found: Plan, lengths: Sequence[int]) -> float:
+    """How many episodes of these lengths an update learns from, on average: a packed row holds several."""
+    if not found.settings.packed:
+        return found.rows
+    return found.update_tokens / (sum(lengths) / len(lengths))
+
+
+def schedule(episodes: int, batch: float, method: Method, tier: Tier) -> Schedule:
     """The epochs and warm-up for so many episodes that fit the sequence, `batch` of them an update.
 
     The method's (or the tier's own), more epochs where there would be fewer than LEAST_UPDATES updates.
@@ -158,8 +165,11 @@ def seconds(found: Plan, lengths: Sequence[int], updates: int) -> float:
     """Seconds of a training of episodes of these lengths, by the planner; 0 where it foresees no speed."""
     if not found.tier.gpu:
         return 0.0
+    if found.settings.packed:
+        return updates * found.seconds
     real = max(1, round(padded(lengths, found.settings.micro_batch)))
-    return updates * plan.seconds(found.model, found.tier, replace(found.settings, sequence_len=real))
+    s = replace(found.settings, sequence_len=real)
+    return updates * plan.seconds(found.model, found.tier, s, s.tokens)
 
 
 def cut(lengths: Sequence[int], length: int) -> str:
@@ -180,9 +190,9 @@ def report(data: str, lengths: Sequence[int], method: Method, found: Plan, plann
     yield f"  method     {method.title} of {found.model.title}{base_bits}"
     yield f"  sequence   {s.sequence_len} tokens: {cut(lengths, s.sequence_len)}"
     spread = f" x {tier.world} devices" if tier.world > 1 else ""
-    ways = [
-        f"{s.micro_batch} x {s.accumulation}{spread} = {s.micro_batch * s.accumulation * tier.world} episodes an update"
-    ]
+    rows = "packed rows" if s.packed else "episodes"
+    ways = [f"{s.micro_batch} x {s.accumulation}{spread} = {found.rows} {rows} an update"]
+    ways += [f"about {episodes_an_update(found, kept):.0f} episodes"] if s.packed else []
     ways.append("layers recomputed" if s.checkpointing else "no layer recomputed")
     ways += [s.sharding] if tier.world > 1 else []
     ways += [f"{s.offload} offloaded"] if s.offload != "none" else []

@@ -136,8 +136,10 @@ def nearest_below(shares: Mapping[int, float], size: int) -> float:
     return shares[max((each for each in shares if each <= size), default=min(shares))]
 
 
-def seconds(model: Model, tier: Tier, s: Settings) -> float:
+def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float:
     """Seconds of one update: its micro steps, then the exchange of gradients and the optimizer's step.
+
+    `tokens`: what a micro batch computes, padding counted; 0: that of episodes like the shipped ones.
 
     A rough figure, good for comparing settings: 2 operations a weight and token forward, as many backward for what is
     frozen and twice for what is trained, once more where layers are recomputed (https://arxiv.org/abs/2205.05198).
@@ -148,7 +150,7 @@ def seconds(model: Model, tier: Tier, s: Settings) -> float:
     link = catalog.links()["network" if tier.nodes > 1 else tier.link].gb_s * 1e9
     alone = tier.world == 1
     head, layers = model.embedding, model.linear_parameters
-    tokens = slots(s)
+    tokens = tokens or slots(s)
     reach = s.sequence_len if s.packed and s.attention != "flash" else min(s.sequence_len, catalog.episodes().mean) / 2
     attention = 4 * reach * z.heads * z.head_dim * z.layers
     forward = (2 * (layers + head) + attention) * tokens
@@ -433,7 +435,8 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
     targets = recipe.get("lora_target_modules")
     validates = recipe.get("val_set_size") or recipe.get("test_datasets")
     packed = bool(recipe.get("sample_packing"))
-    evaluation = int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1) if validates else 0
+    batch = int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1)
+    evaluation: int | None = batch if validates else 0
     if validates and packed and recipe.get("eval_sample_packing") is not False:
         evaluation = None
     cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins

@@ -66,7 +66,6 @@ def fit_recipe(
         possible = [each for each in ways if not index.impossible(known, each, on, length)]
         raise BadInput(refusal(known, (possible or ways)[-1], on, lengths, length))
     way, found = chosen
-    s = found.settings
     kept = [each for each in lengths if each <= length]
     if not kept:
         raise BadInput(f"{data}: no episode has at most {length} tokens; the shortest has {min(lengths)}")
@@ -175,9 +174,8 @@ def seconds(found: Plan, lengths: Sequence[int], updates: int) -> float:
 def cut(lengths: Sequence[int], length: int) -> str:
     """The share of the episodes that a sequence cuts off, in words."""
     long = sum(each > length for each in lengths)
-    return (
-        f"{long} of {len(lengths)} episodes ({long / len(lengths):.1%}) are longer and dropped" if long else "holds all"
-    )
+    share = f"{long} of {len(lengths)} episodes ({long / len(lengths):.1%})"
+    return f"{share} are longer and dropped" if long else "holds all"
 
 
 def report(data: str, lengths: Sequence[int], method: Method, found: Plan, planned: Schedule) -> Iterator[str]:
@@ -209,7 +207,7 @@ def report(data: str, lengths: Sequence[int], method: Method, found: Plan, plann
         drops = f"; {cut(lengths, length)}" if length else ""
         yield f"  on less    {each.plan.total:.1f} GiB with {each.words}{drops}: {index.assignments(each.keys)}"
     for way, smaller in least_tiers(found.model, s.sequence_len):
-        if smaller.tier.usable_gib < tier.usable_gib * tier.world:
+        if tier.gpu and smaller.tier.usable_gib < tier.usable_gib * tier.world:
             yield f"  on less    {smaller.total:.1f} GiB with TIER={smaller.tier.key} METHOD={way.key}"
 
 
@@ -232,9 +230,8 @@ def refusal(model: Model, method: Method, tier: Tier, lengths: Sequence[int], le
     title = f"{render.name(model, method)} on {tier.key}"
     if why := index.impossible(model, method, tier, length):
         return f"{title}: {why}"
-    shorter = (
-        each for each in range((length - 1) // STEP * STEP, 0, -STEP) if plan.search(model, method, tier, (each,))
-    )
-    ways = [f"SEQ={fits} fits: {cut(lengths, fits)}" for fits in itertools.islice(shorter, 1)]
-    ways += [f"TIER={found.tier.key} METHOD={way.key} holds it" for way, found in least_tiers(model, length)]
+    shorter = range((length - 1) // STEP * STEP, 0, -STEP)
+    found = plan.search(model, method, tier, shorter)
+    ways = [f"SEQ={(fits := found.settings.sequence_len)} fits: {cut(lengths, fits)}"] if found else []
+    ways += [f"TIER={each.tier.key} METHOD={way.key} holds it" for way, each in least_tiers(model, length)]
     return f"{title}: sequences of {length} tokens do not fit; {'; '.join(ways) or 'a smaller model does'}"

@@ -10,7 +10,7 @@ from tools.core import catalog, files, machine, run_folder
 from tools.gguf import find_base
 from tools.recipes import recipe
 from tools.recipes.recipe import Recipe
-from tools.training import preflight
+from tools.training import data_checks, preflight
 from tools.training.preflight import Machine
 
 EPISODES = [orjson.loads(line) for line in (run_folder.ROOT / "data" / "test.jsonl").read_bytes().splitlines()[:4]]
@@ -63,7 +63,7 @@ def test_a_mask_that_trains_something_else_is_refused(tmp_path: Path, folder: Pa
 
 def test_what_the_test_set_has_too_is_an_error_and_repeats_a_warning(tmp_path: Path) -> None:
     path = make(tmp_path, {}, [EPISODES[0], EPISODES[1], EPISODES[0]])
-    found = list(preflight.repeated(path, preflight.read(path)))
+    found = list(data_checks.repeated(path, preflight.read(path)))
     levels = {each.level: each for each in found}
     assert "3 episodes" in levels["error"].what or "2 episodes" in levels["error"].what
     assert levels["warning"].where.endswith("data.jsonl:3") and "line 1" in levels["warning"].what

@@ -27,7 +27,11 @@ def found(name: str, changes: dict[str, object]) -> list[str]:
         (CPU, {"lr_scheduler": "cosine_annealing"}, "cosine_annealing: no such schedule"),
         (CPU, {"lr_scheduler": "linear_warmup"}, "did you mean linear?"),
         (CPU, {"lr_scheduler": "warmup_stable_decay"}, "does not take its lr_scheduler_kwargs"),
-        (CPU, {"lr_scheduler": "polynomial", "lr_scheduler_kwargs": {"min": 0}}, "does not take its lr_scheduler_kwargs"),
+        (
+            CPU,
+            {"lr_scheduler": "polynomial", "lr_scheduler_kwargs": {"min": 0}},
+            "does not take its lr_scheduler_kwargs",
+        ),
         (CPU, {"lora_target_modules": ["c_attn", "q_proj"]}, "c_attn: no layer of the model"),
         (CPU, {"lora_target_modules": ["self_attn"]}, "the linear layers are down_proj, gate_proj, k_proj, lm_head"),
         (CPU, {"lora_target_modules": "transformer.h.*"}, "no layer of the model"),

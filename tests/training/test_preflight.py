@@ -6,6 +6,7 @@ import orjson
 import pytest
 import yaml
 
+from tools import BadInput
 from tools.core import catalog, files, machine, run_folder
 from tools.gguf import find_base
 from tools.recipes import recipe
@@ -118,6 +119,42 @@ def test_what_can_go_wrong_is_found_with_its_line(
     assert hit.level == level and hit.fix
     file, _, line = hit.where.rpartition(":")
     assert file == str(path) and 1 <= int(line) <= len(path.read_text().splitlines())
+
+
+def test_a_path_with_a_tilde_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    mine = make(tmp_path, {"entry": {"path": "~/train.jsonl"}}, EPISODES)
+    with pytest.raises(BadInput, match=r"my.yaml:\d+: path: ~/train.jsonl: Axolotl does not read ~"):
+        preflight.read(mine)
+
+
+ONLINE = {"wandb_project": "mine", "wandb_mode": "online"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "login", "level", "says"),
+    [
+        ({"hub_model_id": "me/mine"}, False, "error", "no hub token is here"),
+        ({"hub_model_id": "me/mine"}, True, "", ""),
+        ({"wandb_project": "mine"}, False, "advice", "Weights & Biases is offline"),
+        ({"use_wandb": True, "wandb_mode": "offline"}, True, "advice", "Weights & Biases is offline"),
+        (ONLINE, False, "error", "no login of Weights & Biases"),
+        (ONLINE, True, "", ""),
+        ({"wandb_project": "mine", "wandb_mode": "disabled"}, False, "", ""),
+    ],
+)
+def test_what_leaves_this_machine_needs_a_login(changes: dict[str, object], login: bool, level: str, says: str) -> None:
+    here = Machine("cpu", [], 20, 500, token=login, wandb=login)
+    found = preflight.quick(recipe.read_recipe(recipe.find(NAME, "cpu"), changes=changes), here)
+    assert [each.level for each in found] == ([level] if level else [])
+    assert all(says in each.what and each.fix for each in found)
+
+
+def test_the_login_of_weights_and_biases_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not preflight.wandb_login()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    assert preflight.wandb_login()
 
 
 def test_a_generated_recipe_edited_in_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class Report:
 
 
 class Validated(TypedDict):
-    """What Axolotl's schema says of a recipe, named by tier and name; `findings`: why not, or what will go."""
+    """What a check without data says of a recipe, named by tier and name; `findings`: in words."""
 
     recipe: str
     ok: bool
@@ -416,13 +416,16 @@ def all_recipes() -> Iterator[Validated]:
 
 
 def validated(path: Path) -> Validated:
-    """One recipe held against Axolotl's schema."""
+    """One recipe held against Axolotl's schema and what we check of every recipe."""
     name = f"{path.parent.name}/{path.stem}"
     try:
-        going = schema.validate(read_recipe(path))
+        asked = read_recipe(path)
+        found = schema.validate(asked)
     except BadInput as error:
         return {"recipe": name, "ok": False, "findings": [str(error)]}
-    return {"recipe": name, "ok": not going, "findings": going}
+    model = catalog.model_of(str(asked.settings["base_model"]))
+    found += [each.what for each in recipe_checks.findings(asked, model)]
+    return {"recipe": name, "ok": not found, "findings": found}
 
 
 def as_json(report: Report) -> dict[str, object]:

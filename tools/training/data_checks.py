@@ -185,8 +185,9 @@ def packed_validation(recipe: Recipe, cfg: "DictDefault", held: "Dataset") -> It
         bin_size=cfg.sample_packing_bin_size,
         group_size=cfg.sample_packing_group_size,
         num_processes=1,
+        num_count_samples=1,
     )
-    none = not len(sampler) or not calculate_total_num_steps(cfg, held, update=False)
+    none = not len(sampler) or (cfg.dataloader_drop_last and not calculate_total_num_steps(cfg, held, update=False))
     if none or tokens < rows * cfg.sequence_len:
         what = f"the validation part has {len(held)} episodes, {tokens} tokens: less than a packed batch of "
         what += f"{rows} x {cfg.sequence_len} tokens{', and none is validated' if none else ''}"

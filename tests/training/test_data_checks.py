@@ -88,14 +88,14 @@ def test_new_tokens_need_trained_embeddings(changes: dict[str, object], level: s
     ("strategy", "level", "says"),
     [
         ("drop", "error", "100% of the episodes are dropped"),
-        ("truncate", "warning", "100% of the episodes are truncated and trained without their end, 50% of the"),
+        ("truncate", "warning", "100% of the episodes are truncated: trained without their end, 50% of the"),
         ("raise", "error", "excess_length_strategy: raise stops there"),
         (None, "error", "are dropped"),
     ],
 )
 def test_too_long_is_told_as_what_happens_to_it(strategy: str | None, level: str, says: str) -> None:
     made = [([1] * 400, [-100] * 100 + [1] * 300)] * 3
-    changes = {"sequence_len": 250, "excess_length_strategy": strategy}
+    changes: dict[str, object] = {"sequence_len": 250, "excess_length_strategy": strategy}
     (found,) = data_checks.too_long(asked(CPU, changes), "my.jsonl", made, 250)
     assert found.level == level and says in found.what and "sequence_len: 512" in found.fix
 

@@ -64,17 +64,13 @@ def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int)
         return
     how = strategy(recipe)
     longest, share = max(len(ids) for ids, _ in tokenised), f"{len(long) / len(tokenised):.0%} of the episodes"
-    what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: "
     if how == "truncate":
-        made = sum(label != IGNORED for _, labels in tokenised for label in labels)
+        trained = sum(label != IGNORED for _, labels in tokenised for label in labels)
         lost = sum(label != IGNORED for _, labels in tokenised for label in labels[length:])
-        what += f"{share} are truncated and trained without their end, {lost / (made or 1):.0%} of the trained tokens"
+        fate = f"are truncated: trained without their end, {lost / (trained or 1):.0%} of the trained tokens"
     else:
-        what += (
-            f"{share} are too long, and excess_length_strategy: raise stops there"
-            if how == "raise"
-            else (f"{share} are dropped")
-        )
+        fate = "are too long, and excess_length_strategy: raise stops there" if how == "raise" else "are dropped"
+    what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: {share} {fate}"
     fatal = how == "raise" or (how == "drop" and len(long) * 2 > len(tokenised))
     fix = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter episodes"
     yield Finding("error" if fatal else "warning", what, f"{data}:{long[0]}", fix)

@@ -27,8 +27,14 @@ def asked(name: str, changes: dict[str, object]) -> Recipe:
 @pytest.mark.parametrize(
     ("name", "changes", "episodes", "level", "says"),
     [
-        (QLORA, {}, 3, "warning", "updates in the whole run, of 2 episodes"),
-        (QLORA, {"gradient_accumulation_steps": 32}, 200, "warning", "17 updates in the whole run, of 180"),
+        (QLORA, {}, 3, "warning", "in the whole run, of 2 episodes"),
+        (
+            QLORA,
+            {"gradient_accumulation_steps": 32},
+            200,
+            "warning",
+            "too few updates to learn from: 17 in the whole run, of 180",
+        ),
         (
             CPU,
             {"warmup_ratio": None, "warmup_steps": 5000},
@@ -42,7 +48,7 @@ def asked(name: str, changes: dict[str, object]) -> Recipe:
         (CPU, {"val_set_size": 50}, 50, "error", "val_set_size 50 of 50 episodes"),
         (CPU, {"val_set_size": 1}, 50, "error", "val_set_size 1 of 50 episodes"),  # Axolotl reads it as a share: 1.0.
         (CPU, {"val_set_size": 0.1, "sample_packing": True}, 150, "", ""),
-        (CPU, {"val_set_size": 2, "sample_packing": True}, 150, "warning", "2 episodes, 1280 tokens"),
+        (CPU, {"val_set_size": 2, "sample_packing": True}, 150, "warning", "(episodes: 2, tokens: 1280) is less than"),
         (
             CPU,
             {"val_set_size": 2, "sample_packing": True, "micro_batch_size": 4, "multipack_real_batches": True},

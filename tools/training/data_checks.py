@@ -151,7 +151,7 @@ def updates(recipe: Recipe, lengths: Sequence[int]) -> Iterator[Finding]:
     total = calculate_total_num_steps(cfg, train, update=False)
     total = min(total, cfg.max_steps) if cfg.max_steps else total
     if total < limits()["least_updates"] and not cfg.max_steps:
-        what = f"{total} updates in the whole run, of {len(train)} episodes: too few to learn from"
+        what = f"too few updates to learn from: {total} in the whole run, of {len(train)} episodes"
         fix = "more episodes; then more num_epochs, or a smaller gradient_accumulation_steps"
         yield Finding("warning", what, recipe.at("num_epochs"), fix)
     key = "warmup_steps" if cfg.warmup_steps is not None else "warmup_ratio"
@@ -185,7 +185,7 @@ def packed_validation(recipe: Recipe, cfg: "DictDefault", held: "Dataset") -> It
     )
     none = not len(sampler) or (cfg.dataloader_drop_last and not calculate_total_num_steps(cfg, held, update=False))
     if none or tokens < rows * cfg.sequence_len:
-        what = f"the validation part has {len(held)} episodes, {tokens} tokens: less than a packed batch of "
+        what = f"the validation part (episodes: {len(held)}, tokens: {tokens}) is less than a packed batch of "
         what += f"{rows} x {cfg.sequence_len} tokens{', and none is validated' if none else ''}"
         fix = "eval_sample_packing: false, or more episodes"
         yield Finding("error" if none else "warning", what, recipe.at("val_set_size"), fix)

@@ -8,6 +8,7 @@ import yaml
 
 from tools import BadInput
 from tools.core import catalog, files, machine, run_folder
+from tools.core.finding import Finding
 from tools.gguf import find_base
 from tools.recipes import recipe
 from tools.recipes.recipe import Recipe
@@ -125,6 +126,11 @@ def test_a_path_with_a_tilde_is_refused_before_anything_is_read(tmp_path: Path) 
     mine = make(tmp_path, {"entry": {"path": "~/train.jsonl"}}, EPISODES)
     with pytest.raises(BadInput, match=r"my.yaml:\d+: path: ~/train.jsonl: Axolotl does not read ~"):
         preflight.read(mine)
+
+
+def test_a_key_to_copy_keeps_its_letters() -> None:
+    found = [Finding("advice", "what", "a:1", "lora_r: 8"), Finding("error", "what", "a:2", "remove it")]
+    assert preflight.table(found) == ["error: a:2: what. Remove it", "advice: a:1: what. lora_r: 8"]
 
 
 ONLINE = {"wandb_project": "mine", "wandb_mode": "online"}

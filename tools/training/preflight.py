@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -385,7 +386,12 @@ def table(findings: list[Finding]) -> list[str]:
     """The findings as lines for the screen, the gravest first."""
     order = ("error", "warning", "advice")
     ranked = sorted(findings, key=lambda each: order.index(each.level))
-    return [f"{each.level}: {each.where}: {each.what}. {each.fix[:1].upper()}{each.fix[1:]}" for each in ranked]
+    return [f"{each.level}: {each.where}: {each.what}. {sentence(each.fix)}" for each in ranked]
+
+
+def sentence(fix: str) -> str:
+    """A way to fix something with a capital letter, unless it begins with a key to copy."""
+    return fix if re.match(r"\w+: ", fix) else fix[:1].upper() + fix[1:]
 
 
 def show(found: Report) -> None:

@@ -52,7 +52,8 @@ def home(recipe: Recipe) -> Iterator[Finding]:
     for keys, text in texts(recipe.settings):
         if HOME.match(text) and keys[0] not in TEXTS:
             what = f"{keys[-1]}: {text}: Axolotl does not read ~ as your home folder"
-            yield Finding("error", what, recipe.at(*keys), f"write {os.path.expanduser(text)}")
+            whole = os.path.expanduser(text)
+            yield Finding("error", what, recipe.at(*keys), f"write {'it in full' if whole == text else whole}")
 
 
 def texts(value: object, above: Keys = ()) -> Iterator[tuple[Keys, str]]:

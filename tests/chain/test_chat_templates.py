@@ -14,7 +14,7 @@ from tools.core import catalog
 from tools.gguf import convert, llamacpp
 from tools.recipes import recipe, schema
 from tools.serving import ollama
-from tools.training import preflight, tokens
+from tools.training import data_checks, tokens
 
 pytestmark = pytest.mark.heavy
 
@@ -99,7 +99,7 @@ def test_the_answers_and_their_end_tokens_are_trained(tuned: Tuned) -> None:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(tuned.base)
     episodes = [{"messages": talk} for talk in TALKS]
-    assert list(preflight.mask("data", tokenizer, episodes, tuned.trained)) == []
+    assert list(data_checks.mask("data", tokenizer, episodes, tuned.trained)) == []
     text = tokenizer.decode(tuned.trained[1][0])
     assert text.count(SYSTEM["content"]) == 1 and text.index(SYSTEM["content"]) < text.index(USER["content"])
 

@@ -15,7 +15,7 @@ from tools.data import convert
 from tools.data.formats.worker import Task
 from tools.gguf import find_base
 from tools.recipes import recipe
-from tools.training import preflight
+from tools.training import data_checks
 
 LOCK = run_folder.ROOT / "tests" / "parts" / "locks" / "llamafactory.lock"
 ODD = [
@@ -71,7 +71,7 @@ def prepared(folder: Path, entries: list[dict[str, Any]], where: Path) -> list[l
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = []
     for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
-        found.append([str(tokenizer.decode(span)) for span in preflight.spans(ids, labels)])
+        found.append([str(tokenizer.decode(span)) for span in data_checks.spans(ids, labels)])
     return found
 
 

@@ -6,12 +6,14 @@ import orjson
 import pytest
 import yaml
 
+from tools import BadInput
 from tools.core import catalog, files, machine, run_folder
+from tools.core.finding import Finding
 from tools.gguf import find_base
 from tools.recipes import plan, recipe
 from tools.recipes.memory import Settings
 from tools.recipes.recipe import Recipe
-from tools.training import preflight
+from tools.training import data_checks, preflight
 from tools.training.preflight import Machine
 
 EPISODES = [orjson.loads(line) for line in (run_folder.ROOT / "data" / "test.jsonl").read_bytes().splitlines()[:4]]
@@ -64,7 +66,7 @@ def test_a_mask_that_trains_something_else_is_refused(tmp_path: Path, folder: Pa
 
 def test_what_the_test_set_has_too_is_an_error_and_repeats_a_warning(tmp_path: Path) -> None:
     path = make(tmp_path, {}, [EPISODES[0], EPISODES[1], EPISODES[0]])
-    found = list(preflight.repeated(path, preflight.read(path)))
+    found = list(data_checks.repeated(path, preflight.read(path)))
     levels = {each.level: each for each in found}
     assert "3 episodes" in levels["error"].what or "2 episodes" in levels["error"].what
     assert levels["warning"].where.endswith("data.jsonl:3") and "line 1" in levels["warning"].what
@@ -122,6 +124,47 @@ def test_what_can_go_wrong_is_found_with_its_line(
     assert hit.level == level and hit.fix
     file, _, line = hit.where.rpartition(":")
     assert file == str(path) and 1 <= int(line) <= len(path.read_text().splitlines())
+
+
+def test_a_path_with_a_tilde_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    mine = make(tmp_path, {"entry": {"path": "~/train.jsonl"}}, EPISODES)
+    with pytest.raises(BadInput, match=r"my.yaml:\d+: path: ~/train.jsonl: Axolotl does not read ~"):
+        preflight.read(mine)
+
+
+def test_a_key_to_copy_keeps_its_letters() -> None:
+    found = [Finding("advice", "what", "a:1", "lora_r: 8"), Finding("error", "what", "a:2", "remove it")]
+    assert preflight.table(found) == ["error: a:2: what. Remove it", "advice: a:1: what. lora_r: 8"]
+
+
+ONLINE = {"wandb_project": "mine", "wandb_mode": "online"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "login", "level", "says"),
+    [
+        ({"hub_model_id": "me/mine"}, False, "error", "no hub token is here"),
+        ({"hub_model_id": "me/mine"}, True, "", ""),
+        ({"wandb_project": "mine"}, False, "advice", "Weights & Biases is offline"),
+        ({"use_wandb": True, "wandb_mode": "offline"}, True, "advice", "Weights & Biases is offline"),
+        (ONLINE, False, "error", "no login of Weights & Biases"),
+        (ONLINE, True, "", ""),
+        ({"wandb_project": "mine", "wandb_mode": "disabled"}, False, "", ""),
+    ],
+)
+def test_what_leaves_this_machine_needs_a_login(changes: dict[str, object], login: bool, level: str, says: str) -> None:
+    here = Machine("cpu", [], 20, 500, token=login, wandb=login)
+    found = preflight.quick(recipe.read_recipe(recipe.find(NAME, "cpu"), changes=changes), here)
+    assert [each.level for each in found] == ([level] if level else [])
+    assert all(says in each.what and each.fix for each in found)
+
+
+def test_the_login_of_weights_and_biases_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not preflight.wandb_login()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    assert preflight.wandb_login()
 
 
 def test_a_generated_recipe_edited_in_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

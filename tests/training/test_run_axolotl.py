@@ -46,6 +46,14 @@ def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(folde
     assert composed["output_dir"].startswith(str(asked.run.folder))
 
 
+@pytest.mark.parametrize(("composed", "offline"), [({}, True), ({"hub_model_id": "me/mine"}, False)])
+def test_a_base_that_is_here_needs_no_hub_unless_the_result_goes_there(
+    tmp_path: Path, composed: dict[str, str], offline: bool
+) -> None:
+    _, environment = run_axolotl.command(tmp_path / "a", {"base_model": str(tmp_path), **composed}, CPU, Launch())
+    assert ("HF_HUB_OFFLINE" in environment) == offline
+
+
 def test_more_data_are_tokenised_by_more_processes(folder: Path) -> None:
     assert [run_axolotl.tokenisers(size, 16) for size in (0, 600_000, 25_000_000, 10**10)] == [1, 1, 4, 16]
     assert run_axolotl.compose(recipe.open_recipe(RECIPE), str(folder), Launch())["dataset_num_proc"] == 1

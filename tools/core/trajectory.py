@@ -1,5 +1,6 @@
 """One ReAct episode as messages: read from files, checked, its actions and observations; the committed test set."""
 
+import codecs
 import glob
 import os
 import re
@@ -88,6 +89,8 @@ def lines(path: Path) -> Iterator[tuple[str, bytes]]:
         with path.open("rb") as file:
             while line := file.readline(chunks.LIMIT + 1):
                 number += 1
+                if number == 1:  # Windows writes one; Axolotl's reader passes over it too.
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if len(line) > chunks.LIMIT:
                     raise BadInput(f"{path}:{number}: {chunks.TOO_LONG}")
                 yield f"{path}:{number}", line

@@ -14,6 +14,7 @@ from tools.core.yaml_text import Keys
 from tools.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
+    from axolotl.utils.dict import DictDefault
     from pydantic import BaseModel
 
 # The plugins whose keys catalog/axolotl_keys.yaml has, or that have none.
@@ -63,9 +64,23 @@ def validate(recipe: Recipe) -> list[str]:
 
 def refusal(recipe: Recipe) -> tuple[str, str] | None:
     """The key that Axolotl refuses, and why; None when it takes them all."""
+    from pydantic import ValidationError
+
+    try:
+        read_by_axolotl(recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = re.sub(r"^(Value error|Assertion failed), ", "", first["msg"])
+        return ".".join(str(part) for part in first["loc"]), " ".join(why.split())
+    except Exception as error:  # Axolotl's own checks fail in many ways on a type that they do not expect
+        return "", " ".join(str(error).split())
+    return None
+
+
+def read_by_axolotl(recipe: Recipe) -> "DictDefault":
+    """A recipe as Axolotl reads it on a machine of its tier, with its defaults. Raises what its schema raises."""
     from axolotl.utils import config
     from axolotl.utils.dict import DictDefault
-    from pydantic import ValidationError
 
     tier, capabilities = recipe.tier, dict[str, Any]()
     if tier.gpu:
@@ -81,15 +96,7 @@ def refusal(recipe: Recipe) -> tuple[str, str] | None:
             "env_capabilities": {"torch_version": torch_version()},
         }
     config.merge_input_args = merged(plugins_of(recipe))
-    try:
-        config.validate_config(DictDefault(dict(recipe.settings)), **capabilities)
-    except ValidationError as error:
-        first = error.errors()[0]
-        why = re.sub(r"^(Value error|Assertion failed), ", "", first["msg"])
-        return ".".join(str(part) for part in first["loc"]), " ".join(why.split())
-    except Exception as error:  # Axolotl's own checks fail in many ways on a type that they do not expect
-        return "", " ".join(str(error).split())
-    return None
+    return config.validate_config(DictDefault(dict(recipe.settings)), **capabilities)
 
 
 def torch_version() -> str:

@@ -1,12 +1,14 @@
 """All that can go wrong with a recipe and its data, found before the first GPU second."""
 
-import itertools
+import netrc
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
+from urllib.parse import urlsplit
 
 import orjson
 import psutil
@@ -19,6 +21,7 @@ from tools.core.trajectory import Episode
 from tools.recipes import plan, render, schema
 from tools.recipes.plan import Change, Plan
 from tools.recipes.recipe import RECIPES, Recipe, names, read_recipe
+from tools.training import data_checks, model_checks, recipe_checks, run_axolotl
 from tools.training.tokens import IGNORED, Tokenised, tokenise
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class Report:
 
 
 class Validated(TypedDict):
-    """What Axolotl's schema says of a recipe, named by tier and name; `findings`: why not, or what will go."""
+    """What a check without data says of a recipe, named by tier and name; `findings`: in words."""
 
     recipe: str
     ok: bool
@@ -59,13 +62,17 @@ class Validated(TypedDict):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a training runs on: its tier's key, GPUs, free memory and disk in GiB, and whether a hub token is there."""
+    """What a training runs on: its tier's key, GPUs, free memory and disk in GiB, whether it may push and log.
+
+    `token`: the model hub's is here; `wandb`: the key of Weights & Biases is.
+    """
 
     tier: str
     devices: list[machine.Device]
     memory_gib: float
     disk_gib: float
     token: bool = field(repr=False)
+    wandb: bool = field(default=False, repr=False)
 
 
 def this_machine() -> Machine:
@@ -80,7 +87,18 @@ def this_machine() -> Machine:
         memory_gib=psutil.virtual_memory().available / 2**30,
         disk_gib=shutil.disk_usage(place).free / 2**30,
         token=bool(os.environ.get("HF_TOKEN")) or (home / "token").exists(),
+        wandb=bool(os.environ.get("WANDB_API_KEY")) or wandb_login(),
     )
+
+
+def wandb_login() -> bool:
+    """Whether `wandb login` left its key, in the file of the network's logins."""
+    file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        return netrc.netrc(file).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> Report:
@@ -99,14 +117,18 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
     ]
     tokenised = tokens_of(recipe, base, episodes) if isinstance(base, Path) else []
     findings += quick(recipe, machine or this_machine(), [len(ids) for ids, _ in tokenised])
-    findings += repeated(recipe, episodes)
+    findings += model_checks.findings(recipe, base)
+    findings += data_checks.updates(recipe, data_checks.lengths_of(episodes, tokenised))
+    findings += data_checks.repeated(recipe, episodes)
     if not isinstance(base, Path):
         return Report(findings, episodes=len(episodes), sequence_len=sequence_len(recipe))
     return tokens(recipe, base, episodes, tokenised, findings)
 
 
 def read(recipe: Recipe) -> list[Episode]:
-    """The episodes that a recipe trains on. Raises BadInput, with file:line, when one is not a ReAct episode."""
+    """The episodes that a recipe trains on. Raises BadInput, with file:line, for a path with ~ and for no episode."""
+    for found in recipe_checks.home(recipe):
+        raise BadInput(f"{found.where}: {found.what}; {found.fix}")
     return list(trajectory.read(recipe.data))
 
 
@@ -116,8 +138,17 @@ def sequence_len(recipe: Recipe) -> int:
 
 
 def tokens_of(recipe: Recipe, base: Path, episodes: list[Episode]) -> list[Tokenised]:
-    """The tokens and labels that Axolotl itself makes of each episode."""
-    return tokenise(base, recipe.dataset, episodes, sequence_len(recipe), recipe.settings)
+    """The tokens and labels that Axolotl itself makes of each episode. Raises BadInput when it cannot make them."""
+    try:
+        return tokenise(base, recipe.dataset, episodes, sequence_len(recipe), recipe.settings)
+    except BadInput:
+        raise
+    except Exception as error:  # Each of its ways to read data fails in its own way on data of another kind.
+        kind = recipe.dataset.get("type")
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fix = "type: chat_template reads messages" if kind != "chat_template" else "see the entry's keys"
+        where = recipe.at("datasets", 0, "type")
+        raise BadInput(f"{where}: type: {kind}: Axolotl makes no tokens of these episodes ({why}); {fix}") from error
 
 
 def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list[Finding]:
@@ -127,11 +158,12 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
     """
     model = catalog.model_of(str(recipe.settings["base_model"]))
     findings = [
-        *rates(recipe, model),
+        *recipe_checks.findings(recipe, model),
         *batch(recipe, lengths),
         *precision(recipe, machine),
         *gate(recipe, model, machine),
-        *sharding(recipe),
+        *hub(recipe, machine),
+        *wandb(recipe, machine),
         *zero3(recipe),
         *stopped_build(recipe),
         *leftovers(recipe),
@@ -146,36 +178,13 @@ def quick(recipe: Recipe, machine: Machine, lengths: Sequence[int] = ()) -> list
     return findings
 
 
-def method_of(settings: Mapping[str, object]) -> str:
-    """The method of a recipe: qlora for an adapter over a base in 4 bits, lora for any other adapter, else full."""
-    if not settings.get("adapter"):
-        return "full"
-    return "qlora" if settings.get("load_in_4bit") or settings["adapter"] == "qlora" else "lora"
-
-
-def rates(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
-    """A learning rate outside of what is advised for the method; a tier that sets its own is left alone."""
-    method = catalog.methods()[method_of(recipe.settings)]
-    low, high = method.advised
-    rate = float(recipe.settings.get("learning_rate") or 0)
-    if "learning_rate" not in recipe.tier.changes and not low <= rate <= high:
-        where = "above" if rate > high else "below"
-        fix = f"learning_rate: {method.rate(model) if model else high:g}"
-        yield Finding(
-            "warning",
-            f"learning_rate {rate:g} is {where} {low:g} to {high:g}, advised for {method.title}",
-            recipe.at("learning_rate"),
-            fix,
-        )
-
-
 def batch(recipe: Recipe, lengths: Sequence[int] = ()) -> Iterator[Finding]:
     """An update of far more or fewer tokens than the method's: it was made for other devices, or other data.
 
     `lengths`: tokens of each episode, where they are known; else they are taken to be as the shipped ones.
     """
     s, world = plan.from_recipe(recipe.settings, recipe.tier), recipe.tier.world
-    wanted = catalog.methods()[method_of(recipe.settings)].update_tokens
+    wanted = catalog.methods()[recipe_checks.method_of(recipe.settings)].update_tokens
     rows = s.micro_batch * s.accumulation * world
     mean = sum(lengths) / len(lengths) if lengths else catalog.episodes().mean
     tokens = rows * (plan.row_tokens(s) if s.packed else min(mean, s.sequence_len))
@@ -223,24 +232,26 @@ def gate(recipe: Recipe, model: Model | None, machine: Machine) -> Iterator[Find
         yield Finding("error", f"{model.title} is gated and no hub token is here", recipe.at("base_model"), fix)
 
 
-def sharding(recipe: Recipe) -> Iterator[Finding]:
-    """FSDP2 whose checkpoints hold a part of the adapter: accelerate 1.13 asks peft for it, which gathers nothing.
+def hub(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
+    """A model to push to the hub without a token for it: the training stops as it begins."""
+    if recipe.settings.get("hub_model_id") and not machine.token:
+        what = "hub_model_id pushes to the model hub, and no hub token is here"
+        yield Finding("error", what, recipe.at("hub_model_id"), "`hf auth login` or HF_TOKEN=..., or remove the key")
 
-    The first process saves its shard (accelerate/utils/fsdp_utils.py, `_get_model_state_dict` with adapter_only), the
-    others load nothing, and no one says so: two processes that resume go on with half an adapter.
-    """
-    way = recipe.settings.get("fsdp_config") or {}
-    if (
-        recipe.settings.get("adapter")
-        and recipe.settings.get("fsdp_version") == 2
-        and way.get("state_dict_type") == "FULL_STATE_DICT"
-    ):
-        yield Finding(
-            "error",
-            "checkpoints would hold the first process's part of the adapter alone; resumed, the rest begins anew",
-            recipe.at("fsdp_config", "state_dict_type"),
-            "state_dict_type: SHARDED_STATE_DICT, and final_state_dict_type: FULL_STATE_DICT",
-        )
+
+def wandb(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
+    """Weights & Biases: offline unless the recipe or the environment asks for more, and then with a login."""
+    settings = recipe.settings
+    if not settings.get("wandb_project") and not settings.get("use_wandb"):
+        return
+    mode = settings.get("wandb_mode") or run_axolotl.ENVIRONMENT["WANDB_MODE"]
+    where = recipe.at("wandb_mode" if settings.get("wandb_mode") else "wandb_project")
+    if mode == "offline":
+        what = "Weights & Biases is offline: the log stays on this machine, in wandb/"
+        yield Finding("advice", what, where, "`wandb sync` sends it later; wandb_mode: online sends it as it trains")
+    elif mode != "disabled" and not machine.wandb:
+        what = f"wandb_mode {mode}, and no login of Weights & Biases is here"
+        yield Finding("error", what, where, "`wandb login` or WANDB_API_KEY=..., or wandb_mode: offline")
 
 
 def zero3(recipe: Recipe) -> Iterator[Finding]:
@@ -339,11 +350,11 @@ def room(recipe: Recipe, found: Plan, machine: Machine, lengths: Sequence[int] =
 
 
 def remedy(change: Change, lengths: Sequence[int]) -> str:
-    """A change that takes less memory, in words: its keys, what it wins, and the episodes that it drops."""
+    """A change that takes less memory, in words: its keys, what it wins, and the episodes that it cuts."""
     most = change.keys.get("sequence_len", 0)
-    dropped = sum(length > most for length in lengths) / len(lengths) if most and lengths else 0
-    drops = f" and drops {dropped:.1%} of the episodes" if dropped else ""
-    return f"{change.words} ({keys(change.keys)}) wins {change.won:.1f} GiB{drops}"
+    cut = sum(length > most for length in lengths) / len(lengths) if most and lengths else 0
+    cuts = f" and is too short for {cut:.1%} of the episodes" if cut else ""
+    return f"{change.words} ({keys(change.keys)}) wins {change.won:.1f} GiB{cuts}"
 
 
 def keys(changes: Mapping[str, object]) -> str:
@@ -351,36 +362,6 @@ def keys(changes: Mapping[str, object]) -> str:
     return ", ".join(
         f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items()
     )
-
-
-def repeated(recipe: Recipe, episodes: list[Episode]) -> Iterator[Finding]:
-    """Episodes that stand twice in the training data, and those that the test set has too."""
-    data = recipe.dataset["path"]
-    seen: dict[bytes, int] = {}
-    twice = []
-    for number, episode in enumerate(episodes, 1):
-        text = orjson.dumps(episode["messages"])
-        if text in seen:
-            twice.append((number, seen[text]))
-        seen.setdefault(text, number)
-    if twice:
-        number, first = twice[0]
-        yield Finding(
-            "warning",
-            f"{len(twice)} episodes stand twice; this one is line {first} too",
-            f"{data}:{number}",
-            "remove one of each",
-        )
-    if recipe.data.resolve() != trajectory.TEST_DATA:
-        known = (seen.get(orjson.dumps(each["messages"])) for each in trajectory.read(trajectory.TEST_DATA))
-        leaked = [number for number in known if number]
-        if leaked:
-            yield Finding(
-                "error",
-                f"{len(leaked)} episodes are in the test set too",
-                f"{data}:{leaked[0]}",
-                f"remove them, here or in {trajectory.TEST_DATA.relative_to(run_folder.ROOT)}",
-            )
 
 
 def tokens(
@@ -393,7 +374,9 @@ def tokens(
     """The rest of a check, on the tokens that Axolotl itself made of the data: lengths, mask, template, end token."""
     data, length = recipe.dataset["path"], sequence_len(recipe)
     tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(recipe))
-    found = [*findings, *mask(data, tokenizer, episodes, tokenised), *too_long(recipe, data, tokenised, length)]
+    found = [*findings, *data_checks.mask(data, tokenizer, episodes, tokenised)]
+    found += data_checks.too_long(recipe, data, tokenised, length)
+    found += data_checks.new_tokens(recipe, base, tokenizer)
     total, trained = (
         sum(len(ids) for ids, _ in tokenised),
         sum(label != IGNORED for _, made in tokenised for label in made),
@@ -424,47 +407,6 @@ def with_its_own_template(recipe: Recipe) -> bool:
     return str(named).startswith(TOKENIZERS_OWN)
 
 
-def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int) -> Iterator[Finding]:
-    """Episodes longer than the sequence: an error when most are, since training drops them."""
-    long = [number for number, (ids, _) in enumerate(tokenised, 1) if len(ids) > length]
-    if not long:
-        return
-    longest = max(len(ids) for ids, _ in tokenised)
-    share = f"{len(long) / len(tokenised):.0%} of the episodes are dropped"
-    what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: {share}"
-    fix = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter episodes"
-    yield Finding("error" if len(long) * 2 > len(tokenised) else "warning", what, f"{data}:{long[0]}", fix)
-
-
-def mask(
-    data: str, tokenizer: "PreTrainedTokenizerBase", episodes: list[Episode], tokenised: list[Tokenised]
-) -> Iterator[Finding]:
-    """A loss mask that is not the assistant's turns and the token that ends each: a template and an eos at odds."""
-    for number, (episode, (ids, labels)) in enumerate(zip(episodes, tokenised, strict=True), 1):
-        said = [turn["content"] for turn in episode["messages"] if turn["role"] == "assistant"]
-        trained = [tokenizer.decode(span) for span in spans(ids, labels)]
-        if trained != [f"{text}{tokenizer.eos_token}" for text in said]:
-            pairs = itertools.zip_longest(trained, said, fillvalue="")
-            seen, wanted = next(pair for pair in pairs if pair[0] != f"{pair[1]}{tokenizer.eos_token}")
-            shown = f"{seen[-60:]!r}, and not {(wanted + tokenizer.eos_token)[-60:]!r}"
-            what = f"trained is not what the assistant says and its end token: {shown}"
-            fix = "roles_to_train: [assistant], train_on_eos: turn, an eos_token that ends the template's turns"
-            yield Finding("error", what, f"{data}:{number}", fix)
-            return
-
-
-def spans(ids: list[int], labels: list[int]) -> list[list[int]]:
-    """The runs of trained tokens of one episode, in order."""
-    found: list[list[int]] = []
-    for position, label in enumerate(labels):
-        if label == IGNORED:
-            continue
-        if position == 0 or labels[position - 1] == IGNORED:
-            found.append([])
-        found[-1].append(ids[position])
-    return found
-
-
 def preview(tokenizer: "PreTrainedTokenizerBase", ids: list[int], labels: list[int]) -> "Text":
     """One episode as the model sees it: trained tokens bold green, all others dim."""
     from rich.text import Text
@@ -480,7 +422,12 @@ def table(findings: list[Finding]) -> list[str]:
     """The findings as lines for the screen, the gravest first."""
     order = ("error", "warning", "advice")
     ranked = sorted(findings, key=lambda each: order.index(each.level))
-    return [f"{each.level}: {each.where}: {each.what}. {each.fix[:1].upper()}{each.fix[1:]}" for each in ranked]
+    return [f"{each.level}: {each.where}: {each.what}. {sentence(each.fix)}" for each in ranked]
+
+
+def sentence(fix: str) -> str:
+    """A way to fix something with a capital letter, unless it begins with a key to copy."""
+    return fix if re.match(r"\w+: ", fix) else fix[:1].upper() + fix[1:]
 
 
 def show(found: Report) -> None:
@@ -511,13 +458,16 @@ def all_recipes() -> Iterator[Validated]:
 
 
 def validated(path: Path) -> Validated:
-    """One recipe held against Axolotl's schema."""
+    """One recipe held against Axolotl's schema and what we check of every recipe."""
     name = f"{path.parent.name}/{path.stem}"
     try:
-        going = schema.validate(read_recipe(path))
+        asked = read_recipe(path)
+        found = schema.validate(asked)
     except BadInput as error:
         return {"recipe": name, "ok": False, "findings": [str(error)]}
-    return {"recipe": name, "ok": not going, "findings": going}
+    model = catalog.model_of(str(asked.settings["base_model"]))
+    found += [each.what for each in recipe_checks.findings(asked, model)]
+    return {"recipe": name, "ok": not found, "findings": found}
 
 
 def as_json(report: Report) -> dict[str, object]:

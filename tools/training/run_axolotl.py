@@ -262,7 +262,7 @@ def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch)
     count = processes(tier, launch)
     threads = max(1, machine.cores() // count)
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
-    if Path(composed["base_model"]).is_dir():
+    if Path(composed["base_model"]).is_dir() and not composed.get("hub_model_id"):
         environment["HF_HUB_OFFLINE"] = "1"
     if not tier.gpu and composed.get("deepspeed"):
         environment["DS_ACCELERATOR"] = "cpu"

@@ -166,3 +166,14 @@ def test_a_gpus_recipe_is_not_held_against_the_memory_of_a_machine_without_one(t
     wide = recipe.read_recipe(path, changes={"micro_batch_size": 16})
     (error,) = [each for each in preflight.quick(wide, small) if "GiB on each device" in each.what]
     assert error.level == "error" and "79.1 are there" in error.what
+
+
+def test_zero3_that_would_load_in_32_bits_is_an_error(tmp_path: Path) -> None:
+    asked = recipe.open_recipe("qwen72b-lora", "8x80gb")
+    assert list(preflight.zero3(asked)) == []
+    file = tmp_path / "mine.json"
+    file.write_bytes(orjson.dumps({"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}))
+    other = recipe.read_recipe(asked.path, changes={"deepspeed": str(file)})
+    (found,) = preflight.zero3(other)
+    assert found.level == "error" and f"bf16 is not true in {file}" in found.what
+    assert found.where == asked.at("deepspeed")

@@ -28,9 +28,9 @@ def held(recomputed: bool, efficient: bool) -> tuple[int, int]:
     from transformers import AutoModelForCausalLM, LlamaConfig
     from transformers.integrations import HfDeepSpeedConfig
 
-    shape = LlamaConfig(
+    shape: Any = LlamaConfig(
         hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=1000, attn_implementation="sdpa", use_cache=False,
+        num_key_value_heads=2, vocab_size=1000, use_cache=False,
     )  # fmt: skip
     layer = 9 * HIDDEN * HIDDEN
     config: dict[str, Any] = orjson.loads(FILE.read_bytes())
@@ -57,6 +57,7 @@ def held(recomputed: bool, efficient: bool) -> tuple[int, int]:
 
     def counted(self: Any, module: torch.nn.Module, forward: bool) -> None:
         fetch(self, module, forward)
+        each: Any
         for each in module.parameters(recurse=False):
             if not each.ds_persist and each.numel():
                 storage = each.data.untyped_storage()

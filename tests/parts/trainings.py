@@ -19,9 +19,18 @@ from tools.core import run_folder
 from tools.training.run_axolotl import ENVIRONMENT
 
 # What takes long to import; the rest is imported by each training.
-IMPORTED = ("axolotl.cli.train", "axolotl.common.datasets", "axolotl.core.builders", "axolotl.train", "bitsandbytes")
-IMPORTED += ("deepspeed", "peft", "transformers.models.qwen2.modeling_qwen2", "tools.training.cpu_plugin")
-IMPORTED += ("tools.training.progress_plugin",)
+IMPORTED = [
+    "axolotl.cli.train",
+    "axolotl.common.datasets",
+    "axolotl.core.builders",
+    "axolotl.train",
+    "bitsandbytes",
+    "deepspeed",
+    "peft",
+    "transformers.models.qwen2.modeling_qwen2",
+    "tools.training.cpu_plugin",
+    "tools.training.progress_plugin",
+]
 
 
 class Trainings:

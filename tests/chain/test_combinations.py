@@ -38,7 +38,7 @@ STARTED = (
     "2x24gb/qwen7b-qlora",
     "2x24gb/qwen14b-qlora",
 )
-# What needs a GPU, or the real model: kernels, Liger, FlashAttention, its end token and template, its layer's name.
+# What needs a GPU, or the real model: kernels, Liger, FlashAttention, its end token and template, its layers' names.
 CHANGES: dict[str, Any] = {
     "tf32": False,
     "attn_implementation": "sdpa",
@@ -51,7 +51,7 @@ CHANGES: dict[str, Any] = {
     "save_steps": 2,
     **dict.fromkeys(catalog.training().lora_kernels, False),
 }
-WITHOUT = ("plugins", "liger", "eval", "load_best", "saves_per_epoch", "chat_template_jinja")
+WITHOUT = ("plugins", "liger", "eval", "load_best", "saves_per_epoch", "chat_template_jinja", "lora_target_modules")
 
 
 class Way(NamedTuple):
@@ -101,6 +101,7 @@ def test_two_updates_and_a_checkpoint(
     episodes = (run_folder.ROOT / "data" / "train.jsonl").read_bytes().splitlines(keepends=True)[:8]
     (tmp_path / "data.jsonl").write_bytes(b"".join(episodes))
     settings["datasets"][0]["path"] = str(tmp_path / "data.jsonl")
+    settings["lora_target_linear"] = True
     if asked.adapter == "full":
         settings = {key: value for key, value in settings.items() if not key.startswith("lora")}
     if "fsdp_config" in settings:

@@ -41,10 +41,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def start(outputs: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """`python -m tools train` in a process group of its own."""
+    """`python -m tools train` in a process group of its own.
+
+    In float32 unless `arguments` say otherwise: what differs is the sharing alone, not where FSDP2 rounds to bf16.
+    """
+    precision = () if "--set" in arguments else ("--set", "bf16=false")
     return subprocess.Popen(
-        # In float32: what differs is the sharing alone, not where FSDP2 rounds to bf16.
-        [sys.executable, "-m", "tools", "train", *arguments, "--set", "bf16=false"],
+        [sys.executable, "-m", "tools", "train", *arguments, *precision],
         cwd=run_folder.ROOT,
         env=os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs)},
         stdout=subprocess.PIPE,
@@ -81,10 +84,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> list[float]:
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_learn_what_one_does(tmp_path: Path, tiny: Path, alone: list[float], way: str) -> None:
     path = tiny_recipe(tmp_path, tiny, **WAYS[way])
-    folder = train(tmp_path, path, "--gpus", "2")
+    zero3 = way == "DeepSpeed ZeRO-3"  # its file asks for bf16
+    folder = train(tmp_path, path, "--gpus", "2", *(("--set", "bf16=true") if zero3 else ()))
     assert f"2 processes on the CPU (gloo), {way}" in (folder / "train.log").read_text()
     assert recipe.read_recipe(folder / "recipe.yaml").settings["gradient_accumulation_steps"] == 1
-    assert losses(folder) == pytest.approx(alone, abs=1e-2)
+    assert losses(folder) == pytest.approx(alone, abs=5e-2 if zero3 else 1e-2)
     assert list((folder / "adapter").glob("*.safetensors"))
 
 

@@ -19,15 +19,18 @@ from tools.core import run_folder
 from tools.training.run_axolotl import ENVIRONMENT
 
 # What takes long to import; the rest is imported by each training.
-IMPORTED: tuple[str, ...] = (
+IMPORTED = [
     "axolotl.cli.train",
     "axolotl.common.datasets",
     "axolotl.core.builders",
     "axolotl.train",
     "bitsandbytes",
-)
-IMPORTED += ("deepspeed", "peft", "transformers.models.qwen2.modeling_qwen2", "tools.training.cpu_plugin")
-IMPORTED += ("tools.training.progress_plugin",)
+    "deepspeed",
+    "peft",
+    "transformers.models.qwen2.modeling_qwen2",
+    "tools.training.cpu_plugin",
+    "tools.training.progress_plugin",
+]
 
 
 class Trainings:

@@ -146,6 +146,14 @@ def test_more_tokens_take_more_and_advice_wins_what_it_says() -> None:
     assert fitting == sorted(fitting)
 
 
+def test_advice_names_every_key_that_a_sharded_training_needs() -> None:
+    lora = {each.words: each.keys for each in plan.advice(chosen("qwen7b", "lora", "4x24gb"))}
+    assert lora["recompute layers"]["gradient_checkpointing_kwargs"] == {"use_reentrant": True}
+    full = {each.words: each.keys for each in plan.advice(chosen("qwen0.5b", "full", "8x80gb"))}
+    assert full["recompute layers"]["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert full["LoRA in place of full training"]["deepspeed"] is None
+
+
 def test_a_recipe_read_back_gives_the_settings_it_was_made_of() -> None:
     for tier, model, method, found in render.planned():
         written = recipe.read_recipe(recipe.RECIPES / tier.key / f"{render.name(model, method)}.yaml").settings

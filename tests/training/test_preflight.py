@@ -216,5 +216,16 @@ def test_a_shorter_sequence_says_how_many_episodes_it_drops() -> None:
     planned = plan.of(catalog.models()["qwen7b"], catalog.tiers()["24gb"], Settings(16, 16, 2048, 1))
     (shorter,) = [each for each in plan.advice(planned) if each.keys.get("sequence_len") == 1024]
     lengths = [700] * 874 + [1500] * 126
-    assert preflight.remedy(shorter, lengths).endswith("GiB and drops 12.6% of the episodes")
+    assert preflight.remedy(shorter, lengths).endswith("GiB and is too short for 12.6% of the episodes")
     assert preflight.remedy(shorter, [700]).endswith("GiB")
+
+
+def test_zero3_that_would_load_in_32_bits_is_an_error(tmp_path: Path) -> None:
+    asked = recipe.open_recipe("qwen72b-lora", "8x80gb")
+    assert list(preflight.zero3(asked)) == []
+    file = tmp_path / "mine.json"
+    file.write_bytes(orjson.dumps({"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}))
+    other = recipe.read_recipe(asked.path, changes={"deepspeed": str(file)})
+    (found,) = preflight.zero3(other)
+    assert found.level == "error" and f"bf16 is not true in {file}" in found.what
+    assert found.where == asked.at("deepspeed")

@@ -236,7 +236,9 @@ def gathered(model: Model, s: Settings) -> float:
     """Bytes of weights that a shard holds whole while it computes: this layer and the next, or the embeddings.
 
     https://arxiv.org/abs/2304.11277, section 3.2 (prefetch of one unit); DeepSpeed's stage3_prefetch_bucket_size is set
-    to as much.
+    to as much. No more is held for the backward pass, with layers recomputed or not, where DeepSpeed's own linear
+    function stands in for torch's, as it does when Axolotl loads the model; with torch's, a training that does not
+    recompute keeps all gathered weights (bench/zero3.py counts both).
     """
     each = {4: NF4_BYTES, 8: 1.0, 16: 2.0, 32: 4.0}[s.bits]
     return max(2 * each * model.layer_linear, 2.0 * model.embedding)

@@ -134,8 +134,7 @@ def join_by_gloo(cfg: "DictDefault") -> None:
         PartialState()
         mesh = ParallelismConfig.build_device_mesh
         ParallelismConfig.build_device_mesh = lambda self, device_type: mesh(self, "cpu")
-        # Axolotl 0.19 loads a 4-bit base on the GPU of this process's number, whatever the recipe's device_map is.
-        ModelLoader._set_device_map_config = lambda self: self.model_kwargs.update(device_map={"": "cpu"})
+        ModelLoader._set_device_map_config = on_the_cpu(ModelLoader._set_device_map_config)
     if cfg.get("deepspeed"):
         import deepspeed.comm
         import deepspeed.ops
@@ -143,6 +142,20 @@ def join_by_gloo(cfg: "DictDefault") -> None:
         # Its own exchange through shared memory has to be compiled first, for each environment anew.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.comm.all_gather_into_tensor = gathered_in_order(deepspeed.comm.all_gather_into_tensor)
+
+
+def on_the_cpu(set_device_map: Callable[[ModelLoader], None]) -> Callable[[ModelLoader], None]:
+    """`set_device_map`, then the CPU in place of the GPU that it names.
+
+    For FSDP with a 4-bit base Axolotl 0.19 names the GPU of this process's number, whatever the recipe's device_map is.
+    """
+
+    def set_cpu(loader: ModelLoader) -> None:
+        set_device_map(loader)
+        if "device_map" in loader.model_kwargs:
+            loader.model_kwargs["device_map"] = {"": "cpu"}
+
+    return set_cpu
 
 
 def gathered_in_order(

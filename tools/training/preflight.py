@@ -360,7 +360,7 @@ def remedy(change: Change, lengths: Sequence[int]) -> str:
 def keys(changes: Mapping[str, object]) -> str:
     """Keys and values as they stand in a recipe, on one line."""
     return ", ".join(
-        f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items()
+        f"{key}: {value if isinstance(value, str) else orjson.dumps(value).decode()}" for key, value in changes.items()
     )
 
 

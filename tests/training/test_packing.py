@@ -93,14 +93,14 @@ def test_what_is_trained_is_the_same_packed_as_alone(rows: list[Row], alone: lis
 def test_an_episodes_loss_is_the_same_packed_as_alone(packed: Any, rows: list[Row]) -> None:
     model = packed.model.eval()
     compared = 0
-    for row in rows[:2]:
+    for row in rows[:1]:
         given = {key: value for key, value in row.items() if key in ("position_ids", "attention_mask")}
         of_row = losses(model, row["input_ids"], row["labels"], **given)
         for span, ids, labels in episodes_of(row):
             of_one = losses(model, torch.tensor([ids]), torch.tensor([labels]))
             torch.testing.assert_close(of_row[span.start : span.stop - 1], of_one, atol=1e-4, rtol=1e-4)
             compared += 1
-    assert compared >= 4
+    assert compared >= 2
 
 
 def test_an_episode_is_not_the_same_where_it_sees_the_one_before(packed: Any, rows: list[Row]) -> None:

@@ -424,7 +424,9 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
     targets = recipe.get("lora_target_modules")
     validates = recipe.get("val_set_size") or recipe.get("test_datasets")
     packed = bool(recipe.get("sample_packing"))
-    evaluation = int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1) if validates else 0
+    evaluation: int | None = (
+        int(recipe.get("eval_batch_size") or recipe.get("micro_batch_size") or 1) if validates else 0
+    )
     if validates and packed and recipe.get("eval_sample_packing") is not False:
         evaluation = None
     cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins

@@ -63,6 +63,11 @@ def filled(tokens: list[int]) -> tuple[dict[int, float], dict[int, float]]:
     return packed, padded
 
 
+def named(shares: dict[int, float]) -> dict[str, float]:
+    """Shares with their sizes as JSON names things."""
+    return {str(size): share for size, share in shares.items()}
+
+
 def unpacked(found: Plan, method: Method) -> Plan | None:
     """The fastest plan of the same sequence, optimizer and sharding that packs nothing; None where none fits."""
     other = replace(found.settings, packed=False, evaluation=catalog.training().eval_batch_size)
@@ -94,7 +99,7 @@ def main() -> None:
         "versions": {"axolotl": version("axolotl")},
         "table": table,
         "notes": NOTES.format(count=len(tokens), mean=mean, packed=shares[0], padded=shares[1]),
-        "episodes": {"count": len(tokens), "mean": mean, "packed": packed, "padded": padded},
+        "episodes": {"count": len(tokens), "mean": mean, "packed": named(packed), "padded": named(padded)},
         "rows": rows,
     }
     files.write_json(ROOT / "bench" / "results" / "packing.json", made)

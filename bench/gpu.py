@@ -49,7 +49,7 @@ SHORT = {
     "num_epochs": 20,
 }
 PACKED = {"sample_packing": True}
-UNPACKED = {"sample_packing": False, "pad_to_sequence_len": None, "eval_sample_packing": None}
+UNPACKED: dict[str, Any] = {"sample_packing": False, "pad_to_sequence_len": None, "eval_sample_packing": None}
 UNPACKED |= {"micro_batch_size": 8, "gradient_accumulation_steps": 2}
 RECOMPUTED = {"gradient_checkpointing": True}
 NO_KERNELS = dict.fromkeys(catalog.training().lora_kernels, False)

@@ -132,7 +132,7 @@ def test_another_sequence_length_comes_with_what_makes_it_fit() -> None:
     assert commands.with_length(["lora_r=8"], 4096, "my.yaml", "") == ["lora_r=8", "sequence_len=4096"]
     own = dict(recipe.open_recipe("24gb/qwen3b-lora").settings)
     longer = recipe.overrides(commands.with_length([], 8192, "qwen3b-lora", "24gb"))
-    assert longer == {"sequence_len": 8192, "gradient_checkpointing": True}
+    assert longer["sequence_len"] == 8192 and longer["gradient_checkpointing"] is True
     found = commands.planned("qwen3b-lora", "24gb", "", 0, {}, 8192)
     assert found.fits and found.settings == plan.from_recipe(own | longer, found.tier)
     # What a person sets is left to the person.

@@ -102,7 +102,7 @@ DIES = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
         ("24gb/qwen7b-qlora", {"learning_rate": 1e-2}, GPU, "warning", "learning_rate 0.01 is above 0.0001 to 0.0002"),
         ("24gb/qwen3b-full", {"learning_rate": 1e-4}, GPU, "warning", "advised for full fine-tuning"),
         ("24gb/qwen7b-lora", {"learning_rate": 1e-6}, GPU, "warning", "is below 5e-05 to 0.0001"),
-        ("24gb/qwen7b-qlora", {"gradient_accumulation_steps": 3}, GPU, "advice", "the method has 16"),
+        ("24gb/qwen7b-qlora", {"gradient_accumulation_steps": 30}, GPU, "advice", "tokens an update; the method has 10,272"),
         ("24gb/qwen7b-qlora", {}, SMALL, "error", "GiB of disk to the GGUF; 10 are free"),
         ("24gb/qwen7b-qlora", {"base_model": "some/model"}, GPU, "advice", "its memory is not predicted"),
         ("4x24gb/qwen32b-qlora", {}, PAIR, "", ""),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tools import BadInput
-from tools.core import catalog
+from tools.core import catalog, run_folder
 from tools.recipes import render
 
 
@@ -17,7 +17,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of recipes/ that `write` works on."""
     shutil.copytree(render.RECIPES, tmp_path / "recipes")
     monkeypatch.setattr(render, "RECIPES", tmp_path / "recipes")
-    monkeypatch.setattr(render.run_folder, "ROOT", tmp_path)
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
     return tmp_path / "recipes"
 
 

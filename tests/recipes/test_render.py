@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tools import BadInput
-from tools.core import catalog, run_folder
+from tools.core import catalog, quote, run_folder
 from tools.recipes import render
 
 
@@ -133,3 +133,7 @@ def test_accelerate_takes_its_files(path: Path) -> None:
     made = load_config_from_file(str(path))
     tier = catalog.tiers()[path.stem]
     assert (made.num_processes, made.num_machines) == (tier.world, tier.nodes)
+
+
+def test_values_that_python_takes_for_equal_are_quoted_each_by_its_own_text() -> None:
+    assert [quote.yaml_scalar(value) for value in (1, True, 1.0, "1")] == ['"1"', '"True"', '"1.0"', '"1"']

@@ -83,11 +83,7 @@ def small_adapter(small_base: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_f16(small_base: Path) -> Path:
     """`small_base` as an f16 GGUF."""
-    from tools.gguf import convert
-
-    path = small_base.with_name("base-f16.gguf")
-    convert.to_gguf(small_base, path)
-    return path
+    return as_f16(small_base)
 
 
 @pytest.fixture(scope="session")
@@ -105,10 +101,15 @@ def nan_base(small_base: Path) -> Path:
 @pytest.fixture(scope="session")
 def nan_f16(nan_base: Path) -> Path:
     """`nan_base` as an f16 GGUF."""
+    return as_f16(nan_base)
+
+
+def as_f16(base: Path) -> Path:
+    """A base model's folder as an f16 GGUF beside it."""
     from tools.gguf import convert
 
-    path = nan_base.with_name("nan-f16.gguf")
-    convert.to_gguf(nan_base, path)
+    path = base.with_name(f"{base.name}-f16.gguf")
+    convert.to_gguf(base, path)
     return path
 
 

@@ -359,16 +359,13 @@ def check(
     """Check a recipe and its data with the code that trains."""
     from tools.pipeline.training import check_all_recipes, check_recipe
     from tools.recipes import commands
-    from tools.recipes.recipe import open_recipe
 
     if all_of_them:
         check_all_recipes(as_json)
     elif not recipe:
         raise click.UsageError("check: name a recipe, or --all", click.get_current_context())
     else:
-        on = commands.tier_for(tier, gpu, gpus)
-        changes = commands.with_length(change, seq, recipe, on)
-        check_recipe(open_recipe(recipe, on, base, changes, data), force, as_json)
+        check_recipe(commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data), force, as_json)
 
 
 @app.command(epilog="Example: train qwen7b-qlora --data my.jsonl")
@@ -392,12 +389,10 @@ def train(
     """Train a recipe to an adapter; an interrupted training resumes."""
     from tools.pipeline.training import submit_recipe, train_recipe
     from tools.recipes import commands
-    from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    on = commands.tier_for(tier, gpu, gpus)
-    changes = commands.with_length(change, seq, recipe, on)
-    asked, launch = open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes, rank, master, port)
+    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data)
+    launch = Launch(gpus, nodes, rank, master, port)
     if dry_run:
         submit_recipe(asked, launch, "dry-run")
     else:
@@ -420,12 +415,10 @@ def submit(
     """Submit a training to Slurm or Ray."""
     from tools.pipeline.training import submit_recipe
     from tools.recipes import commands
-    from tools.recipes.recipe import open_recipe
     from tools.training.run_axolotl import Launch
 
-    on = commands.tier_for(tier, gpu, gpus)
-    changes = commands.with_length(change, seq, recipe, on)
-    submit_recipe(open_recipe(recipe, on, base, changes, data), Launch(gpus, nodes), to)
+    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data)
+    submit_recipe(asked, Launch(gpus, nodes), to)
 
 
 @app.command(epilog="Example: gguf qwen7b-qlora --quant 'Q4_K_M Q8_0' --imatrix")

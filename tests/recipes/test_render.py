@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tools import BadInput
-from tools.core import catalog
+from tools.core import catalog, quote, run_folder
 from tools.recipes import render
 
 
@@ -17,7 +17,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of recipes/ that `write` works on."""
     shutil.copytree(render.RECIPES, tmp_path / "recipes")
     monkeypatch.setattr(render, "RECIPES", tmp_path / "recipes")
-    monkeypatch.setattr(render.run_folder, "ROOT", tmp_path)
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
     return tmp_path / "recipes"
 
 
@@ -133,3 +133,7 @@ def test_accelerate_takes_its_files(path: Path) -> None:
     made = load_config_from_file(str(path))
     tier = catalog.tiers()[path.stem]
     assert (made.num_processes, made.num_machines) == (tier.world, tier.nodes)
+
+
+def test_values_that_python_takes_for_equal_are_quoted_each_by_its_own_text() -> None:
+    assert [quote.yaml_scalar(value) for value in (1, True, 1.0, "1")] == ['"1"', '"True"', '"1.0"', '"1"']

@@ -89,12 +89,16 @@ def not_in_modelfile(value: str) -> str:
     return "three quotes" if '"""' in value else "" if lost is None else f"{lost!r}, which Ollama drops"
 
 
-@cache  # a recipe is full of the same few words
 def yaml_scalar(text: object) -> str:
     """A text as a YAML scalar on one line, in quotes unless it is a plain word or path."""
+    return yaml_text(str(text))
+
+
+@cache  # a recipe is full of the same few words; by their text, since True == 1
+def yaml_text(value: str) -> str:
+    """`yaml_scalar` of a text."""
     from yaml import safe_dump, safe_load
 
-    value = str(text)
     if re.fullmatch(r"[\w./-]+", value, re.ASCII) and safe_load(value) == value:
         return value
     return str(safe_dump(value, default_style='"', width=float("inf"), allow_unicode=True)).rstrip("\n")

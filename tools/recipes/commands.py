@@ -112,6 +112,14 @@ def near(tier: Tier) -> str:
     return machine.tier([device] * tier.devices, tier.nodes)
 
 
+def open_asked(
+    name: str, tier: str, gpu: str, gpus: int, base: str, pairs: list[str], seq: int, data: str
+) -> recipe.Recipe:
+    """The recipe that check, train and submit are asked for; see `tier_for`, `with_length`, `recipe.open_recipe`."""
+    on = tier_for(tier, gpu, gpus)
+    return recipe.open_recipe(name, on, base, with_length(pairs, seq, name, on), data)
+
+
 def tier_for(tier: str, gpu: str, gpus: int) -> str:
     """The tier to train on: `tier`, or that of `gpus` (0: one) of a GPU by name; empty for this machine's.
 

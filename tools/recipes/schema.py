@@ -27,9 +27,15 @@ KNOWN_PLUGINS = (
 NEAR = 0.85
 
 
+@cache
+def axolotl_keys() -> frozenset[str]:
+    """The keys at the top of a recipe that Axolotl knows (catalog/axolotl_keys.yaml)."""
+    return catalog.content("axolotl_keys", frozenset[str])
+
+
 def check_keys(recipe: Recipe) -> None:
     """Raise BadInput with file:line for a key that Axolotl does not know, without importing it, which takes 10 s."""
-    known = catalog.content("axolotl_keys", frozenset[str])
+    known = axolotl_keys()
     others = [each for each in recipe.settings.get("plugins") or () if not each.startswith(KNOWN_PLUGINS)]
     for key in recipe.settings:
         near = difflib.get_close_matches(key, known, n=1, cutoff=NEAR if others else 0.5) if key not in known else []

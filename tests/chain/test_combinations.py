@@ -29,13 +29,12 @@ STARTED = (
     "24gb/qwen14b-lora",
     "2x24gb/qwen0.5b-lora",
     "2x8x80gb/qwen32b-lora",
-    "4x24gb/qwen7b-lora",
+    "2x24gb/qwen1.5b-lora",
     "2x24gb/qwen14b-lora",
     "12gb/qwen0.5b-qlora",
     "12gb/qwen7b-qlora",
     "2x24gb/qwen0.5b-qlora",
-    "2x24gb/gemma3-12b-qlora",
-    "2x24gb/qwen7b-qlora",
+    "2x24gb/qwen3-8b-qlora",
     "2x24gb/qwen14b-qlora",
 )
 # What needs a GPU, or the real model: kernels, Liger, FlashAttention, its end token and template, its layers' names.

@@ -149,7 +149,7 @@ def test_more_tokens_take_more_and_advice_wins_what_it_says() -> None:
 def test_advice_names_every_key_that_a_sharded_training_needs() -> None:
     lora = {each.words: each.keys for each in plan.advice(chosen("qwen7b", "lora", "4x24gb"))}
     assert lora["recompute layers"]["gradient_checkpointing_kwargs"] == {"use_reentrant": True}
-    full = {each.words: each.keys for each in plan.advice(chosen("qwen0.5b", "full", "8x80gb"))}
+    full = {each.words: each.keys for each in plan.advice(chosen("qwen1.5b", "full", "2x24gb"))}
     assert full["recompute layers"]["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
     assert full["LoRA in place of full training"]["deepspeed"] is None
 

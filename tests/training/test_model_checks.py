@@ -69,3 +69,12 @@ def test_the_bases_own_folder_says_what_it_has() -> None:
     asked = recipe.read_recipe(recipe.find(CPU), changes={"peft_layers_to_transform": [29, 40]})
     (error,) = model_checks.findings(asked, find_base.resolve("smollm2-135m"))
     assert "40 would get no adapter" in error.what
+
+
+@pytest.mark.parametrize("name", [CPU, "24gb/qwen3b-qlora"])
+def test_a_sequence_beyond_the_models_context_is_found(name: str) -> None:
+    base = find_base.resolve("smollm2-135m") if name == CPU else ""
+    own = 8192 if name == CPU else 32768
+    (warning,) = model_checks.findings(recipe.read_recipe(recipe.find(name), changes={"sequence_len": own + 1}), base)
+    assert warning.level == "warning" and f"context ends at {own}" in warning.what
+    assert list(model_checks.findings(recipe.read_recipe(recipe.find(name), changes={"sequence_len": own}), base)) == []

@@ -1,4 +1,4 @@
-"""Names in a recipe that the model, the optimizers or the schedulers do not have."""
+"""What a recipe asks of the model, the optimizers or the schedulers and they do not have."""
 
 import difflib
 import re
@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.core import catalog
+from tools.core import catalog, files, hf_folder
 from tools.core.finding import Finding
 from tools.recipes.recipe import Recipe
 
@@ -26,6 +26,7 @@ def findings(recipe: Recipe, base: Path | str) -> Iterator[Finding]:
     """All that this module checks. `base`: the model's folder; of a hub name, what the catalog knows. Loads torch."""
     yield from optimizer(recipe)
     yield from scheduler(recipe)
+    yield from sequence(recipe, base)
     sharded = recipe.settings.get("fsdp_config") or {}
     layers = next((key for key in LAYER_KEYS if sharded.get(key)), "")
     if not layers and not any(recipe.settings.get(key) for key in MODULE_KEYS):
@@ -70,6 +71,24 @@ def scheduler(recipe: Recipe) -> Iterator[Finding]:
         what = f"{named} does not take its lr_scheduler_kwargs: {' '.join(str(error).split())}"
         where = recipe.at("lr_scheduler_kwargs" if own else "lr_scheduler")
         yield Finding("error", what, where, "correct them; lr_scheduler: cosine takes none")
+
+
+def sequence(recipe: Recipe, base: Path | str) -> Iterator[Finding]:
+    """Sequences longer than the model's context, unless the recipe changes its positions."""
+    length = int(recipe.settings.get("sequence_len") or 0)
+    own = context(base if isinstance(base, Path) else str(recipe.settings["base_model"]))
+    if own and length > own and not recipe.settings.get("overrides_of_model_config"):
+        what = f"sequences of {length} tokens, and the model's own context ends at {own}: it knows no later positions"
+        yield Finding("warning", what, recipe.at("sequence_len"), f"sequence_len: {own}")
+
+
+def context(base: Path | str) -> int:
+    """The tokens of a model's own context, by its folder's config.json or the catalog; 0 where neither says it."""
+    if isinstance(base, Path):
+        own = hf_folder.text_settings(files.read_object(base / "config.json")).get("max_position_embeddings")
+        return own if isinstance(own, int) else 0
+    known = catalog.model_of(base)
+    return known.context if known else 0
 
 
 @cache

@@ -85,7 +85,7 @@ def missing(recipe: Recipe) -> Iterator[Finding]:
             if here and not run_folder.found(path).exists() and (key, number) != ("datasets", 0):
                 yield Finding("error", f"{path}: no such data", recipe.at(key, number, "path"), "correct the path")
     if len(settings.get("datasets") or ()) > 1:
-        what, fix = "only the first of the data sets is looked at here", "make check DATA=... looks at another one"
+        what, fix = "only the first of the data sets is looked at here", "`make check DATA=...` looks at another one"
         yield Finding("advice", what, recipe.at("datasets", 1), fix)
 
 

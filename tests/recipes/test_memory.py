@@ -80,6 +80,35 @@ def test_steps_that_were_measured_on_a_gpu_are_foreseen_within_a_tenth() -> None
         assert predicted == pytest.approx(row["driver_gib"], rel=0.1), row["case"]
 
 
+def test_eager_attention_is_foreseen_as_a_t4_had_it() -> None:
+    """fitcheck-llm 0.3.1, data/measurements/t4-sweep-2026-09-15.json: TinyLlama 1.1B, 2 x 2048 tokens, rank 32, fp16."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "intermediate_size": 5632,
+        "vocab_size": 32000,
+    }
+    tiny = catalog.described(config, "tiny", "TinyLlama")
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    s = Settings(rank=32, bits=16, sequence_len=2048, micro_batch=2, attention="eager", loss="plain", targets=targets)
+    s = replace(s, optimizer="adamw_torch", evaluation=0)
+    for attention, measured in (("eager", 6616.1), ("sdpa", 4354.1)):
+        parts = memory.device(tiny, replace(s, attention=attention), 1)  # type: ignore[arg-type]
+        allocated = sum(parts.values()) - parts["fragmentation"] - parts["CUDA context"]
+        held = 2 * s.tokens * tiny.sizes.vocab / GIB  # that script keeps the logits beside the loss, a trainer does not
+        assert allocated + held == pytest.approx(measured / 1024, rel=0.05), attention
+
+
+def test_a_cuda_context_is_as_large_as_it_was_measured_on_that_gpu() -> None:
+    model, lora = catalog.models()["qwen1.5b"], catalog.methods()["lora"]
+    for tier, context in (("16gb-turing", 0.14), ("16gb", memory.CONTEXT_GIB)):
+        found = plan.choose(model, lora, catalog.tiers()[tier])
+        assert found and found.parts["CUDA context"] == context
+
+
 def test_the_upper_layers_alone_keep_less() -> None:
     s = replace(LORA, checkpointing=False)
     half = replace(s, trained_layers=14)

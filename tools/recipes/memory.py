@@ -17,8 +17,9 @@ NF4_BYTES = (4 + 0.127) / 8
 # One 8-bit state for each weight and a 32-bit scale for 256 of them; https://arxiv.org/abs/2110.02861, section 2.
 STATE_8BIT_BYTES = 1 + 4 / 256
 # A CUDA context with the kernels of torch, cuBLAS and bitsandbytes, and cuBLAS's workspaces: what nvidia-smi shows
-# beyond torch's own count. https://huggingface.co/docs/transformers/model_memory_anatomy has 1.3 GB of kernels that
-# were all loaded at once; CUDA 12 loads each when it is first used.
+# beyond torch's own count, on a GPU for which gpus.yaml has no measured `context_gib`.
+# https://huggingface.co/docs/transformers/model_memory_anatomy has 1.3 GB of kernels that were all loaded at once;
+# CUDA 12 loads each when it is first used.
 CONTEXT_GIB = 0.5
 # NCCL's buffers for one communicator on up to 8 devices; https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
 # (NCCL_BUFFSIZE: 4 MiB a channel and peer).
@@ -82,10 +83,11 @@ class Settings:
     def repeats(self) -> bool:
         """Whether attention repeats the keys and values of each group of heads.
 
-        PyTorch's does where rows are packed (Axolotl 0.19, monkeypatch/attention/sdpa_varlen.py) or need a mask
+        Eager attention does (transformers 5.16, repeat_kv). PyTorch's does where rows are packed (Axolotl 0.19, monkeypatch/attention/sdpa_varlen.py) or need a mask
         (transformers 5.16, integrations/sdpa_attention.py, use_gqa_in_sdpa); FlashAttention 2 never does.
         """
-        return self.attention == "sdpa" and (self.packed or (self.uneven and self.micro_batch > 1))
+        masked = self.packed or (self.uneven and self.micro_batch > 1)
+        return self.attention == "eager" or (self.attention == "sdpa" and masked)
 
     @property
     def tokens(self) -> int:
@@ -199,14 +201,18 @@ def passing(model: Model, s: Settings) -> float:
 
     The MLP: the gradients of product, gate and up (a x i each) and, with an adapter outside the kernels, the 32-bit
     copies through its dropout. FlashAttention 2: 32-bit gradient of the queries, keys' and values' spread over all
-    query heads (flash_attn/csrc, mha_bwd).
+    query heads (flash_attn/csrc, mha_bwd). Eager attention, beside the two copies of its probabilities that `saved`
+    counts: their gradient and that of the scores, 32 bits each, while the MLP's gate and up are gone (transformers 5.16,
+    models/qwen2/modeling_qwen2.py, eager_attention_forward). Against 12 runs in 16 bits on a T4, of fitcheck-llm 0.3.1:
+    -1.4 to +7.1 %.
     """
     z, a = model.sizes, s.width
     q = z.heads * z.head_dim
+    scores = (4 + 4) * z.heads * s.sequence_len - 2 * a * z.intermediate if s.attention == "eager" else 0
     mlp = 3 * a * z.intermediate + 2 * a * z.hidden
     if s.rank and not s.kernels:
         mlp += 4 * z.intermediate
-    return max(mlp, (4 + 3 * a) * q + 2 * a * z.hidden)
+    return max(mlp, (4 + 3 * a) * q + 2 * a * z.hidden + scores)
 
 
 def logits(model: Model, s: Settings) -> float:
@@ -244,8 +250,10 @@ def gathered(model: Model, s: Settings) -> float:
     return max(2 * each * model.layer_linear, 2.0 * model.embedding)
 
 
-def device(model: Model, s: Settings, world: int) -> dict[str, float]:
+def device(model: Model, s: Settings, world: int, context: float = CONTEXT_GIB) -> dict[str, float]:
     """GiB on each device by part, for `world` devices that train together. Their sum is the predicted peak.
+
+    `context`: GiB of the CUDA context.
 
     The peak is reached in the loss, in a layer's backward pass or in validation, whichever is most: "logits" is what
     the first or the last takes beyond the others' parts. Validation holds logits in 16 bits, in 32, and their
@@ -304,7 +312,7 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     sizes = {name: value / GIB for name, value in parts.items() if value}
     if s.bits == 32:
         return sizes | {"process": PROCESS_GIB}
-    return sizes | {"CUDA context": CONTEXT_GIB} | ({"NCCL": NCCL_GIB} if world > 1 else {})
+    return sizes | {"CUDA context": context} | ({"NCCL": NCCL_GIB} if world > 1 else {})
 
 
 def host(model: Model, s: Settings, devices: int, world: int) -> dict[str, float]:

@@ -109,7 +109,8 @@ class Change:
 
 def of(model: Model, tier: Tier, settings: Settings) -> Plan:
     """The plan of these very settings on a tier."""
-    parts = memory.device(model, settings, tier.world)
+    context = catalog.gpus()[tier.gpu].context_gib if tier.gpu else None
+    parts = memory.device(model, settings, tier.world, memory.CONTEXT_GIB if context is None else context)
     # On a CPU the one process is the device.
     host = memory.host(model, settings, tier.devices, tier.world) if tier.devices else {}
     return Plan(model, tier, settings, parts, host, seconds(model, tier, settings) if tier.gpu else 0.0)

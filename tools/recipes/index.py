@@ -29,6 +29,7 @@ KEYS = {
     "gradient_accumulation_steps": "accumulation",
     "gradient_checkpointing": "checkpointing",
     "optimizer": "optimizer",
+    "context_parallel_size": "context_parallel",
 }
 
 Planned = Iterable[tuple[Tier, Model, Method, Plan]]
@@ -106,9 +107,13 @@ def readme(planned: Planned) -> dict[str, object]:
     }
 
 
-def economies(s: Settings, length: int) -> Iterator[Settings]:
-    """A recipe's settings with another sequence length, then with one more change each time that saves memory."""
-    s = plan.at_length(s, length)
+def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
+    """A recipe's settings with another sequence length, then with one more change each time that saves memory.
+
+    What leaves the result as it is comes first; a sequence longer than all recipes' is also offloaded and split.
+    """
+    first = found.settings
+    s = plan.at_length(first, length)
     yield s
     if s.bits == 32:  # On a CPU layers are never recomputed.
         return
@@ -119,6 +124,13 @@ def economies(s: Settings, length: int) -> Iterator[Settings]:
         if s.micro_batch % size == 0:
             yield replace(s, micro_batch=size, accumulation=batch // size)
     s = replace(s, micro_batch=1, accumulation=batch)
+    if length > plan.SEQUENCES[0]:
+        ways = [s, replace(s, activation_offloading=True)]
+        for devices in plan.splits(found.model, s, tier):
+            split = plan.split(first, length, devices)
+            ways += [split, replace(split, activation_offloading=True)]
+        yield from (*ways[1:], *(replace(each, evaluation=0) for each in ways))
+        s = replace(ways[-1], evaluation=0)
     unsharded = s.sharding in ("none", "ddp")
     for optimizer in ("adamw_8bit",) if s.rank else ("adamw_8bit", "paged_adamw_8bit"):
         if unsharded and not s.optimizer.startswith("paged") and s.optimizer != optimizer:
@@ -135,7 +147,7 @@ def at_length(found: Plan, tier: Tier, length: int) -> Plan:
     if tier is found.tier and length == found.settings.sequence_len:
         return found
     tried = found
-    for settings in economies(found.settings, length):
+    for settings in economies(found, tier, length):
         tried = plan.of(found.model, tier, settings)
         if tried.fits:
             break
@@ -165,6 +177,10 @@ def changes(recipe: Plan, wanted: Plan) -> str:
     pairs = {key: getattr(needs, name) for key, name in KEYS.items() if getattr(has, name) != getattr(needs, name)}
     if "gradient_checkpointing" in pairs:
         pairs |= plan.recomputing(needs, wanted.tier)
+    if needs.activation_offloading != has.activation_offloading:
+        pairs["activation_offloading"] = plan.OFFLOADING
+    if needs.evaluation == 0 != has.evaluation:
+        pairs |= plan.UNVALIDATED
     if needs.bits != has.bits:
         pairs["load_in_8bit"] = True
     if needs.kernels != has.kernels:
@@ -228,7 +244,10 @@ def how(s: Settings) -> str:
     words = [
         f"base in {s.bits} bits" if s.rank else "every weight trained",
         f"{s.micro_batch} {'packed row' if s.packed else 'episode'}{'s' if s.micro_batch > 1 else ''} at a time",
+        f"each row on {s.context_parallel} GPUs" if s.context_parallel > 1 else "",
         "layers recomputed" if s.checkpointing else "nothing recomputed",
+        "their inputs in the machine's memory" if s.activation_offloading else "",
+        "no validation" if s.evaluation == 0 and s.bits != 32 else "",
         s.optimizer,
         spread,
         {"none": "", "optimizer": "optimizer", "parameters": "weights and optimizer"}[s.offload],

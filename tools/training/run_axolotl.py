@@ -214,16 +214,24 @@ def tokenisers(size: int, cores: int) -> int:
 def spread(recipe: Recipe, world: int) -> dict[str, int]:
     """Micro batch and accumulation with which `world` processes reach the rows that the recipe has in an update.
 
-    Where they do not share them evenly, an update has the fewest rows more. Raises BadInput for more than 1.5 times.
+    Where they do not share them evenly, an update has the fewest rows more. Raises BadInput for more than 1.5 times,
+    and for processes that do not make whole groups of those that share each row.
     """
     micro = int(recipe.settings.get("micro_batch_size") or 1)
-    batch = micro * int(recipe.settings.get("gradient_accumulation_steps") or 1) * recipe.tier.world
-    share = math.ceil(batch / world)
-    if share * world > plan.MOST_TOKENS * batch:
+    split = int(recipe.settings.get("context_parallel_size") or 1)
+    if world % split:
+        where = recipe.at("context_parallel_size")
+        raise BadInput(
+            f"{where}: context_parallel_size: {split} does not divide the {world} processes; change it or GPUS"
+        )
+    groups = world // split
+    batch = micro * int(recipe.settings.get("gradient_accumulation_steps") or 1) * recipe.tier.world // split
+    share = math.ceil(batch / groups)
+    if share * groups > plan.MOST_TOKENS * batch:
         why = f"{batch} rows an update are too few for {world} processes"
         raise BadInput(f"{recipe.path}: {why}; fewer GPUS or NODES, or a larger gradient_accumulation_steps")
-    if share * world != batch:
-        print(f"train: {world} processes make updates of {share * world} rows; the recipe has {batch}")
+    if share * groups != batch:
+        print(f"train: {world} processes make updates of {share * groups} rows; the recipe has {batch}")
     micro = math.gcd(micro, share)
     return {"micro_batch_size": micro, "gradient_accumulation_steps": share // micro}
 

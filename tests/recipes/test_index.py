@@ -143,10 +143,11 @@ def test_the_page_says_of_each_recipe_what_its_plan_does(data: dict[str, Any]) -
     for tier, model, method, found in render.planned():
         at = [list(catalog.tiers()).index(tier.key), list(catalog.models()).index(model.key)]
         row = data["rows"][data["cells"][at[0]][at[1]][list(catalog.methods()).index(method.key)]]
-        place, fits, named, _, change, host = row[data["sequences"].index(found.settings.sequence_len)]
+        place, fits, named, _, change, host, speed = row[data["sequences"].index(found.settings.sequence_len)]
         whole, *parts = data["plans"][place]
         assert (fits, named, data["sets"][change], host) == (1, at[0], "", 0)
         assert whole == round(100 * found.total)
+        assert speed == pytest.approx(found.tokens_per_second, rel=0.05)
         shown = {name: size for name, size in zip(data["parts"], parts, strict=True) if size}
         assert shown == {name: round(100 * size) for name, size in found.parts.items() if round(100 * size)}
         recipes += 1
@@ -288,6 +289,24 @@ def test_the_page_says_that_nothing_fits_and_what_would(page: Page, file: Path) 
             assert page.locator("article.fits").count() > 0, other
 
 
+def test_8k_stands_beside_2k(page: Page, file: Path) -> None:
+    tier, model = catalog.tiers()["12gb"], catalog.models()["qwen7b"]
+    found = plan.choose(model, catalog.methods()["qlora"], tier)
+    assert found
+    open_page(page, file, "gpu=rtx3060&gpus=1&model=qwen7b&seq=2048")
+    shown = page.inner_text("[data-method=qlora] .lengths")
+    for length in (2048, 8192):
+        planned = index.at_length(found, tier, length)
+        assert planned.fits
+        speed = float(f"{planned.tokens_per_second:.2g}")
+        assert f"{length} tokens: {planned.total:.1f} GiB, {speed:.0f} tokens/s" in shown
+    assert shown.endswith("predicted, on GeForce RTX 3060 12 GB")
+    page.click("[data-method=qlora] .lengths a >> text='8192 tokens'")
+    page.wait_for_url("**seq=8192")
+    open_page(page, file, "gpu=rtx3060&gpus=1&model=qwen14b&seq=2048")
+    assert page.locator("[data-method=full] .lengths").count() == 0
+
+
 def test_the_copy_button_copies_the_command(page: Page, file: Path) -> None:
     open_page(page, file, "tier=24gb&model=qwen7b&seq=8192")
     shown = page.inner_text("[data-method=qlora] code")
@@ -337,7 +356,7 @@ def test_a_gpu_between_two_tiers_takes_what_it_holds(page: Page, file: Path, dat
             entry = data["rows"][data["cells"][gpu["tiers"][0]][place][qlora]][data["sequences"].index(2048)]
             if isinstance(entry, str):
                 continue
-            held, fits, recipe, _, _, host = entry
+            held, fits, recipe, _, _, host, _ = entry
             if not fits and not host and recipe >= 0 and data["plans"][held][0] <= limit:
                 own = plan.for_gpu(catalog.gpus()[gpu["key"]])
                 assert plan.search(catalog.models()[model["key"]], catalog.methods()["qlora"], own)

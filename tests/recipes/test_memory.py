@@ -59,6 +59,24 @@ def test_recomputing_layers_keeps_one_input_a_layer() -> None:
     assert without["saved activations"] > 5 * with_it["saved activations"]
 
 
+def test_offloaded_inputs_of_layers_wait_in_the_machine() -> None:
+    s = replace(LORA, sequence_len=8192, activation_offloading=True)
+    each = 2 * SEVEN.sizes.hidden * 8192
+    there = memory.device(SEVEN, s, 1)["saved activations"] * GIB
+    assert there == 3 * each
+    here = memory.host(SEVEN, s, 1, 1)["activations"] * GIB
+    assert SEVEN.sizes.layers * each <= here < 2 * SEVEN.sizes.layers * each  # pinned in powers of two
+
+
+def test_devices_that_share_a_row_each_hold_their_part_of_its_activations() -> None:
+    s = replace(LORA, rank=16, sequence_len=8192, sharding="ddp", packed=True, evaluation=None)
+    whole, shared = memory.device(SEVEN, s, 4), memory.device(SEVEN, replace(s, context_parallel=4), 4)
+    for part in ("saved activations", "recomputed layer"):
+        assert shared[part] == whole[part] / 4
+    assert shared["weights"] == whole["weights"]
+    assert shared["logits"] < whole["logits"] and shared["communication"] > whole["communication"]
+
+
 def test_dropout_beside_the_lora_kernels_keeps_a_copy_and_a_mask_of_each_input() -> None:
     s, z = replace(LORA, checkpointing=False), SEVEN.sizes
     more = memory.saved(SEVEN, replace(s, dropout=0.05)) - memory.saved(SEVEN, s)
@@ -81,7 +99,7 @@ def test_steps_that_were_measured_on_a_gpu_are_foreseen_within_a_tenth() -> None
 
 
 def test_eager_attention_is_foreseen_as_a_t4_had_it() -> None:
-    """fitcheck-llm 0.3.1, data/measurements/t4-sweep-2026-09-15.json: TinyLlama 1.1B, 2 x 2048 tokens, rank 32, fp16."""
+    """fitcheck-llm 0.3.1, data/measurements/t4-sweep-2026-09-15.json: TinyLlama, 2 x 2048 tokens, rank 32, fp16."""
     config = {
         "model_type": "llama",
         "hidden_size": 2048,

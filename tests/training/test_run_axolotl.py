@@ -147,6 +147,14 @@ def test_the_rows_of_an_update_stay_whatever_the_processes(world: int, micro: in
         run_axolotl.spread(asked, 25)
 
 
+def test_processes_that_share_rows_make_whole_groups() -> None:
+    changes = {"context_parallel_size": 4, "micro_batch_size": 1, "gradient_accumulation_steps": 2}
+    asked = recipe.read_recipe(recipe.find("4x24gb/qwen7b-lora"), changes=changes)
+    assert run_axolotl.spread(asked, 4) == {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
+    with pytest.raises(BadInput, match=r"qwen7b-lora.yaml:\d+: context_parallel_size 4 does not divide 2 processes"):
+        run_axolotl.spread(asked, 2)
+
+
 def test_a_failure_is_told_with_what_helps(this: Run) -> None:
     tier, model = catalog.tiers()["80gb"], catalog.models()["qwen7b"]
     # As it was composed: the base is a folder of the hub's cache, whose name says nothing.

@@ -168,6 +168,7 @@ def plan_of(
     Console().print(Text.assemble((quote.visible(title), "bold"), spread))
     if not (tier or gpu or "/" in name) and found.tier.key != machine.tier():
         print(f"  (this machine is {machine.tier()}; TIER= or GPU= plans for another)")
+    print(f"  settings: {index.how(s)}")
     for part, value in sorted(found.parts.items(), key=lambda each: -each[1]):
         print(f"  {part:20} {value:7.2f} GiB  {'█' * round(30 * value / largest)}")
     word = "fits" if found.fits else "does not fit"

@@ -16,7 +16,9 @@ from tools.recipes.memory import Settings, Sharding
 from tools.recipes.plan import Plan
 
 # What the page offers: tokens of a sequence, and GPUs as (machines, GPUs in each).
-SEQUENCES = (1024, 1536, 2048, 4096, 8192)
+SEQUENCES = (1024, 1536, 2048, 4096, 8192, 16384, 32768)
+# Of those, the ones that are shown side by side.
+COMPARED = (2048, 8192)
 COUNTS = {1: (1, 1), 2: (1, 2), 4: (1, 4), 8: (1, 8), 16: (2, 8)}
 # GB of a device up to which the matrix calls it small.
 SMALL_GB = 16
@@ -104,6 +106,8 @@ def readme(planned: Planned) -> dict[str, object]:
         "label": label,
         "spare": plan.SPARE,
         "own": [tier.key for tier in tiers if tier.changes],
+        "compared": COMPARED,
+        "at_length": at_length,
     }
 
 
@@ -123,7 +127,7 @@ def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
     for size in range(s.micro_batch - 1, 0, -1):
         if s.micro_batch % size == 0:
             yield replace(s, micro_batch=size, accumulation=batch // size)
-    s = replace(s, micro_batch=1, accumulation=batch)
+    s = alone = replace(s, micro_batch=1, accumulation=batch)
     if length > plan.SEQUENCES[0]:
         ways = [s, replace(s, activation_offloading=True)]
         for devices in plan.splits(found.model, s, tier):
@@ -139,7 +143,8 @@ def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
         yield replace(s, bits=8, kernels=False)
     if not s.rank and s.offload == "none":
         stage: Sharding = "zero3" if s.sharding == "zero3" else "zero2"
-        yield replace(s, sharding=stage, offload="optimizer", optimizer="adamw_torch_fused")
+        for each in (alone, s):
+            yield replace(each, sharding=stage, offload="optimizer", optimizer="adamw_torch_fused")
 
 
 def at_length(found: Plan, tier: Tier, length: int) -> Plan:
@@ -269,6 +274,7 @@ def tier_row(tier: Tier) -> dict[str, object]:
         "title": label(tier),
         "nodes": tier.nodes,
         "devices": tier.devices,
+        "gpu": catalog.gpus()[tier.gpu].title if tier.gpu else "",
         "usable": gib(tier.usable_gib),
         "limit": gib(tier.usable_gib * (1 - plan.SPARE)),
         "host": gib(tier.host_gib * (1 - plan.HOST_SPARE)),
@@ -292,7 +298,8 @@ def embedded(planned: Planned) -> dict[str, object]:
     """What index.html knows, as the JSON in its script element.
 
     `rows[cells[tier][model][method]]` has an entry for each of SEQUENCES: a text that says why it is impossible, or
-    [plan, fits, tier of its recipe or -1, settings, SET=, GiB of the machine's memory where it has less, else 0].
+    [plan, fits, tier of its recipe or -1, settings, SET=, GiB of the machine's memory where it has less, else 0, tokens
+    a second on the tier's own GPU in two digits, or 0].
     Most of it repeats, so each distinct row, plan ([total, part, part ...] in hundredths of a GiB), text of settings
     and text of SET= is stored once and named by its place in its list: a quarter of the bytes.
     """
@@ -314,6 +321,7 @@ def embedded(planned: Planned) -> dict[str, object]:
             hows[how(found.settings)],
             sets[changes(recipe, found) if recipe else ""],
             gib(host) if host > found.tier.host_gib * (1 - plan.HOST_SPARE) else 0,
+            int(float(f"{found.tokens_per_second:.2g}")) if recipe else 0,
         )
 
     def row(key: Key) -> int:
@@ -321,6 +329,7 @@ def embedded(planned: Planned) -> dict[str, object]:
 
     return {
         "sequences": SEQUENCES,
+        "compared": COMPARED,
         "counts": list(COUNTS),
         "spare": round(100 * plan.SPARE),
         "tiers": [tier_row(tier) for tier in tiers.values()],

@@ -302,9 +302,9 @@ def device(model: Model, s: Settings, world: int, context: float = CONTEXT_GIB) 
     elif s.sharding in ("zero1", "zero2", "zero3"):
         buffers = 2 * 2.0 * min(BUCKET, trained)
     if s.context_parallel > 1:
-        # Keys and values of one head over the whole row, and their gradients (ring-flash-attn 0.1.8,
-        # llama3_flash_attn_varlen.py: kv_buffer, dkv_buffer; Axolotl 0.19 takes one head at a time, heads_k_stride).
-        buffers += 4.0 * s.width * model.sizes.head_dim * s.tokens
+        # Keys and values of one head over the whole row, those of the next and their gradients (ring-flash-attn 0.1.8,
+        # llama3_flash_attn_varlen.py: kv_buffer, its copy, dkv_buffer; Axolotl 0.19 takes one head at a time).
+        buffers += 6.0 * s.width * model.sizes.head_dim * s.tokens
     # What is wide has gradients and states of 32 bits too, where they are not 8.
     wide = model.text_parameters - model.linear_parameters if s.wide else 0
     states_of_all = states * trained + (0.0 if "8bit" in s.optimizer else 4.0) * wide
@@ -337,7 +337,7 @@ def host(model: Model, s: Settings, devices: int, world: int) -> dict[str, float
     A model is loaded shard by shard (safetensors are mapped, at most 5 GB a file) except for a sharded quantised one,
     which every process holds whole until it is spread. Offloaded by DeepSpeed: 16-bit weights, 32-bit master and
     states (12 bytes), 32-bit gradients (4); https://arxiv.org/abs/2101.06840, section 4. Offloaded activations: the
-    input of each layer, in pinned memory, which torch 2.13 hands out in powers of two (ATen/core/CachingHostAllocator.h).
+    input of each layer, in pinned memory, of which torch 2.13 hands out powers of two (its CachingHostAllocator.h).
     """
     trained, here = trainable(model, s), devices / world
     parts = {"processes": 3.0 * max(1, devices) * GIB, "loading": min(5e9, weight_bytes(model, s)) * max(1, devices)}

@@ -158,8 +158,9 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
     frozen and twice for what is trained, once more where layers are recomputed (https://arxiv.org/abs/2205.05198).
     Attention reaches over an episode, packed or not (FlashAttention's varlen), half of it on average; PyTorch's, over
     packed rows, computes all of a row and masks it. Devices that share a row are taken to have equal shares of its
-    attention, as with many episodes in it, and to wait for the keys and values of the others (ring-flash-attn 0.1.8,
-    llama3_flash_attn_varlen.py): in the forward pass, when it is run again, and twice in the backward pass.
+    attention, as with many episodes in it, and to wait for the keys and values of the others, though some of that is
+    hidden (ring-flash-attn 0.1.8, llama3_flash_attn_varlen.py): in the forward pass, when it is run again, and twice in
+    the backward pass.
     """
     z, gpu = model.sizes, catalog.gpus()[tier.gpu]
     link = catalog.links()["network" if tier.nodes > 1 else tier.link].gb_s * 1e9
@@ -227,9 +228,9 @@ def splits(model: Model, s: Settings, tier: Tier) -> list[int]:
     """Devices that can share each row (context_parallel_size), fewest first, as Axolotl 0.19 has it.
 
     It needs FlashAttention 2 and one packed row at a time (utils/schemas/validation.py, check_context_parallel_size).
-    Beside it, the weights are sharded by FSDP2 over several such groups, or whole on each device of one group; DeepSpeed
-    and several groups without a shard are not supported (docs/nd_parallelism.qmd). Left out are models whose attention
-    has a window, which is applied to the length of a share (monkeypatch/ring_attn/patch.py).
+    Beside it, FSDP2 shards the weights over several such groups, or each device of one group holds them all; DeepSpeed,
+    and several groups without a shard, are not supported (Axolotl's docs/nd_parallelism.qmd). Left out are models whose
+    attention has a window, which would be compared with a share of the row (monkeypatch/ring_attn/patch.py).
     """
     if not s.packed or s.attention != "flash" or model.window:
         return []
@@ -432,9 +433,9 @@ def advice(plan: Plan) -> list[Change]:
         if s.evaluation != 0:
             tried.append(("no validation", UNVALIDATED, replace(s, evaluation=0)))
         for size in splits(model, s, tier) if s.context_parallel == 1 else ():
-            keys = {"context_parallel_size": size, "micro_batch_size": 1, "gradient_accumulation_steps": batch * size}
+            rows = {"micro_batch_size": 1, "gradient_accumulation_steps": batch * size}
             shared = replace(s, context_parallel=size, micro_batch=1, accumulation=batch * size)
-            tried.append((f"each row on {size} GPUs", keys, shared))
+            tried.append((f"each row on {size} GPUs", {"context_parallel_size": size, **rows}, shared))
     for length in (s.sequence_len // 2, s.sequence_len // 4):
         if length >= 512:
             shorter, keys = at_length(s, length), {"sequence_len": length}

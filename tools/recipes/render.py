@@ -20,6 +20,8 @@ HASH = re.compile(r"^(?:# |<!-- |  \"hash\": \")hash ([0-9a-f]{16})(?: -->|\",)?
 
 # Validation episodes: so many times the tokens of one batch on all devices, since rows do not end alike.
 SPARE_VALIDATION = 1.33
+# The largest share that validation is given for that.
+MOST_VALIDATION = 0.5
 
 
 def planned() -> Iterator[tuple[Tier, Model, Method, Plan]]:
@@ -129,12 +131,14 @@ def validation(found: Plan) -> float:
     Axolotl 0.19 leaves out what does not, and where that is all, there is no loss by which the best checkpoint is
     chosen (core/trainers/base.py, drop_last). The shipped episodes fill the batch with a third to spare.
     """
-    if found.settings.evaluation == 0:
+    s, known, share = found.settings, catalog.episodes(), catalog.training().val_set_size
+    if s.evaluation == 0:
         return 0
-    share, s, known = catalog.training().val_set_size, found.settings, catalog.episodes()
     if s.packed:
         batch = s.micro_batch * plan.replicas(s, found.tier) * plan.row_tokens(s)
-        share = max(share, math.ceil(100 * SPARE_VALIDATION * batch / (known.count * known.mean)) / 100)
+        filling = math.ceil(100 * SPARE_VALIDATION * batch / (known.count * known.mean)) / 100
+        # Rows so long are for more episodes than the shipped ones.
+        share = max(share, filling) if filling <= MOST_VALIDATION else share
     return share
 
 

@@ -21,15 +21,9 @@ REAL = {"lora_dropout": 0, "learning_rate": 0, "num_epochs": 0, "warmup_ratio": 
 # largest number, since a rate that breaks a training is told by its loss. The rest: no training has had so much.
 MOST: Mapping[str, float] = {
     **{"sequence_len": 2**24, "micro_batch_size": 2**16, "gradient_accumulation_steps": 2**16},
-    **{
-        "context_parallel_size": 2**10,
-        "eval_batch_size": 2**16,
-        "lora_r": 2**14,
-        "lora_alpha": 2**20,
-        "save_total_limit": 2**20,
-    },
+    **{"eval_batch_size": 2**16, "lora_r": 2**14, "lora_alpha": 2**20, "save_total_limit": 2**20},
     **{"lora_dropout": 1, "learning_rate": 1e38, "num_epochs": 100_000, "warmup_ratio": 1, "weight_decay": 100},
-    **{"val_set_size": 2**32},
+    **{"val_set_size": 2**32, "context_parallel_size": 2**10},
 }
 SWITCHES = ("load_in_4bit", "load_in_8bit", *catalog.training().lora_kernels)
 WORDS = ("base_model", "optimizer", "adapter", "deepspeed", "attn_implementation")

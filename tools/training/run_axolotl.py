@@ -221,9 +221,7 @@ def spread(recipe: Recipe, world: int) -> dict[str, int]:
     split = int(recipe.settings.get("context_parallel_size") or 1)
     if world % split:
         where = recipe.at("context_parallel_size")
-        raise BadInput(
-            f"{where}: context_parallel_size: {split} does not divide the {world} processes; change it or GPUS"
-        )
+        raise BadInput(f"{where}: context_parallel_size {split} does not divide {world} processes; change it or GPUS")
     groups = world // split
     batch = micro * int(recipe.settings.get("gradient_accumulation_steps") or 1) * recipe.tier.world // split
     share = math.ceil(batch / groups)

@@ -9,7 +9,7 @@ import pytest
 from tools import BadInput
 from tools.core import catalog
 from tools.recipes import commands, recipe, schema
-from tools.training import preflight
+from tools.training import preflight, recipe_checks
 
 NAME = "smollm2-135m-lora"
 
@@ -45,6 +45,15 @@ def test_axolotl_accepts_the_committed_recipe_and_names_the_line_of_a_wrong_key(
     line = path.read_text().splitlines().index("lora_r: sixteen") + 1
     with pytest.raises(BadInput, match=f"my.yaml:{line}: lora_r: "):
         schema.validate(recipe.read_recipe(path))
+
+
+@pytest.mark.parametrize("name", ["24gb/qwen7b-qlora", "2x24gb/qwen7b-lora", "8x80gb/qwen32b-full"])
+def test_a_recipe_that_is_changed_for_a_long_sequence_has_nothing_wrong(name: str) -> None:
+    tier, _, title = name.partition("/")
+    asked = commands.open_asked(title, tier, "", 0, "", [], 16384, "")
+    assert asked.settings["sequence_len"] == 16384
+    assert schema.validate(asked) == []
+    assert list(recipe_checks.findings(asked, catalog.model_of(asked.base))) == []
 
 
 LONG = [("qlora", "24gb", 32768), ("qlora", "2x24gb", 16384), ("lora", "4x24gb", 16384), ("full", "48gb", 32768)]

@@ -193,6 +193,7 @@ def report(data: str, lengths: Sequence[int], method: Method, found: Plan, plann
     ways += [f"about {episodes_an_update(found, kept):.0f} episodes"] if s.packed else []
     ways.append("layers recomputed" if s.checkpointing else "no layer recomputed")
     ways += ["their inputs in the machine's memory"] if s.activation_offloading else []
+    ways += ["no validation"] if s.evaluation == 0 and tier.gpu else []
     ways += [s.sharding] if tier.world > 1 else []
     ways += [f"{s.offload} offloaded"] if s.offload != "none" else []
     yield f"  batch      {', '.join(ways)}"

@@ -127,7 +127,7 @@ def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
     for size in range(s.micro_batch - 1, 0, -1):
         if s.micro_batch % size == 0:
             yield replace(s, micro_batch=size, accumulation=batch // size)
-    s = alone = replace(s, micro_batch=1, accumulation=batch)
+    s = single = replace(s, micro_batch=1, accumulation=batch)
     if length > plan.SEQUENCES[0]:
         ways = [s, replace(s, activation_offloading=True)]
         for devices in plan.splits(found.model, s, tier):
@@ -143,7 +143,7 @@ def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
         yield replace(s, bits=8, kernels=False)
     if not s.rank and s.offload == "none":
         stage: Sharding = "zero3" if s.sharding == "zero3" else "zero2"
-        for each in (alone, s):
+        for each in (single, s):
             yield replace(each, sharding=stage, offload="optimizer", optimizer="adamw_torch_fused")
 
 
@@ -184,7 +184,7 @@ def changes(recipe: Plan, wanted: Plan) -> str:
         pairs |= plan.recomputing(needs, wanted.tier)
     if needs.activation_offloading != has.activation_offloading:
         pairs["activation_offloading"] = plan.OFFLOADING
-    if needs.evaluation == 0 != has.evaluation:
+    if needs.evaluation == 0 and has.evaluation != 0:
         pairs |= plan.UNVALIDATED
     if needs.bits != has.bits:
         pairs["load_in_8bit"] = True

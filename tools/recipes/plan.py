@@ -125,7 +125,7 @@ def of(model: Model, tier: Tier, settings: Settings) -> Plan:
 
 def replicas(s: Settings, tier: Tier) -> int:
     """Groups of devices that each work at rows of their own."""
-    return tier.world // s.context_parallel
+    return max(1, tier.world // s.context_parallel)
 
 
 def row_tokens(s: Settings) -> float:

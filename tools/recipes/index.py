@@ -299,7 +299,7 @@ def embedded(planned: Planned) -> dict[str, object]:
 
     `rows[cells[tier][model][method]]` has an entry for each of SEQUENCES: a text that says why it is impossible, or
     [plan, fits, tier of its recipe or -1, settings, SET=, GiB of the machine's memory where it has less, else 0, tokens
-    a second on the tier's own GPU in two digits, or 0].
+    a second of COMPARED on the tier's own GPU in two digits, or 0].
     Most of it repeats, so each distinct row, plan ([total, part, part ...] in hundredths of a GiB), text of settings
     and text of SET= is stored once and named by its place in its list: a quarter of the bytes.
     """
@@ -321,7 +321,7 @@ def embedded(planned: Planned) -> dict[str, object]:
             hows[how(found.settings)],
             sets[changes(recipe, found) if recipe else ""],
             gib(host) if host > found.tier.host_gib * (1 - plan.HOST_SPARE) else 0,
-            int(float(f"{found.tokens_per_second:.2g}")) if recipe else 0,
+            int(float(f"{found.tokens_per_second:.2g}")) if recipe and length in COMPARED else 0,
         )
 
     def row(key: Key) -> int:

@@ -458,11 +458,11 @@ def advice(plan: Plan) -> list[Change]:
             (words, adapter, replace(s, rank=lora.rank, sharding="none" if tier.world == 1 else "ddp", offload="none"))
         )
     found = []
-    for words, keys, settings in tried:
+    for words, needed, settings in tried:
         other = of(model, tier, settings)
         slower = other.tokens_per_second and plan.tokens_per_second / other.tokens_per_second - 1
         if plan.total - other.total >= 0.05:
-            found.append(Change(words, keys, other, plan.total - other.total, slower))
+            found.append(Change(words, needed, other, plan.total - other.total, slower))
     return sorted(found, key=lambda each: (not each.plan.fits, each.slower if each.plan.fits else -each.won))
 
 

@@ -11,7 +11,9 @@ import yaml
 
 from tests.parts.command import tools
 from tools import cli
-from tools.core import make_variables, run_folder
+from tools.core import catalog, make_variables, run_folder
+from tools.recipes import index, plan
+from tools.recipes.commands import model_and_method
 
 ROOT = run_folder.ROOT
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -98,15 +100,20 @@ def test_both_readmes_hold_the_same_commands_links_and_figures() -> None:
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
 def test_the_table_of_gpus_says_what_the_recipes_say(page: Path) -> None:
-    row = r"\[([\w.-]+)\]\((recipes/\S+\.yaml)\) \|[^|]+\|[^|\d]*([\d.]+)[^|\d]+([\d.]+) GiB[^|]*\| (\d+) \|"
+    row = r"\[([\w.-]+)\]\((recipes/\S+\.yaml)\) \|[^|]+\|[^|\d]*([\d.]+)[^|\d]+([\d.]+) GiB[^|]*\| ([^|]+) \|"
     rows = re.findall(row, page.read_text("utf-8"))
     assert len(rows) == 6
-    for name, path, predicted, usable, sequence in rows:
+    for name, path, predicted, usable, longer in rows:
         recipe = (ROOT / path).read_text(encoding="utf-8")
         assert Path(path).stem == name
         (memory,) = re.findall(r"^# Memory +(.*?) predicted", recipe, re.MULTILINE)
         assert memory.replace(" GiB", "") == f"{predicted} of {usable}"
-        assert yaml.safe_load(recipe)["sequence_len"] == int(sequence)
+        model, method, tier = model_and_method(f"{Path(path).parent.name}/{name}")
+        assert yaml.safe_load(recipe)["sequence_len"] == 2048
+        found = plan.choose(model, method, catalog.tiers()[tier])
+        assert found
+        long = index.at_length(found, found.tier, 8192)
+        assert longer == f"{long.total:.1f} GiB" if long.fits else longer in ("does not fit", "放不下")
 
 
 def test_the_example_of_data_is_good_data(tmp_path: Path) -> None:

@@ -59,6 +59,24 @@ def test_recomputing_layers_keeps_one_input_a_layer() -> None:
     assert without["saved activations"] > 5 * with_it["saved activations"]
 
 
+def test_offloaded_inputs_of_layers_wait_in_the_machine() -> None:
+    s = replace(LORA, sequence_len=8192, activation_offloading=True)
+    each = 2 * SEVEN.sizes.hidden * 8192
+    there = memory.device(SEVEN, s, 1)["saved activations"] * GIB
+    assert there == 3 * each
+    here = memory.host(SEVEN, s, 1, 1)["activations"] * GIB
+    assert SEVEN.sizes.layers * each <= here < 2 * SEVEN.sizes.layers * each  # pinned in powers of two
+
+
+def test_devices_that_share_a_row_each_hold_their_part_of_its_activations() -> None:
+    s = replace(LORA, rank=16, sequence_len=8192, sharding="ddp", packed=True, evaluation=None)
+    whole, shared = memory.device(SEVEN, s, 4), memory.device(SEVEN, replace(s, context_parallel=4), 4)
+    for part in ("saved activations", "recomputed layer"):
+        assert shared[part] == whole[part] / 4
+    assert shared["weights"] == whole["weights"]
+    assert shared["logits"] < whole["logits"] and shared["communication"] > whole["communication"]
+
+
 def test_dropout_beside_the_lora_kernels_keeps_a_copy_and_a_mask_of_each_input() -> None:
     s, z = replace(LORA, checkpointing=False), SEVEN.sizes
     more = memory.saved(SEVEN, replace(s, dropout=0.05)) - memory.saved(SEVEN, s)
@@ -78,6 +96,35 @@ def test_steps_that_were_measured_on_a_gpu_are_foreseen_within_a_tenth() -> None
         assert model
         predicted = sum(memory.device(model, settings, 1).values())
         assert predicted == pytest.approx(row["driver_gib"], rel=0.1), row["case"]
+
+
+def test_eager_attention_is_foreseen_as_a_t4_had_it() -> None:
+    """fitcheck-llm 0.3.1, data/measurements/t4-sweep-2026-09-15.json: TinyLlama, 2 x 2048 tokens, rank 32, fp16."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "intermediate_size": 5632,
+        "vocab_size": 32000,
+    }
+    tiny = catalog.described(config, "tiny", "TinyLlama")
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    s = Settings(rank=32, bits=16, sequence_len=2048, micro_batch=2, attention="eager", loss="plain", targets=targets)
+    s = replace(s, optimizer="adamw_torch", evaluation=0)
+    for attention, measured in (("eager", 6616.1), ("sdpa", 4354.1)):
+        parts = memory.device(tiny, replace(s, attention=attention), 1)  # type: ignore[arg-type]
+        allocated = sum(parts.values()) - parts["fragmentation"] - parts["CUDA context"]
+        held = 2 * s.tokens * tiny.sizes.vocab / GIB  # that script keeps the logits beside the loss, a trainer does not
+        assert allocated + held == pytest.approx(measured / 1024, rel=0.05), attention
+
+
+def test_a_cuda_context_is_as_large_as_it_was_measured_on_that_gpu() -> None:
+    model, lora = catalog.models()["qwen1.5b"], catalog.methods()["lora"]
+    for tier, context in (("16gb-turing", 0.14), ("16gb", memory.CONTEXT_GIB)):
+        found = plan.choose(model, lora, catalog.tiers()[tier])
+        assert found and found.parts["CUDA context"] == context
 
 
 def test_the_upper_layers_alone_keep_less() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 from tools.core import catalog
 from tools.recipes import plan, recipe, render
@@ -84,6 +85,55 @@ def test_another_length_keeps_the_tokens_of_a_packed_update() -> None:
     assert plan.at_length(replace(found, packed=False), 4096) == replace(found, packed=False, sequence_len=4096)
 
 
+def test_a_long_sequence_is_made_to_fit_by_what_it_needs_and_by_no_more() -> None:
+    seven = catalog.models()["qwen7b"]
+
+    def ways(method: str, tier: str, length: int) -> tuple[bool, int, bool]:
+        found = plan.search(seven, catalog.methods()[method], catalog.tiers()[tier], (length,))
+        assert found and found.fits and found.settings.checkpointing
+        s = found.settings
+        return s.activation_offloading, s.context_parallel, s.evaluation != 0
+
+    assert ways("qlora", "24gb", 8192) == (False, 1, True)
+    assert ways("qlora", "24gb", 16384) == (False, 1, False)
+    assert ways("qlora", "24gb", 32768) == (True, 1, False)
+    assert ways("qlora", "2x24gb", 16384) == (False, 2, True)
+    assert ways("qlora", "4x24gb", 16384) == (False, 4, True)
+    for _, _, _, found in render.planned():
+        s = found.settings
+        assert not s.activation_offloading and s.context_parallel == 1
+
+
+def test_rows_are_split_only_where_axolotl_can() -> None:
+    seven, four, tiers = catalog.models()["qwen7b"], chosen("qwen7b", "qlora", "4x24gb"), catalog.tiers()
+    s = replace(four.settings, sequence_len=8192, packed=True)
+    assert s.sharding == "fsdp2"
+    assert plan.splits(seven, s, tiers["4x24gb"]) == [2]
+    assert plan.splits(seven, s, tiers["8x80gb"]) == [2, 4]
+    assert plan.splits(seven, s, tiers["2x8x80gb"]) == [2, 4, 8]
+    whole = replace(s, sharding="ddp")
+    assert plan.splits(seven, whole, tiers["4x24gb"]) == [4]
+    assert plan.splits(seven, whole, tiers["2x8x80gb"]) == []
+    windowed = next(each for each in catalog.models().values() if each.window)
+    unlike = [replace(whole, packed=False), replace(whole, attention="sdpa"), replace(whole, sharding="zero3")]
+    assert [plan.splits(seven, each, tiers["4x24gb"]) for each in unlike] == [[], [], []]
+    assert plan.splits(windowed, whole, tiers["4x24gb"]) == []
+
+
+def test_split_rows_keep_the_tokens_of_an_update() -> None:
+    found = chosen("qwen7b", "qlora", "4x24gb")
+    shared = plan.of(found.model, found.tier, plan.split(found.settings, 8192, 4))
+    assert (shared.rows, shared.settings.micro_batch) == (found.rows // 4, 1)
+    assert (
+        0
+        < shared.tokens_per_second
+        < 4
+        * plan.of(
+            found.model, catalog.tiers()["24gb"], replace(shared.settings, context_parallel=1, sharding="none")
+        ).tokens_per_second
+    )
+
+
 def test_devices_that_would_make_an_update_too_large_have_no_plan() -> None:
     method, tier = catalog.methods()["lora"], catalog.tiers()["24gb"]
     assert all(plan.possible(method, tier.model_copy(update={"devices": count})) for count in (1, 3, 7, 16, 24))
@@ -158,6 +208,16 @@ def test_a_recipe_read_back_gives_the_settings_it_was_made_of() -> None:
     for tier, model, method, found in render.planned():
         written = recipe.read_recipe(recipe.RECIPES / tier.key / f"{render.name(model, method)}.yaml").settings
         assert plan.from_recipe(written, tier) == found.settings, (tier.key, render.name(model, method))
+
+
+def test_a_long_recipe_read_back_gives_the_settings_it_was_made_of() -> None:
+    model = catalog.models()["qwen7b"]
+    for method, tier, length in (("qlora", "2x24gb", 16384), ("lora", "4x24gb", 16384), ("full", "48gb", 32768)):
+        way, on = catalog.methods()[method], catalog.tiers()[tier]
+        found = plan.search(model, way, on, (length,))
+        assert found
+        written = yaml.safe_load(render.recipe_text(on, model, way, found))
+        assert plan.from_recipe(written, on) == found.settings
 
 
 def test_a_gpu_of_ones_own_is_a_tier() -> None:

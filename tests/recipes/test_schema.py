@@ -1,13 +1,15 @@
 """Recipes held against Axolotl's own schema: what it does not take is named with its line."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tools import BadInput
 from tools.core import catalog
-from tools.recipes import recipe, schema
-from tools.training import preflight
+from tools.recipes import commands, recipe, schema
+from tools.training import preflight, recipe_checks
 
 NAME = "smollm2-135m-lora"
 
@@ -43,6 +45,41 @@ def test_axolotl_accepts_the_committed_recipe_and_names_the_line_of_a_wrong_key(
     line = path.read_text().splitlines().index("lora_r: sixteen") + 1
     with pytest.raises(BadInput, match=f"my.yaml:{line}: lora_r: "):
         schema.validate(recipe.read_recipe(path))
+
+
+@pytest.mark.parametrize("name", ["24gb/qwen7b-qlora", "2x24gb/qwen7b-lora", "8x80gb/qwen32b-full"])
+def test_a_recipe_that_is_changed_for_a_long_sequence_has_nothing_wrong(name: str) -> None:
+    tier, _, title = name.partition("/")
+    asked = commands.open_asked(title, tier, "", 0, "", [], 16384, "")
+    assert asked.settings["sequence_len"] == 16384
+    assert schema.validate(asked) == []
+    assert list(recipe_checks.findings(asked, catalog.model_of(asked.base))) == []
+
+
+LONG = [("qlora", "24gb", 32768), ("qlora", "2x24gb", 16384), ("lora", "4x24gb", 16384), ("full", "48gb", 32768)]
+
+
+@pytest.mark.parametrize(("method", "tier", "length"), LONG)
+def test_axolotl_accepts_what_makes_a_long_sequence_fit(
+    method: str, tier: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its schema imports ring_flash_attn, which needs a GPU's compiler; an empty module stands in for it."""
+    path = tmp_path / "my.yaml"
+    commands.new("qwen7b", method, tier, str(path), seq=length)
+    asked = recipe.read_recipe(path)
+    assert asked.settings.get("activation_offloading") or asked.settings.get("context_parallel_size")
+    if "context_parallel_size" in asked.settings:
+        monkeypatch.setitem(sys.modules, "ring_flash_attn", None)
+        with pytest.raises(
+            BadInput, match=r"my.yaml:\d+: context_parallel_size > 1 but ring_flash_attn is not installed"
+        ):
+            schema.validate(asked)
+        monkeypatch.setitem(sys.modules, "ring_flash_attn", ModuleType("ring_flash_attn"))
+    schema.validate(asked)
+    for changes in ({"micro_batch_size": 2}, {"attn_implementation": "sdpa"}):
+        if asked.settings.get("context_parallel_size"):
+            with pytest.raises(BadInput):
+                schema.validate(recipe.read_recipe(path, changes=changes))
 
 
 @pytest.mark.parametrize(

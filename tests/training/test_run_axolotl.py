@@ -147,6 +147,23 @@ def test_the_rows_of_an_update_stay_whatever_the_processes(world: int, micro: in
         run_axolotl.spread(asked, 25)
 
 
+def test_rows_are_split_over_processes_as_axolotl_can() -> None:
+    changes = {"context_parallel_size": 4, "micro_batch_size": 1, "gradient_accumulation_steps": 2, "deepspeed": None}
+
+    def spread(name: str, world: int, **more: object) -> dict[str, int]:
+        return run_axolotl.spread(recipe.read_recipe(recipe.find(name), changes=changes | more), world)
+
+    assert spread("4x24gb/qwen7b-lora", 4) == {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
+    sharded = spread("4x24gb/qwen7b-qlora", 4, context_parallel_size=2)
+    assert sharded == {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
+    with pytest.raises(BadInput, match=r"lora.yaml:\d+: context_parallel_size 4: it does not divide 2 processes"):
+        spread("4x24gb/qwen7b-lora", 2)
+    with pytest.raises(BadInput, match="without FSDP2 all 4 processes share each row; context_parallel_size: 4"):
+        spread("4x24gb/qwen7b-lora", 4, context_parallel_size=2)
+    with pytest.raises(BadInput, match="no rows under DeepSpeed"):
+        spread("4x24gb/qwen7b-lora", 4, deepspeed="recipes/deepspeed/zero3.json")
+
+
 def test_a_failure_is_told_with_what_helps(this: Run) -> None:
     tier, model = catalog.tiers()["80gb"], catalog.models()["qwen7b"]
     # As it was composed: the base is a folder of the hub's cache, whose name says nothing.

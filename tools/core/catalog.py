@@ -168,12 +168,16 @@ class Model(Fact):
 
 
 class Gpu(Fact):
-    """A GPU: memory as sold (GB) and as a program sees it (GiB), bandwidth (GB/s), dense 16-bit tensor TFLOP/s."""
+    """A GPU: memory as sold (GB) and as a program sees it (GiB), bandwidth (GB/s), dense 16-bit tensor TFLOP/s.
+
+    `context_gib`: GiB of a CUDA context on it, None where nobody measured it.
+    """
 
     title: str
     names: list[str]
     memory_gb: int
     usable_gib: float | None = None
+    context_gib: float | None = None
     architecture: Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell"]
     compute_capability: str
     bandwidth_gb_s: float

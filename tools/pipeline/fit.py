@@ -187,11 +187,13 @@ def report(data: str, lengths: Sequence[int], method: Method, found: Plan, plann
     base_bits = f", base in {s.bits} bits" if s.rank else ""
     yield f"  method     {method.title} of {found.model.title}{base_bits}"
     yield f"  sequence   {s.sequence_len} tokens: {cut(lengths, s.sequence_len)}"
-    spread = f" x {tier.world} devices" if tier.world > 1 else ""
+    spread = render.spread(found)
     rows = "packed rows" if s.packed else "episodes"
     ways = [f"{s.micro_batch} x {s.accumulation}{spread} = {found.rows} {rows} an update"]
     ways += [f"about {episodes_an_update(found, kept):.0f} episodes"] if s.packed else []
     ways.append("layers recomputed" if s.checkpointing else "no layer recomputed")
+    ways += ["their inputs in the machine's memory"] if s.activation_offloading else []
+    ways += ["no validation"] if s.evaluation == 0 and tier.gpu else []
     ways += [s.sharding] if tier.world > 1 else []
     ways += [f"{s.offload} offloaded"] if s.offload != "none" else []
     yield f"  batch      {', '.join(ways)}"

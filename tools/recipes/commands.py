@@ -168,6 +168,7 @@ def plan_of(
     Console().print(Text.assemble((quote.visible(title), "bold"), spread))
     if not (tier or gpu or "/" in name) and found.tier.key != machine.tier():
         print(f"  (this machine is {machine.tier()}; TIER= or GPU= plans for another)")
+    print(f"  settings: {index.how(s)}")
     for part, value in sorted(found.parts.items(), key=lambda each: -each[1]):
         print(f"  {part:20} {value:7.2f} GiB  {'█' * round(30 * value / largest)}")
     word = "fits" if found.fits else "does not fit"
@@ -250,6 +251,7 @@ def changed(s: Settings, changes: Mapping[str, Any]) -> Settings:
         "optimizer": "optimizer",
         "gradient_checkpointing": "checkpointing",
         "lora_dropout": "dropout",
+        "context_parallel_size": "context_parallel",
     }
     for key, value in changes.items():
         if wrong := values.mistyped(key, value):
@@ -263,6 +265,10 @@ def changed(s: Settings, changes: Mapping[str, Any]) -> Settings:
             s = replace(s, **own)
         elif key in catalog.training().lora_kernels:
             s = replace(s, kernels=bool(value))
+        elif key == "activation_offloading":
+            s = replace(s, activation_offloading=value == plan.OFFLOADING)
+        elif key == "val_set_size":
+            s = replace(s, evaluation=s.evaluation if value else 0)
         elif key not in ("adapter", "lora_alpha", "learning_rate", "lora_target_linear"):
             known = [*fields, "load_in_4bit", "load_in_8bit"]
             near = difflib.get_close_matches(key, known, n=1)

@@ -16,7 +16,9 @@ from tools.recipes.memory import Settings, Sharding
 from tools.recipes.plan import Plan
 
 # What the page offers: tokens of a sequence, and GPUs as (machines, GPUs in each).
-SEQUENCES = (1024, 1536, 2048, 4096, 8192)
+SEQUENCES = (1024, 1536, 2048, 4096, 8192, 16384, 32768)
+# Of those, the ones that are shown side by side.
+COMPARED = (2048, 8192)
 COUNTS = {1: (1, 1), 2: (1, 2), 4: (1, 4), 8: (1, 8), 16: (2, 8)}
 # GB of a device up to which the matrix calls it small.
 SMALL_GB = 16
@@ -29,6 +31,7 @@ KEYS = {
     "gradient_accumulation_steps": "accumulation",
     "gradient_checkpointing": "checkpointing",
     "optimizer": "optimizer",
+    "context_parallel_size": "context_parallel",
 }
 
 Planned = Iterable[tuple[Tier, Model, Method, Plan]]
@@ -103,12 +106,18 @@ def readme(planned: Planned) -> dict[str, object]:
         "label": label,
         "spare": plan.SPARE,
         "own": [tier.key for tier in tiers if tier.changes],
+        "compared": COMPARED,
+        "at_length": at_length,
     }
 
 
-def economies(s: Settings, length: int) -> Iterator[Settings]:
-    """A recipe's settings with another sequence length, then with one more change each time that saves memory."""
-    s = plan.at_length(s, length)
+def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
+    """A recipe's settings with another sequence length, then with one more change each time that saves memory.
+
+    What leaves the result as it is comes first; a sequence longer than all recipes' is also offloaded and split.
+    """
+    first = found.settings
+    s = plan.at_length(first, length)
     yield s
     if s.bits == 32:  # On a CPU layers are never recomputed.
         return
@@ -118,7 +127,14 @@ def economies(s: Settings, length: int) -> Iterator[Settings]:
     for size in range(s.micro_batch - 1, 0, -1):
         if s.micro_batch % size == 0:
             yield replace(s, micro_batch=size, accumulation=batch // size)
-    s = replace(s, micro_batch=1, accumulation=batch)
+    s = single = replace(s, micro_batch=1, accumulation=batch)
+    if length > plan.SEQUENCES[0]:
+        ways = [s, replace(s, activation_offloading=True)]
+        for devices in plan.splits(found.model, s, tier):
+            split = plan.split(first, length, devices)
+            ways += [split, replace(split, activation_offloading=True)]
+        yield from (*ways[1:], *(replace(each, evaluation=0) for each in ways))
+        s = replace(ways[-1], evaluation=0)
     unsharded = s.sharding in ("none", "ddp")
     for optimizer in ("adamw_8bit",) if s.rank else ("adamw_8bit", "paged_adamw_8bit"):
         if unsharded and not s.optimizer.startswith("paged") and s.optimizer != optimizer:
@@ -127,7 +143,8 @@ def economies(s: Settings, length: int) -> Iterator[Settings]:
         yield replace(s, bits=8, kernels=False)
     if not s.rank and s.offload == "none":
         stage: Sharding = "zero3" if s.sharding == "zero3" else "zero2"
-        yield replace(s, sharding=stage, offload="optimizer", optimizer="adamw_torch_fused")
+        for each in (single, s):
+            yield replace(each, sharding=stage, offload="optimizer", optimizer="adamw_torch_fused")
 
 
 def at_length(found: Plan, tier: Tier, length: int) -> Plan:
@@ -135,7 +152,7 @@ def at_length(found: Plan, tier: Tier, length: int) -> Plan:
     if tier is found.tier and length == found.settings.sequence_len:
         return found
     tried = found
-    for settings in economies(found.settings, length):
+    for settings in economies(found, tier, length):
         tried = plan.of(found.model, tier, settings)
         if tried.fits:
             break
@@ -165,6 +182,10 @@ def changes(recipe: Plan, wanted: Plan) -> str:
     pairs = {key: getattr(needs, name) for key, name in KEYS.items() if getattr(has, name) != getattr(needs, name)}
     if "gradient_checkpointing" in pairs:
         pairs |= plan.recomputing(needs, wanted.tier)
+    if needs.activation_offloading != has.activation_offloading:
+        pairs["activation_offloading"] = plan.OFFLOADING
+    if needs.evaluation == 0 and has.evaluation != 0:
+        pairs |= plan.UNVALIDATED
     if needs.bits != has.bits:
         pairs["load_in_8bit"] = True
     if needs.kernels != has.kernels:
@@ -228,7 +249,10 @@ def how(s: Settings) -> str:
     words = [
         f"base in {s.bits} bits" if s.rank else "every weight trained",
         f"{s.micro_batch} {'packed row' if s.packed else 'episode'}{'s' if s.micro_batch > 1 else ''} at a time",
+        f"each row on {s.context_parallel} GPUs" if s.context_parallel > 1 else "",
         "layers recomputed" if s.checkpointing else "nothing recomputed",
+        "their inputs in the machine's memory" if s.activation_offloading else "",
+        "no validation" if s.evaluation == 0 and s.bits != 32 else "",
         s.optimizer,
         spread,
         {"none": "", "optimizer": "optimizer", "parameters": "weights and optimizer"}[s.offload],
@@ -250,6 +274,7 @@ def tier_row(tier: Tier) -> dict[str, object]:
         "title": label(tier),
         "nodes": tier.nodes,
         "devices": tier.devices,
+        "gpu": catalog.gpus()[tier.gpu].title if tier.gpu else "",
         "usable": gib(tier.usable_gib),
         "limit": gib(tier.usable_gib * (1 - plan.SPARE)),
         "host": gib(tier.host_gib * (1 - plan.HOST_SPARE)),
@@ -273,7 +298,8 @@ def embedded(planned: Planned) -> dict[str, object]:
     """What index.html knows, as the JSON in its script element.
 
     `rows[cells[tier][model][method]]` has an entry for each of SEQUENCES: a text that says why it is impossible, or
-    [plan, fits, tier of its recipe or -1, settings, SET=, GiB of the machine's memory where it has less, else 0].
+    [plan, fits, tier of its recipe or -1, settings, SET=, GiB of the machine's memory where it has less, else 0, tokens
+    a second of COMPARED on the tier's own GPU in two digits, or 0].
     Most of it repeats, so each distinct row, plan ([total, part, part ...] in hundredths of a GiB), text of settings
     and text of SET= is stored once and named by its place in its list: a quarter of the bytes.
     """
@@ -295,6 +321,7 @@ def embedded(planned: Planned) -> dict[str, object]:
             hows[how(found.settings)],
             sets[changes(recipe, found) if recipe else ""],
             gib(host) if host > found.tier.host_gib * (1 - plan.HOST_SPARE) else 0,
+            int(float(f"{found.tokens_per_second:.2g}")) if recipe and length in COMPARED else 0,
         )
 
     def row(key: Key) -> int:
@@ -302,6 +329,7 @@ def embedded(planned: Planned) -> dict[str, object]:
 
     return {
         "sequences": SEQUENCES,
+        "compared": COMPARED,
         "counts": list(COUNTS),
         "spare": round(100 * plan.SPARE),
         "tiers": [tier_row(tier) for tier in tiers.values()],

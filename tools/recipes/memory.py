@@ -5,6 +5,7 @@ k kv_heads x head_dim, V vocabulary, T tokens of a micro batch (micro batch x se
 formula were read in the source that stands beside them, or measured by bench/memory.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +18,9 @@ NF4_BYTES = (4 + 0.127) / 8
 # One 8-bit state for each weight and a 32-bit scale for 256 of them; https://arxiv.org/abs/2110.02861, section 2.
 STATE_8BIT_BYTES = 1 + 4 / 256
 # A CUDA context with the kernels of torch, cuBLAS and bitsandbytes, and cuBLAS's workspaces: what nvidia-smi shows
-# beyond torch's own count. https://huggingface.co/docs/transformers/model_memory_anatomy has 1.3 GB of kernels that
-# were all loaded at once; CUDA 12 loads each when it is first used.
+# beyond torch's own count, on a GPU for which gpus.yaml has no measured `context_gib`.
+# https://huggingface.co/docs/transformers/model_memory_anatomy has 1.3 GB of kernels that were all loaded at once;
+# CUDA 12 loads each when it is first used.
 CONTEXT_GIB = 0.5
 # NCCL's buffers for one communicator on up to 8 devices; https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
 # (NCCL_BUFFSIZE: 4 MiB a channel and peer).
@@ -31,6 +33,9 @@ FRAGMENTATION_STATIC = 0.02
 # No document says so; runs of two sources, on 7 to 70 billion parameters and 1 to 10 sequences, take twice
 # (bench/published.yaml, fsdpqlora-* and fms-*-fsdp).
 SHARDED_COPIES = 2
+# Inputs of layers that are on the device while the others are offloaded: two on their way to the machine's memory
+# (Axolotl 0.19, monkeypatch/checkpoint_activation_offload.py, max_fwd_stash_size) and what the last layer puts out.
+INPUTS_LEFT = 3
 # Elements of a bucket in our DeepSpeed files (templates/deepspeed): one is filled while the other is sent.
 BUCKET = 200_000_000
 # Python, torch and Axolotl in one process's memory, before a model: measured on a CPU.
@@ -54,6 +59,9 @@ class Settings:
     core/trainers/base.py, _create_multipack_sampler). packed: rows hold several episodes; uneven: those of a batch
     differ in length. wide: embeddings,
     norms and what flows between the layers have 32 bits, as where Axolotl trains every weight without FlashAttention.
+    activation_offloading: the inputs of recomputed layers wait in the machine's memory (Axolotl's "hidden_states"; with
+    an adapter, its `true` would offload all activations and recompute nothing). context_parallel: devices that share
+    each row.
     """
 
     rank: int
@@ -77,19 +85,23 @@ class Settings:
     packed: bool = False
     uneven: bool = True
     wide: bool = False
+    activation_offloading: bool = False
+    context_parallel: int = 1
 
     @property
     def repeats(self) -> bool:
         """Whether attention repeats the keys and values of each group of heads.
 
-        PyTorch's does where rows are packed (Axolotl 0.19, monkeypatch/attention/sdpa_varlen.py) or need a mask
-        (transformers 5.16, integrations/sdpa_attention.py, use_gqa_in_sdpa); FlashAttention 2 never does.
+        Eager attention does (transformers 5.16, repeat_kv). PyTorch's does where rows are packed (Axolotl 0.19,
+        monkeypatch/attention/sdpa_varlen.py) or need a mask (transformers 5.16, integrations/sdpa_attention.py,
+        use_gqa_in_sdpa); FlashAttention 2 never does.
         """
-        return self.attention == "sdpa" and (self.packed or (self.uneven and self.micro_batch > 1))
+        masked = self.packed or (self.uneven and self.micro_batch > 1)
+        return self.attention == "eager" or (self.attention == "sdpa" and masked)
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro batch at its fullest."""
+        """Tokens of a micro batch at its fullest, on all devices that share its rows."""
         return self.micro_batch * self.sequence_len
 
     @property
@@ -199,14 +211,18 @@ def passing(model: Model, s: Settings) -> float:
 
     The MLP: the gradients of product, gate and up (a x i each) and, with an adapter outside the kernels, the 32-bit
     copies through its dropout. FlashAttention 2: 32-bit gradient of the queries, keys' and values' spread over all
-    query heads (flash_attn/csrc, mha_bwd).
+    query heads (flash_attn/csrc, mha_bwd). Eager attention, beside the two copies of its probabilities that `saved`
+    counts: their gradient and that of the scores, 32 bits each, while the MLP's gate and up are gone (transformers
+    5.16, models/qwen2/modeling_qwen2.py, eager_attention_forward). Against 12 runs in 16 bits on a T4, of fitcheck-llm
+    0.3.1: -1.4 to +7.1 %.
     """
     z, a = model.sizes, s.width
     q = z.heads * z.head_dim
+    scores = (4 + 4) * z.heads * s.sequence_len - 2 * a * z.intermediate if s.attention == "eager" else 0
     mlp = 3 * a * z.intermediate + 2 * a * z.hidden
     if s.rank and not s.kernels:
         mlp += 4 * z.intermediate
-    return max(mlp, (4 + 3 * a) * q + 2 * a * z.hidden)
+    return max(mlp, (4 + 3 * a) * q + 2 * a * z.hidden + scores)
 
 
 def logits(model: Model, s: Settings) -> float:
@@ -244,8 +260,10 @@ def gathered(model: Model, s: Settings) -> float:
     return max(2 * each * model.layer_linear, 2.0 * model.embedding)
 
 
-def device(model: Model, s: Settings, world: int) -> dict[str, float]:
+def device(model: Model, s: Settings, world: int, context: float = CONTEXT_GIB) -> dict[str, float]:
     """GiB on each device by part, for `world` devices that train together. Their sum is the predicted peak.
+
+    `context`: GiB of the CUDA context.
 
     The peak is reached in the loss, in a layer's backward pass or in validation, whichever is most: "logits" is what
     the first or the last takes beyond the others' parts. Validation holds logits in 16 bits, in 32, and their
@@ -261,13 +279,15 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     else:
         copy_share = gradient_share = state_share = shards
     weights = 0.0 if s.offload == "parameters" else weight_bytes(model, s) / shards
-    base, t = copy * trained / copy_share, s.tokens
+    base, t = copy * trained / copy_share, s.tokens / s.context_parallel
     layers = model.sizes.layers
     # Below the lowest layer that is trained nothing is kept.
     deep = layers if s.trained_layers is None else s.trained_layers
     kept: float
     if s.checkpointing:
-        kept = (SHARDED_COPIES if s.sharded else 1) * s.flow * model.sizes.hidden * (deep + 1) * t
+        copies, inputs = SHARDED_COPIES if s.sharded else 1, deep + 1
+        held = (copies - 1) * inputs + min(inputs, INPUTS_LEFT) if s.activation_offloading else copies * inputs
+        kept = held * s.flow * model.sizes.hidden * t
         layer = (saved(model, s) + passing(model, s)) * t
     else:
         kept = (deep * saved(model, s) + 2 * s.width * model.sizes.hidden) * t
@@ -275,12 +295,16 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     loss = logits(model, s) * t
     if s.loss in ("fused", "cut") and not s.rank:  # the head's gradient is made with the loss
         loss += 2.0 * model.embedding
-    validation = 10.0 * model.sizes.vocab * s.validated
+    validation = 10.0 * model.sizes.vocab * s.validated / s.context_parallel
     buffers = 0.0
     if s.sharding == "ddp":
         buffers = gradient * trained
     elif s.sharding in ("zero1", "zero2", "zero3"):
         buffers = 2 * 2.0 * min(BUCKET, trained)
+    if s.context_parallel > 1:
+        # Keys and values of one head over the whole row, those of the next and their gradients (ring-flash-attn 0.1.8,
+        # llama3_flash_attn_varlen.py: kv_buffer, its copy, dkv_buffer; Axolotl 0.19 takes one head at a time).
+        buffers += 6.0 * s.width * model.sizes.head_dim * s.tokens
     # What is wide has gradients and states of 32 bits too, where they are not 8.
     wide = model.text_parameters - model.linear_parameters if s.wide else 0
     states_of_all = states * trained + (0.0 if "8bit" in s.optimizer else 4.0) * wide
@@ -304,7 +328,7 @@ def device(model: Model, s: Settings, world: int) -> dict[str, float]:
     sizes = {name: value / GIB for name, value in parts.items() if value}
     if s.bits == 32:
         return sizes | {"process": PROCESS_GIB}
-    return sizes | {"CUDA context": CONTEXT_GIB} | ({"NCCL": NCCL_GIB} if world > 1 else {})
+    return sizes | {"CUDA context": context} | ({"NCCL": NCCL_GIB} if world > 1 else {})
 
 
 def host(model: Model, s: Settings, devices: int, world: int) -> dict[str, float]:
@@ -312,7 +336,8 @@ def host(model: Model, s: Settings, devices: int, world: int) -> dict[str, float
 
     A model is loaded shard by shard (safetensors are mapped, at most 5 GB a file) except for a sharded quantised one,
     which every process holds whole until it is spread. Offloaded by DeepSpeed: 16-bit weights, 32-bit master and
-    states (12 bytes), 32-bit gradients (4); https://arxiv.org/abs/2101.06840, section 4.
+    states (12 bytes), 32-bit gradients (4); https://arxiv.org/abs/2101.06840, section 4. Offloaded activations: the
+    input of each layer, in pinned memory, of which torch 2.13 hands out powers of two (its CachingHostAllocator.h).
     """
     trained, here = trainable(model, s), devices / world
     parts = {"processes": 3.0 * max(1, devices) * GIB, "loading": min(5e9, weight_bytes(model, s)) * max(1, devices)}
@@ -324,6 +349,10 @@ def host(model: Model, s: Settings, devices: int, world: int) -> dict[str, float
         parts["optimizer"] = 2 * STATE_8BIT_BYTES * trained
     if s.offload == "parameters":
         parts["weights"] = 2.0 * model.text_parameters * here
+    if s.activation_offloading:
+        layers = model.sizes.layers if s.trained_layers is None else s.trained_layers
+        each = s.flow * model.sizes.hidden * s.tokens / s.context_parallel
+        parts["activations"] = 2.0 ** math.ceil(math.log2(each)) * layers * max(1, devices)
     return {name: value / GIB for name, value in parts.items()}
 
 

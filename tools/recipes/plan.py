@@ -16,6 +16,9 @@ The rules, in one place:
 6. A sharded base is ZeRO-3 for LoRA, FSDP2 for QLoRA (DeepSpeed cannot shard 4-bit weights), whose checkpoints are
    sharded too, since a full one would hold the first process's part of the adapter; full training takes the fastest
    ZeRO stage. Only when nothing fits, the optimizer is offloaded to the machine's memory, then parameters.
+7. A sequence longer than rule 2's that does not fit with layers recomputed: their inputs are offloaded to the machine's
+   memory; then its rows are split over the GPUs of a machine (context parallelism), as far as Axolotl can (`splits`);
+   then there is no validation, which holds all logits of a row (`memory.device`).
 """
 
 import itertools
@@ -38,6 +41,10 @@ OFFLOADS: tuple[Any, ...] = ("none", "optimizer", "parameters")
 # The share of a GPU's tensor throughput that training reaches with long micro batches: 40 to 55 % in
 # https://arxiv.org/abs/2104.04473 (table 1) and https://github.com/mosaicml/llm-foundry (throughput tables).
 EFFICIENCY = 0.45
+# Axolotl's activation_offloading for what we plan: memory.Settings.
+OFFLOADING = "hidden_states"
+# The keys of a recipe without validation.
+UNVALIDATED: Mapping[str, Any] = {"val_set_size": 0, "evals_per_epoch": None, "load_best_model_at_end": False}
 # Tokens of an update, at most: so many times the method's.
 MOST_TOKENS = 1.5
 # Tokens of a micro batch with which half of that is reached: below, launching kernels takes longer than running them.
@@ -83,7 +90,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of an update on all devices: packed ones, or episodes."""
-        return self.settings.micro_batch * self.settings.accumulation * self.tier.world
+        return self.settings.micro_batch * self.settings.accumulation * replicas(self.settings, self.tier)
 
     @property
     def update_tokens(self) -> float:
@@ -109,10 +116,16 @@ class Change:
 
 def of(model: Model, tier: Tier, settings: Settings) -> Plan:
     """The plan of these very settings on a tier."""
-    parts = memory.device(model, settings, tier.world)
+    context = catalog.gpus()[tier.gpu].context_gib if tier.gpu else None
+    parts = memory.device(model, settings, tier.world, memory.CONTEXT_GIB if context is None else context)
     # On a CPU the one process is the device.
     host = memory.host(model, settings, tier.devices, tier.world) if tier.devices else {}
     return Plan(model, tier, settings, parts, host, seconds(model, tier, settings) if tier.gpu else 0.0)
+
+
+def replicas(s: Settings, tier: Tier) -> int:
+    """Groups of devices that each work at rows of their own."""
+    return max(1, tier.world // s.context_parallel)
 
 
 def row_tokens(s: Settings) -> float:
@@ -144,13 +157,16 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
     A rough figure, good for comparing settings: 2 operations a weight and token forward, as many backward for what is
     frozen and twice for what is trained, once more where layers are recomputed (https://arxiv.org/abs/2205.05198).
     Attention reaches over an episode, packed or not (FlashAttention's varlen), half of it on average; PyTorch's, over
-    packed rows, computes all of a row and masks it.
+    packed rows, computes all of a row and masks it. Devices that share a row are taken to have equal shares of its
+    attention, as with many episodes in it, and to wait for the keys and values of the others, though some of that is
+    hidden (ring-flash-attn 0.1.8, llama3_flash_attn_varlen.py): in the forward pass, when it is run again, and twice in
+    the backward pass.
     """
     z, gpu = model.sizes, catalog.gpus()[tier.gpu]
     link = catalog.links()["network" if tier.nodes > 1 else tier.link].gb_s * 1e9
     alone = tier.world == 1
     head, layers = model.embedding, model.linear_parameters
-    tokens = tokens or slots(s)
+    tokens = (tokens or slots(s)) / s.context_parallel
     reach = s.sequence_len if s.packed and s.attention != "flash" else min(s.sequence_len, catalog.episodes().mean) / 2
     attention = 4 * reach * z.heads * z.head_dim * z.layers
     forward = (2 * (layers + head) + attention) * tokens
@@ -161,6 +177,9 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
     passes = 3 if s.checkpointing else 2
     if s.bits == 4:  # Weights are read in 4 bits, written and read again in 16, at each pass.
         compute += passes * 4.5 * layers / (gpu.bandwidth_gb_s * 1e9)
+    if s.context_parallel > 1:
+        others = 2 * s.width * z.kv_heads * z.head_dim * z.layers * tokens * (s.context_parallel - 1)
+        compute += (passes + 1) * others / link
     trained = memory.trainable(model, s)
     host = catalog.links()["none"].gb_s * 1e9
     moved = 0.0
@@ -170,6 +189,8 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
         moved += 2.0 * trained / link
     if s.offload == "parameters":
         moved += 2 * memory.weight_bytes(model, s) / tier.world / host
+    if s.activation_offloading:
+        moved += 2 * s.flow * z.hidden * z.layers * tokens / host
     # What is sent while layers compute is hidden behind them.
     step = max(compute, moved)
     update = 16.0 * trained / (gpu.bandwidth_gb_s * 1e9)
@@ -193,8 +214,54 @@ def rows(s: Settings, tokens: int, world: int) -> int:
 def packings(s: Settings, method: Method, tier: Tier) -> Iterator[Settings]:
     """The settings packed and not, where an update then has no more tokens than the method allows."""
     for each in (replace(s, packed=True, evaluation=None), replace(s, packed=False)):
-        if rows(each, method.update_tokens, tier.world) * row_tokens(each) <= MOST_TOKENS * method.update_tokens:
+        if shares_update(each, method, tier):
             yield each
+
+
+def shares_update(s: Settings, method: Method, tier: Tier) -> bool:
+    """Whether an update of the fewest rows that the devices share evenly has no more tokens than the method allows."""
+    tokens = rows(s, method.update_tokens, replicas(s, tier)) * row_tokens(s)
+    return tokens <= MOST_TOKENS * method.update_tokens
+
+
+def splits(model: Model, s: Settings, tier: Tier) -> list[int]:
+    """Devices that can share each row (context_parallel_size), fewest first, as Axolotl 0.19 has it.
+
+    It needs FlashAttention 2 and one packed row at a time (utils/schemas/validation.py, check_context_parallel_size).
+    Beside it, FSDP2 shards the weights over several such groups, or each device of one group holds them all; DeepSpeed,
+    and several groups without a shard, are not supported (Axolotl's docs/nd_parallelism.qmd). Left out are models whose
+    attention has a window, which would be compared with a share of the row (monkeypatch/ring_attn/patch.py).
+    """
+    if not s.packed or s.attention != "flash" or model.window:
+        return []
+    if s.sharding == "fsdp2":
+        return [size for size in range(2, tier.devices + 1) if tier.devices % size == 0 and size < tier.world]
+    return [tier.world] if s.sharding == "ddp" and tier.nodes == 1 else []
+
+
+def split(s: Settings, length: int, devices: int) -> Settings:
+    """Settings for rows of another length that `devices` share; an update's tokens stay as nearly as rows allow."""
+    there = at_length(replace(s, micro_batch=1, accumulation=s.micro_batch * s.accumulation * devices), length)
+    return replace(there, checkpointing=True, context_parallel=devices)
+
+
+def plain(s: Settings, method: Method, tier: Tier) -> list[Settings]:
+    """The settings packed and not, spread over the devices in each way."""
+    return [spread for way in packings(s, method, tier) for spread in spreads(way, tier)]
+
+
+def longer(model: Model, s: Settings, method: Method, tier: Tier) -> Iterator[list[Settings]]:
+    """The ways to train rows longer than SEQUENCES, by rule 7: each list only where nothing of those before it fits."""
+    yield (whole := plain(s, method, tier))
+    yield (offloaded := [replace(each, activation_offloading=True) for each in whole])
+    shared = [
+        replace(spread, context_parallel=size)
+        for spread in spreads(replace(s, packed=True, evaluation=None), tier)
+        for size in splits(model, spread, tier)
+    ]
+    shared = [each for each in shared if shares_update(each, method, tier)]
+    yield (shared := [*shared, *(replace(each, activation_offloading=True) for each in shared)])
+    yield [replace(each, evaluation=0) for each in (*whole, *offloaded, *shared)]
 
 
 def at_length(s: Settings, length: int) -> Settings:
@@ -286,11 +353,11 @@ def search(model: Model, method: Method, tier: Tier, sequences: Sequence[int] = 
         wide = replace(first, bits=bits, kernels=first.kernels and bits != 8)
         lengths = [each for each in sequences if each <= model.context]
         for length, offload in itertools.product(lengths, OFFLOADS):
-            ways = packings(replace(wide, sequence_len=length, offload=offload), method, tier)
-            tried = (spread for way in ways for spread in spreads(way, tier))
-            found = [plan for each in tried for plan in fitting(model, tier, each, method.update_tokens)]
-            if found:
-                return max(found, key=lambda plan: plan.tokens_per_second)
+            s = replace(wide, sequence_len=length, offload=offload)
+            for tried in longer(model, s, method, tier) if length > SEQUENCES[0] else [plain(s, method, tier)]:
+                found = [plan for each in tried for plan in fitting(model, tier, each, method.update_tokens)]
+                if found:
+                    return max(found, key=lambda plan: plan.tokens_per_second)
     return None
 
 
@@ -305,9 +372,9 @@ def fitting(model: Model, tier: Tier, s: Settings, tokens: int) -> Iterator[Plan
 
     `tokens`: those of an update, at least.
     """
-    share = rows(s, tokens, tier.world) // tier.world
-    sizes = [size for size in range(1, share + 1) if share % size == 0]
-    for checkpointing in (True, False):
+    share = rows(s, tokens, replicas(s, tier)) // replicas(s, tier)
+    sizes = [size for size in range(1, share + 1) if share % size == 0 and (size == 1 or s.context_parallel == 1)]
+    for checkpointing in (True,) if s.activation_offloading else (True, False):
         for size in sizes:
             tried = replace(s, micro_batch=size, accumulation=share // size, checkpointing=checkpointing)
             plan = of(model, tier, tried)
@@ -343,7 +410,7 @@ def advice(plan: Plan) -> list[Change]:
     """
     s, model, tier = plan.settings, plan.model, plan.tier
     batch = s.micro_batch * s.accumulation
-    tried: list[tuple[str, dict[str, Any], Settings]] = []
+    tried: list[tuple[str, Mapping[str, Any], Settings]] = []
     if not s.checkpointing:
         tried.append(("recompute layers", recomputing(s, tier), replace(s, checkpointing=True)))
     if s.micro_batch > 1:
@@ -359,6 +426,16 @@ def advice(plan: Plan) -> list[Change]:
     if s.bits == 8:
         four = {"adapter": "qlora", "load_in_8bit": False, "load_in_4bit": True}
         tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
+    if s.checkpointing and s.sequence_len > SEQUENCES[0]:
+        if not s.activation_offloading:
+            offloaded = replace(s, activation_offloading=True)
+            tried.append(("layer inputs in the machine's memory", {"activation_offloading": OFFLOADING}, offloaded))
+        if s.evaluation != 0:
+            tried.append(("no validation", UNVALIDATED, replace(s, evaluation=0)))
+        for size in splits(model, s, tier) if s.context_parallel == 1 else ():
+            rows = {"micro_batch_size": 1, "gradient_accumulation_steps": batch * size}
+            shared = replace(s, context_parallel=size, micro_batch=1, accumulation=batch * size)
+            tried.append((f"each row on {size} GPUs", {"context_parallel_size": size, **rows}, shared))
     for length in (s.sequence_len // 2, s.sequence_len // 4):
         if length >= 512:
             shorter, keys = at_length(s, length), {"sequence_len": length}
@@ -381,11 +458,11 @@ def advice(plan: Plan) -> list[Change]:
             (words, adapter, replace(s, rank=lora.rank, sharding="none" if tier.world == 1 else "ddp", offload="none"))
         )
     found = []
-    for words, keys, settings in tried:
+    for words, needed, settings in tried:
         other = of(model, tier, settings)
         slower = other.tokens_per_second and plan.tokens_per_second / other.tokens_per_second - 1
         if plan.total - other.total >= 0.05:
-            found.append(Change(words, keys, other, plan.total - other.total, slower))
+            found.append(Change(words, needed, other, plan.total - other.total, slower))
     return sorted(found, key=lambda each: (not each.plan.fits, each.slower if each.plan.fits else -each.won))
 
 
@@ -461,6 +538,8 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         whole=len(recipe.get("lora_modules_to_save") or []) if adapter else 0,
         evaluation=evaluation,
         packed=packed,
+        activation_offloading=recipe.get("activation_offloading") == OFFLOADING,
+        context_parallel=int(recipe.get("context_parallel_size") or 1),
         # Axolotl 0.19, loaders/model.py, _configure_embedding_dtypes.
         wide=not adapter and tier.precision != "fp32" and "flash" not in attention and sharding != "fsdp2" and not cut,
     )

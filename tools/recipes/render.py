@@ -20,6 +20,8 @@ HASH = re.compile(r"^(?:# |<!-- |  \"hash\": \")hash ([0-9a-f]{16})(?: -->|\",)?
 
 # Validation episodes: so many times the tokens of one batch on all devices, since rows do not end alike.
 SPARE_VALIDATION = 1.33
+# The largest share that validation is given for that.
+MOST_VALIDATION = 0.5
 
 
 def planned() -> Iterator[tuple[Tier, Model, Method, Plan]]:
@@ -100,7 +102,9 @@ def recipe_text(
         precision=tier.precision,
         tier_words=tier_words(tier),
         parts=sizes(dict(found.parts)),
-        host=sizes(dict(found.host), 1.0) if s.offload != "none" else "",
+        host=sizes(dict(found.host), 1.0) if s.offload != "none" or s.activation_offloading else "",
+        spread=spread(found),
+        offloading=plan.OFFLOADING,
         disk=disk,
         disk_parts=sizes(disk),
         by_hand=by_hand(tier, f"recipes/{tier.key}/{title}.yaml"),
@@ -113,16 +117,28 @@ def recipe_text(
     return sealed(text)
 
 
+def spread(found: Plan) -> str:
+    """How many times over an update's micro batches are made at once, in words; empty for one device."""
+    groups, share = plan.replicas(found.settings, found.tier), found.settings.context_parallel
+    if share == 1:
+        return f" x {groups} devices" if groups > 1 else ""
+    return f" x {groups} group{'s' if groups > 1 else ''} of {share} devices"
+
+
 def validation(found: Plan) -> float:
     """The share of the episodes that is kept for validation: so many that, packed, they fill a batch on each device.
 
     Axolotl 0.19 leaves out what does not, and where that is all, there is no loss by which the best checkpoint is
     chosen (core/trainers/base.py, drop_last). The shipped episodes fill the batch with a third to spare.
     """
-    share, s, known = catalog.training().val_set_size, found.settings, catalog.episodes()
+    s, known, share = found.settings, catalog.episodes(), catalog.training().val_set_size
+    if s.evaluation == 0:
+        return 0
     if s.packed:
-        batch = s.micro_batch * found.tier.world * plan.row_tokens(s)
-        share = max(share, math.ceil(100 * SPARE_VALIDATION * batch / (known.count * known.mean)) / 100)
+        batch = s.micro_batch * plan.replicas(s, found.tier) * plan.row_tokens(s)
+        filling = math.ceil(100 * SPARE_VALIDATION * batch / (known.count * known.mean)) / 100
+        # Rows so long are for more episodes than the shipped ones.
+        share = max(share, filling) if filling <= MOST_VALIDATION else share
     return share
 
 

@@ -14,7 +14,7 @@ from tools.core import catalog, hf_folder, quote
 LONGEST = 2000
 # What our own code computes with, and the least it can be; Axolotl takes some of it (a micro batch of 0) in silence.
 WHOLE = {"sequence_len": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "eval_batch_size": 1}
-WHOLE |= {"lora_r": 1, "lora_alpha": 1, "save_total_limit": 1}
+WHOLE |= {"context_parallel_size": 1, "lora_r": 1, "lora_alpha": 1, "save_total_limit": 1}
 REAL = {"lora_dropout": 0, "learning_rate": 0, "num_epochs": 0, "warmup_ratio": 0, "weight_decay": 0, "val_set_size": 0}
 # The most it can be. Tokens: the longest context known, Llama 4 Scout's, is 10,485,760. Episodes: GPT-3's 3.2 million
 # tokens an update are 1,600 of them. Rank: the largest hidden size known, of Llama 3.1 405B. Learning rate: float32's
@@ -23,7 +23,7 @@ MOST: Mapping[str, float] = {
     **{"sequence_len": 2**24, "micro_batch_size": 2**16, "gradient_accumulation_steps": 2**16},
     **{"eval_batch_size": 2**16, "lora_r": 2**14, "lora_alpha": 2**20, "save_total_limit": 2**20},
     **{"lora_dropout": 1, "learning_rate": 1e38, "num_epochs": 100_000, "warmup_ratio": 1, "weight_decay": 100},
-    **{"val_set_size": 2**32},
+    **{"val_set_size": 2**32, "context_parallel_size": 2**10},
 }
 SWITCHES = ("load_in_4bit", "load_in_8bit", *catalog.training().lora_kernels)
 WORDS = ("base_model", "optimizer", "adapter", "deepspeed", "attn_implementation")

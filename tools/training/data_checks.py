@@ -135,7 +135,8 @@ def updates(recipe: Recipe, lengths: Sequence[int]) -> Iterator[Finding]:
         return
     with schema.AxolotlLog():
         cfg = schema.read_by_axolotl(recipe)
-    cfg.batch_size = cfg.micro_batch_size * cfg.gradient_accumulation_steps * recipe.tier.world
+    groups = recipe.tier.world // cfg.context_parallel_size
+    cfg.batch_size = cfg.micro_batch_size * cfg.gradient_accumulation_steps * groups
     cfg.total_num_tokens = cfg.total_supervised_tokens = sum(kept)  # Else it counts them in the tokens themselves.
     cfg.dataset_num_proc = 1
     try:

@@ -185,7 +185,7 @@ def batch(recipe: Recipe, lengths: Sequence[int] = ()) -> Iterator[Finding]:
     """
     s, world = plan.from_recipe(recipe.settings, recipe.tier), recipe.tier.world
     wanted = catalog.methods()[recipe_checks.method_of(recipe.settings)].update_tokens
-    rows = s.micro_batch * s.accumulation * world
+    rows = s.micro_batch * s.accumulation * plan.replicas(s, recipe.tier)
     mean = sum(lengths) / len(lengths) if lengths else catalog.episodes().mean
     tokens = rows * (plan.row_tokens(s) if s.packed else min(mean, s.sequence_len))
     if recipe.tier.gpu and not wanted / plan.MOST_TOKENS <= tokens <= wanted * plan.MOST_TOKENS:

@@ -214,18 +214,37 @@ def tokenisers(size: int, cores: int) -> int:
 def spread(recipe: Recipe, world: int) -> dict[str, int]:
     """Micro batch and accumulation with which `world` processes reach the rows that the recipe has in an update.
 
-    Where they do not share them evenly, an update has the fewest rows more. Raises BadInput for more than 1.5 times.
+    Where they do not share them evenly, an update has the fewest rows more. Raises BadInput for more than 1.5 times,
+    and for rows that Axolotl cannot split over these processes.
     """
     micro = int(recipe.settings.get("micro_batch_size") or 1)
-    batch = micro * int(recipe.settings.get("gradient_accumulation_steps") or 1) * recipe.tier.world
-    share = math.ceil(batch / world)
-    if share * world > plan.MOST_TOKENS * batch:
+    split = int(recipe.settings.get("context_parallel_size") or 1)
+    if split > 1 and (why := cannot_split(recipe, world, split)):
+        raise BadInput(f"{recipe.at('context_parallel_size')}: context_parallel_size {split}: {why}")
+    groups = world // split
+    batch = micro * int(recipe.settings.get("gradient_accumulation_steps") or 1) * max(1, recipe.tier.world // split)
+    share = math.ceil(batch / groups)
+    if share * groups > plan.MOST_TOKENS * batch:
         why = f"{batch} rows an update are too few for {world} processes"
         raise BadInput(f"{recipe.path}: {why}; fewer GPUS or NODES, or a larger gradient_accumulation_steps")
-    if share * world != batch:
-        print(f"train: {world} processes make updates of {share * world} rows; the recipe has {batch}")
+    if share * groups != batch:
+        print(f"train: {world} processes make updates of {share * groups} rows; the recipe has {batch}")
     micro = math.gcd(micro, share)
     return {"micro_batch_size": micro, "gradient_accumulation_steps": share // micro}
+
+
+def cannot_split(recipe: Recipe, world: int, split: int) -> str:
+    """Why Axolotl cannot split each row over `split` of `world` processes, and what it can; empty where it can.
+
+    See `plan.splits`; Axolotl itself checks none of it before it starts.
+    """
+    if world % split:
+        return f"it does not divide {world} processes; change it or GPUS"
+    if recipe.settings.get("deepspeed"):
+        return "Axolotl splits no rows under DeepSpeed; remove deepspeed: or this key"
+    if world > split and not recipe.settings.get("fsdp_config"):
+        return f"without FSDP2 all {world} processes share each row; context_parallel_size: {world}"
+    return ""
 
 
 def bf16_pays() -> bool:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import orjson
@@ -46,8 +47,16 @@ def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(folde
     assert composed["output_dir"].startswith(str(asked.run.folder))
 
 
-@pytest.mark.parametrize(("composed", "offline"), [({}, True), ({"hub_model_id": "me/mine"}, False)])
-def test_a_base_that_is_here_needs_no_hub_unless_the_result_goes_there(
+@pytest.mark.parametrize(
+    ("composed", "offline"),
+    [
+        ({}, True),
+        ({"hub_model_id": "me/mine"}, False),
+        ({"attn_implementation": "sdpa"}, True),
+        ({"attn_implementation": "flash_attention_2"}, find_spec("flash_attn") is not None),
+    ],
+)
+def test_a_base_that_is_here_needs_no_hub_unless_the_result_goes_there_or_a_kernel_comes_from_it(
     tmp_path: Path, composed: dict[str, str], offline: bool
 ) -> None:
     _, environment = run_axolotl.command(tmp_path / "a", {"base_model": str(tmp_path), **composed}, CPU, Launch())

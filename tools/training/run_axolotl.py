@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,9 @@ def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch)
     count = processes(tier, launch)
     threads = max(1, machine.cores() // count)
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
-    if Path(composed["base_model"]).is_dir() and not composed.get("hub_model_id"):
+    # Without flash-attn a recipe that names FlashAttention takes a ready-made kernel from the hub.
+    kernel = "flash" in str(composed.get("attn_implementation") or "") and find_spec("flash_attn") is None
+    if Path(composed["base_model"]).is_dir() and not composed.get("hub_model_id") and not kernel:
         environment["HF_HUB_OFFLINE"] = "1"
     if not tier.gpu and composed.get("deepspeed"):
         environment["DS_ACCELERATOR"] = "cpu"

@@ -98,9 +98,23 @@ def write_committed(force: bool = False) -> None:
         print(f"data/{name}.jsonl: {len(lines)} episodes")
 
 
-def unseen_rooms(count: int) -> Iterator[Room]:
-    """Rooms to play whose layouts are in neither committed set."""
-    known = introductions(train_episodes()) | introductions(test_episodes())
+def demo_episodes(like_shipped: int, of_all_tasks: int) -> Iterator[dict[str, Any]]:
+    """Episodes for a long training: in rooms like the committed set's, then of all tasks in all kinds of room.
+
+    No layout of the committed test set is among them.
+    """
+    known = introductions(test_episodes())
+    for room in rooms("train", like_shipped, known):
+        yield episode(room, SLIP) or episode(room, slip=0) or {}
+    asked = list(facts().tasks)
+    drawn = drawn_rooms(0, asked, list(facts().rooms))
+    games = played(drawn, SLIP, "full", MOST_STEPS, system(asked))
+    yield from itertools.islice((each for each in games if each and not introductions([each]) & known), of_all_tasks)
+
+
+def unseen_rooms(count: int, trained: Collection[str] = ()) -> Iterator[Room]:
+    """Rooms to play whose layouts are in neither committed set, nor among the introductions `trained`."""
+    known = introductions(train_episodes()) | introductions(test_episodes()) | {*trained}
     yield from rooms("play", count, known)
 
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 import orjson
 
 from tools import BadInput
-from tools.core import files, progress, quote, trajectory
+from tools.core import files, progress, quote
 from tools.core.run_folder import Run
 from tools.core.trajectory import system_prompt
 from tools.pipeline.serving import CLASSIC, player, proof_inputs, spec
 from tools.pipeline.trained import Tuned, run_and_name
-from tools.recipes.recipe import read_recipe
 
 if TYPE_CHECKING:
     from tools.evaluation.play import Evaluation
@@ -25,8 +24,7 @@ def play_games(model: Tuned, quant: str, rooms: int, called: str) -> None:
     from tools.worlds.household import episodes
 
     quant = quant.upper()
-    this, words = model.run, str(system_prompt())
-    drawn = list(episodes.unseen_rooms(rooms, trained_rooms(this)))
+    this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system_prompt())
     with this.held("eval"):
         for who in ("base", "tuned"):
             stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
@@ -47,15 +45,6 @@ def play_games(model: Tuned, quant: str, rooms: int, called: str) -> None:
                 written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
                 files.write_json(file, written | {"games": [play.as_json(game) for game in games]})
     Console().print(report.table(evaluations(this)))
-
-
-def trained_rooms(this: Run) -> set[str]:
-    """The introductions of the rooms that a run was trained in, as far as its data are still there."""
-    from tools.worlds.household import episodes
-
-    if not this.recipe.exists() or not (data := read_recipe(this.recipe).data).is_file():
-        return set()
-    return episodes.introductions(trajectory.read(data))
 
 
 def evaluations(this: Run) -> "list[Evaluation]":

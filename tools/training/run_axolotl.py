@@ -256,8 +256,9 @@ def bf16_pays() -> bool:
 def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch) -> tuple[list[str], dict[str, str]]:
     """The command that trains a `composed` recipe, written to `file`, and its environment beside this one's.
 
-    One process: axolotl. Several on one machine: accelerate launch with the tier's file, torchrun on a CPU (accelerate
-    starts one process only there). Several machines: torchrun, which meets at MASTER_ADDR.
+    One process: axolotl, or torchrun with DeepSpeed, which asks for a rank. Several on one machine: accelerate launch
+    with the tier's file, torchrun on a CPU (accelerate starts one process only there). Several machines: torchrun, which
+    meets at MASTER_ADDR.
     """
     programs = Path(sys.executable).parent
     count = processes(tier, launch)
@@ -273,9 +274,9 @@ def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch)
         meet = ["--nnodes", launch.nodes, "--node_rank", launch.rank]
         meet += ["--master_addr", launch.master, "--master_port", launch.port]
         start = [programs / "torchrun", *meet, "--nproc_per_node", count, "-m", "axolotl.cli.train", file]
-    elif count == 1:
+    elif count == 1 and not composed.get("deepspeed"):
         start = [programs / "axolotl", "train", file, "--launcher", "python"]
-    elif tier.gpu:
+    elif tier.gpu and count > 1:
         shape = [
             "--config_file",
             run_folder.ROOT / "recipes" / "accelerate" / f"{tier.key}.yaml",
@@ -376,7 +377,7 @@ def failure(log: Path, ended: Event | None, status: int, this: Run, planned: Pla
         good = checkpoints(this)
         last = f"the last good checkpoint is {good[-1].name}" if good else "no checkpoint was written before"
         return f"{error}; {last}; try a lower learning_rate first"
-    if re.search(r"OutOfMemoryError|out of memory", log.read_text(errors="replace")):
+    if re.search(r"OutOfMemoryError|out of memory|can't allocate memory", log.read_text(errors="replace")):
         return f"out of memory: {error}. To change first: {memory_advice(planned)}"
     return f"Axolotl ended with status {status}: {error}"
 

@@ -87,7 +87,8 @@ it repeats the keys and values of each group of heads, and without FlashAttentio
 norms in 32 bits when every weight is trained (loaders/model.py), and with them what flows between the layers.
 The planner counts all of this since these rows were measured; before, it was 14 to 20 % too low, and let
 7b-lora-packed, with the micro batch of 8 that its recipe had, run out of memory.
-Not run yet: the other cases of `python bench/gpu.py`. Two updates are left out of the speed, for warming up."""
+Not run yet on a GPU: the other cases of `python bench/gpu.py`, those that end in a table of their own among them. Two
+updates are left out of the speed, for warming up."""
 # Steps before the clock starts: Triton compiles its kernels, cuBLAS picks its own.
 WARM_UP = 2
 

@@ -63,6 +63,14 @@ def test_a_base_that_is_here_needs_no_hub_unless_the_result_goes_there_or_a_kern
     assert ("HF_HUB_OFFLINE" in environment) == offline
 
 
+@pytest.mark.parametrize("tier", ["cpu", "24gb"])
+def test_one_process_has_a_rank_where_deepspeed_asks_for_one(tmp_path: Path, tier: str) -> None:
+    for composed, program in (({}, "axolotl"), ({"deepspeed": "zero3_offload_all.json"}, "torchrun")):
+        settings = {"base_model": str(tmp_path), **composed}
+        start, _ = run_axolotl.command(tmp_path / "a", settings, catalog.tiers()[tier], Launch())
+        assert Path(start[0]).name == program
+
+
 def test_more_data_are_tokenised_by_more_processes(folder: Path) -> None:
     assert [run_axolotl.tokenisers(size, 16) for size in (0, 600_000, 25_000_000, 10**10)] == [1, 1, 4, 16]
     assert run_axolotl.compose(recipe.open_recipe(RECIPE), str(folder), Launch())["dataset_num_proc"] == 1
@@ -169,6 +177,10 @@ def test_a_failure_is_told_with_what_helps(this: Run) -> None:
     # What wins a tenth of the memory and more: not rank 8, which wins a third of a GiB.
     assert "out of memory" in said and "recompute layers wins" in said and "slower" in said and "rank" not in said
     assert "a smaller micro batch or sequence" in run_axolotl.failure(log, None, 1, this, None)
+    log.write_text(
+        "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9957277696 bytes.\n"
+    )
+    assert "out of memory" in run_axolotl.failure(log, None, 1, this, None)
     log.write_text("FloatingPointError: the loss is nan at step 7\n")
     for name in ("checkpoint-4", "checkpoint-6"):
         (this.checkpoints / name).mkdir(parents=True)

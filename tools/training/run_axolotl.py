@@ -256,9 +256,9 @@ def bf16_pays() -> bool:
 def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch) -> tuple[list[str], dict[str, str]]:
     """The command that trains a `composed` recipe, written to `file`, and its environment beside this one's.
 
-    One process: axolotl, or torchrun with DeepSpeed, which asks for a rank. Several on one machine: accelerate launch
-    with the tier's file, torchrun on a CPU (accelerate starts one process only there). Several machines: torchrun, which
-    meets at MASTER_ADDR.
+    One process: axolotl, or with DeepSpeed, which asks for a rank, torchrun. Several on one machine: accelerate launch
+    with the tier's file, torchrun on a CPU (accelerate starts one process only there). Several machines: torchrun,
+    which meets at MASTER_ADDR.
     """
     programs = Path(sys.executable).parent
     count = processes(tier, launch)

@@ -10,6 +10,7 @@ from tools.core.machine import Device
 from tools.pipeline import demo
 from tools.recipes import recipe, schema
 from tools.recipes.recipe import Recipe
+from tools.training import recipe_checks
 from tools.worlds.household import episodes
 from tools.worlds.household.facts import facts
 
@@ -66,6 +67,7 @@ def test_on_a_gpu_the_recipe_gets_thousands_of_episodes_and_says_so(
     assert not episodes.introductions(made) & (played | episodes.introductions(trajectory.test_set()))
     assert trajectory.fault(made[0]) is None and trajectory.fault(made[-1]) is None
     assert schema.validate(longer) == []
+    assert not [*recipe_checks.rates(longer, catalog.models()["smollm2-135m"])]
 
 
 def test_without_a_gpu_and_with_other_data_nothing_changes(tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def on_gpu(recipe: Recipe) -> Recipe:
         made = episodes.demo_episodes(facts().like_shipped, facts().of_all_tasks)
         files.write(data, b"".join(orjson.dumps(each) + b"\n" for each in made))
     own = {"datasets": [{**recipe.dataset, "path": str(data.resolve())}]}
-    return replace(longer, settings={**longer.settings, **own}, changes={**changes, **own})
+    # A check warns of a learning rate beyond what is advised for the method, unless it is the tier's own.
+    tier = recipe.tier.model_copy(update={"changes": {**recipe.tier.changes, **own_rate(recipe)}})
+    return replace(longer, settings={**longer.settings, **own}, changes={**changes, **own}, tier=tier)
 
 
 def changed(recipe: Recipe, model: Model, flash: bool) -> dict[str, Any]:
@@ -65,11 +67,15 @@ def changed(recipe: Recipe, model: Model, flash: bool) -> dict[str, Any]:
     """
     named = "flash" in str(recipe.settings.get("attn_implementation"))
     changes: dict[str, Any] = {"attn_implementation": "sdpa"} if named and not flash else {}
-    if recipe.name in facts().learning_rate:
-        changes["learning_rate"] = facts().learning_rate[recipe.name]
-    changes |= recipe.changes
+    changes |= {**own_rate(recipe), **recipe.changes}
     epoch = epoch_seconds(model, recipe.tier, {**recipe.settings, **changes})
     return {"num_epochs": max(1, min(facts().most_epochs, round(facts().seconds / epoch)))} | changes
+
+
+def own_rate(recipe: Recipe) -> dict[str, float]:
+    """The learning rate that the demo sets, as a recipe has it; nothing for most recipes."""
+    rate = facts().learning_rate.get(recipe.name)
+    return {} if rate is None else {"learning_rate": rate}
 
 
 def epoch_seconds(model: Model, tier: Tier, settings: Mapping[str, Any]) -> float:

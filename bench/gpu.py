@@ -273,8 +273,8 @@ class Bench:
         """Train as `make demo` does on a GPU; write what the model can be served from under `out`."""
         recipe = demo.on_gpu(recipes.open_recipe(case.recipe, "80gb" if self.tiny else ""))
         if self.tiny:
-            cut = {"max_steps": WARM_UP + 1, "micro_batch_size": 1, "val_set_size": 0, "load_best_model_at_end": False}
-            changes = {**recipe.changes, **SHORT, **ON_CPU, **UNPACKED, **cut, "sequence_len": 2048}
+            cut = {"max_steps": WARM_UP + 1, "micro_batch_size": 1, "sequence_len": 2048, "save_strategy": "steps"}
+            changes = {**recipe.changes, **SHORT, **ON_CPU, **UNPACKED, **cut}
             recipe = read_recipe(recipe.path, self.tier, changes=changes)
         this = train(recipe, base)
         row |= measured(this) | {"epochs": recipe.settings["num_epochs"], "losses": losses(this)}
@@ -390,17 +390,10 @@ class Driver:
             self.peak = max(self.peak, (pynvml.nvmlDeviceGetMemoryInfo(device).used - before) / memory.GIB)
 
 
-def events_of(this: run_folder.Run) -> Any:
-    """TensorBoard's events of a run, those of a resumed training after those of the one before it."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(next(this.checkpoints.rglob("events.out.tfevents*")).parent), {"scalars": 0})
-    return events.Reload()
-
-
 def losses(this: run_folder.Run) -> dict[str, float]:
-    """The loss of each update, by its number; of one that was made again after a kill, the later one."""
-    return {str(each.step): each.value for each in events_of(this).Scalars("train/loss")}
+    """The loss of each update, by its number, as the last checkpoint has them: of a resumed training all of them."""
+    state = files.read_object(run_axolotl.checkpoints(this)[-1] / "trainer_state.json")
+    return {str(entry["step"]): entry["loss"] for entry in state["log_history"] if "loss" in entry}
 
 
 def measured(this: run_folder.Run) -> dict[str, Any]:
@@ -410,8 +403,10 @@ def measured(this: run_folder.Run) -> dict[str, Any]:
     the data is known; slots: padding included.
     """
     from datasets import load_from_disk
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = events_of(this)
+    events = EventAccumulator(str(next(this.checkpoints.rglob("events.out.tfevents*")).parent), {"scalars": 0})
+    events.Reload()
 
     def values(name: str) -> list[float]:
         tag = f"train/{name}"

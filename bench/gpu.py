@@ -225,7 +225,7 @@ class Bench:
         if not self.tiny:
             sizes = (self.planned(case, micro_batch_size=size) for size in range(1, 1000))
             size = next(each.settings.micro_batch for each in sizes if each.total > TOO_MUCH * self.tier.usable_gib)
-        large = {"micro_batch_size": size, "gradient_accumulation_steps": 1}
+        large: dict[str, Any] = {"micro_batch_size": size, "gradient_accumulation_steps": 1}
         with limited(TINY_GIB) if self.tiny else contextlib.nullcontext():
             try:
                 train(self.recipe(case, **large), base)

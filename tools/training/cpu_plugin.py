@@ -46,12 +46,12 @@ class CpuPlugin(BasePlugin):
 
     def register(self, cfg: "DictDefault") -> None:
         """Prepare for several processes before Axolotl looks for the GPUs to join them by."""
-        if joined(cfg):
+        if processes() > 1:
             join_by_gloo(cfg)
 
     def load_datasets(self, cfg: "DictDefault", preprocess: bool = False) -> None:
         """Load nothing: this is the one hook between Axolotl's choice of a GPU for each process and its use."""
-        if joined(cfg):
+        if processes() > 1:
             cfg.device_map = {"": "cpu"}
 
     def get_training_args(self, cfg: "DictDefault") -> dict[str, bool]:
@@ -88,11 +88,6 @@ class Sharing(TrainerCallback):
 def processes() -> int:
     """The number of processes in this run, as torchrun tells it to each of them; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def joined(cfg: "DictDefault") -> bool:
-    """Whether processes are joined, as DeepSpeed has it even for one."""
-    return processes() > 1 or bool(cfg.get("deepspeed"))
 
 
 def asked(cfg: "DictDefault") -> str:

@@ -33,6 +33,7 @@ export UV_VERSION := 0.13.9
 export OWN_UV := $(CACHE)/uv-$(UV_VERSION)
 export UV := $(or $(shell command -v uv 2>/dev/null),$(OWN_UV)/bin/uv)
 TOOLS = .venv/bin/python -m tools --from-make $@
+AS_DEMO :=
 
 # Byte code is kept, beside neither our code nor the packages: compiling is half of the time that Axolotl takes to start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -109,7 +110,7 @@ check: setup ## check a recipe and its data before training (RECIPE= TIER= DATA=
 	@$(TOOLS) check
 
 train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER= GPUS= NODES= DATA= SEQ= SET= DRY_RUN=1)
-	@$(TOOLS) train
+	@$(TOOLS) train $(AS_DEMO)
 
 resume: setup ## resume from the last checkpoint; fail if there is none (RECIPE=)
 	@$(TOOLS) train --resume
@@ -141,7 +142,9 @@ export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with
 eval: ollama ## base and tuned model play unseen rooms (RECIPE= ROOMS=48)
 	@$(TOOLS) eval
 
-demo: eval ## the whole chain on this machine's CPU, from set-up to a model that plays in Ollama
+# On a GPU the demo trains on more than the recipe's data; make hands this on to the targets that it needs first.
+demo: AS_DEMO = --demo
+demo: eval ## the whole chain on this machine, from set-up to a model that plays in Ollama
 	@$(TOOLS) demo
 
 ollama-run: setup ## talk to the model (RECIPE= NAME=)

@@ -3,19 +3,30 @@
     python bench/gpu.py                      # every case, most telling first; a table last
     python bench/gpu.py --only 7b-lora,7b-lora-packed
     python bench/gpu.py --seconds 500        # no case is begun that would end later
-    python bench/gpu.py --tiny               # every case on the CPU, with models of two small layers
+    python bench/gpu.py --tiny               # every case but DeepSpeed's on the CPU, with models of two small layers
 
 A case is a recipe of recipes/80gb through our own training for some updates. The weights are random, in the model's
-real shape; the tokenizer is Qwen2.5's own vocabulary; the data are the shipped episodes.
+real shape; the tokenizer is Qwen2.5's own vocabulary; the data are the shipped episodes. The first three cases are
+about what may happen to a training: memory runs out, it is killed, its weights and optimizer are offloaded.
+
+The case `demo` trains as `make demo` does on a GPU, for minutes, from SmolLM2's own weights (in REACT_RECIPES_CACHE, or
+from the package that brings them). It writes adapter/, recipe.yaml and losses.json into the folder demo of --out. On
+any machine this proves, serves and plays it:
+
+    make eval ADAPTER=bench/results/demo/adapter BASE=smollm2-135m
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,14 +38,17 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 import orjson  # noqa: E402
+import psutil  # noqa: E402
 
 from bench.shapes import config  # noqa: E402
 from tools import BadInput, Failed  # noqa: E402
 from tools.core import catalog, files, machine, run_folder  # noqa: E402
 from tools.core.catalog import Model, Tier  # noqa: E402
+from tools.gguf import find_base  # noqa: E402
+from tools.pipeline import demo  # noqa: E402
 from tools.recipes import memory, plan  # noqa: E402
 from tools.recipes import recipe as recipes  # noqa: E402
-from tools.recipes.recipe import read_recipe  # noqa: E402
+from tools.recipes.recipe import Recipe, read_recipe  # noqa: E402
 from tools.training import run_axolotl  # noqa: E402
 from tools.training.tokens import IGNORED  # noqa: E402
 
@@ -59,6 +73,12 @@ NO_LIGER: dict[str, Any] = {"plugins": []} | dict.fromkeys(LIGER)
 ON_CPU = NO_KERNELS | NO_LIGER | {"bf16": False, "tf32": False, "optimizer": "adamw_torch", "sequence_len": 1024}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+# Updates between two checkpoints of a training that is killed.
+SAVED = 3
+# How many times the GPU's memory a training takes, by prediction, that is to run out of it.
+TOO_MUCH = 1.5
+# What a training may allocate on a CPU, in GiB, that is to run out of memory, and the micro batch with which it does.
+TINY_GIB, TINY_BATCH = 6, 8
 NOTES = """Error: predicted / the driver's - 1, where rows are full (packed): what is predicted is for full rows.
 Slots: tokens of the batches, padding included; filled: the share of them that is no padding; tokens: of the data,
 measured and predicted.
@@ -67,19 +87,24 @@ it repeats the keys and values of each group of heads, and without FlashAttentio
 norms in 32 bits when every weight is trained (loaders/model.py), and with them what flows between the layers.
 The planner counts all of this since these rows were measured; before, it was 14 to 20 % too low, and let
 7b-lora-packed, with the micro batch of 8 that its recipe had, run out of memory.
-Not run yet: the other cases of `python bench/gpu.py`. Two updates are left out of the speed, for warming up."""
+Not run yet on a GPU: the other cases of `python bench/gpu.py`, those that end in a table of their own among them. Two
+updates are left out of the speed, for warming up."""
 # Steps before the clock starts: Triton compiles its kernels, cuBLAS picks its own.
 WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training: a recipe of the 80 GB tier, what is changed in it, and how many updates it makes."""
+    """One training: a recipe of the 80 GB tier, what is changed in it, and how many updates it makes.
+
+    `way`: what is done with it, one of Bench.ways.
+    """
 
     name: str
     recipe: str
     changes: dict[str, Any] = field(default_factory=dict)
     steps: int = 6
+    way: str = "measure"
 
 
 def cases() -> list[Case]:
@@ -87,7 +112,11 @@ def cases() -> list[Case]:
     seven, small = "qwen7b-lora", "qwen0.5b-full"
     batch = {"micro_batch_size": 2, "gradient_accumulation_steps": 8}
     long = {"sequence_len": 8192, "micro_batch_size": 1, "gradient_accumulation_steps": 4}
+    saved = {"save_strategy": "steps", "save_steps": SAVED, "save_total_limit": 9}
     return [
+        Case("out-of-memory", small, PACKED, steps=4, way="out_of_memory"),
+        Case("killed", "qwen0.5b-lora", PACKED | saved, steps=3 * SAVED, way="killed"),
+        Case("0.5b-full-zero3-offload", small, PACKED | {"deepspeed": "zero3_offload_all.json"}, steps=4),
         Case("0.5b-full-packed", small, PACKED, steps=8),
         Case("0.5b-full", small, UNPACKED, steps=8),
         Case("7b-lora-packed", seven, PACKED, steps=5),
@@ -107,59 +136,174 @@ def cases() -> list[Case]:
         Case("0.5b-full-packed-8bit-states", small, PACKED | {"optimizer": "adamw_8bit"}, steps=8),
         Case("7b-qlora", "qwen7b-qlora", UNPACKED, steps=4),
         Case("0.5b-full-packed-flex", small, PACKED | {"attn_implementation": "flex_attention"}, steps=8),
+        Case("demo", "smollm2-135m-lora", way="demo"),
     ]
 
 
 class Bench:
     """A work folder with data and bases, the tier of this machine's GPU, and what each case needs of them."""
 
-    def __init__(self, folder: Path, tiny: bool) -> None:
-        self.folder, self.tiny = folder, tiny
+    def __init__(self, folder: Path, out: Path, tiny: bool) -> None:
+        self.folder, self.out, self.tiny = folder, out, tiny
         self.tier = catalog.tiers()["cpu"] if tiny else this_gpu()
         self.makers = ThreadPoolExecutor(1)  # The next base is made while this one trains.
         self.bases: dict[str, Future[Path]] = {}
         self.data = folder / "train.jsonl"
         self.data.write_bytes((ROOT / "data" / "train.jsonl").read_bytes() * (1 if tiny else 2))
+        self.ways = {each.__name__: each for each in (self.measure, self.out_of_memory, self.killed, self.demo)}
 
     def prepare(self, case: Case) -> None:
         """Have the base of a case made, after those that are asked for before it."""
         model = model_of(case)
-        if model.key not in self.bases:
+        if model.key in self.bases:
+            return
+        if case.way == "demo":
+            self.bases[model.key] = self.makers.submit(find_base.resolve, model.hub)
+        else:
             self.bases[model.key] = self.makers.submit(make_base, model, self.folder / "bases", self.tiny)
 
     def run(self, case: Case) -> dict[str, Any]:
         """Train a case; what was predicted and what was measured, or why it failed."""
-        base = self.bases[model_of(case).key].result()
-        path = self.folder / "cases" / f"{case.name}.yaml"
+        row: dict[str, Any] = {
+            "case": case.name,
+            "recipe": f"80gb/{case.recipe}",
+            "changes": {key: value for key, value in case.changes.items() if value is not None},
+        }
+        began = time.monotonic()
+        with Driver() as driver:
+            try:
+                self.ways[case.way](case, self.bases[model_of(case).key].result(), row)
+            except Failed as error:
+                row["failed"] = str(error)[:1000]
+        return row | {"driver_gib": round(driver.peak, 2), "seconds": round(time.monotonic() - began, 1)}
+
+    def recipe(self, case: Case, name: str = "", **more: Any) -> Recipe:
+        """The recipe of a case under its own name or another, as this machine can train it; `more`: further changes."""
+        path = self.folder / "cases" / f"{name or case.name}.yaml"
         path.parent.mkdir(exist_ok=True)
         shutil.copyfile(RECIPES / f"{case.recipe}.yaml", path)
         changes = SHORT | {"attn_implementation": "sdpa"} | case.changes | {"max_steps": case.steps}
         changes["datasets"] = [{**read_recipe(path).dataset, "path": str(self.data)}]
         if self.tiny:
             changes |= ON_CPU | {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
-            changes |= {"max_steps": WARM_UP + 1, "load_in_8bit": None, "load_in_4bit": None}
+            changes |= {"max_steps": case.steps if case.way == "killed" else WARM_UP + 1}
+            changes |= {"load_in_8bit": None, "load_in_4bit": None}
             changes |= {"adapter": "lora"} if case.recipe.endswith("lora") else {}
-        recipe = read_recipe(path, self.tier, changes=changes)
+        if "deepspeed" in changes:
+            changes |= {"deepspeed": str(self.deepspeed(changes["deepspeed"])), "bf16": True}
+        return read_recipe(path, self.tier, changes=changes | more)
+
+    def deepspeed(self, name: str) -> Path:
+        """A file of recipes/deepspeed for this machine: without nvcc DeepSpeed cannot build its Adam for the CPU."""
+        settings = files.read_object(ROOT / "recipes" / "deepspeed" / name)
+        path = self.folder / name
+        if shutil.which("nvcc") is None:
+            settings["zero_force_ds_cpu_optimizer"] = False
+        files.write_json(path, settings)
+        return path
+
+    def measure(self, case: Case, base: Path, row: dict[str, Any]) -> None:
+        """Train some updates: memory, speed and loss, beside what is predicted."""
+        if self.tiny and "deepspeed" in case.changes:
+            raise Failed("skipped: DeepSpeed in one process asks for NCCL, which a CPU does not have")
+        recipe = self.recipe(case)
         predicted = plan.of(model_of(case), self.tier, plan.from_recipe(recipe.settings, self.tier))
-        row: dict[str, Any] = {
-            "case": case.name,
-            "recipe": f"80gb/{case.recipe}",
-            "changes": {key: value for key, value in case.changes.items() if value is not None},
+        row |= {
             "attention": recipe.settings["attn_implementation"],
             "micro_batch": recipe.settings["micro_batch_size"],
             "predicted_gib": round(predicted.total, 2),
             "parts_gib": {part: round(value, 2) for part, value in predicted.parts.items()},
             "predicted_tokens_per_second": round(predicted.tokens_per_second),
         }
-        began = time.monotonic()
-        with Driver() as driver:
-            try:
-                row |= measured(run_axolotl.train(recipe, base, run_axolotl.Launch(gpus=1), force=True))
-            except Failed as error:
-                row["failed"] = str(error)[:1000]
-        row |= {"driver_gib": round(driver.peak, 2), "seconds": round(time.monotonic() - began, 1)}
+        row |= measured(train(recipe, base))
         shutil.rmtree(recipe.run.folder, ignore_errors=True)
-        return row
+
+    def out_of_memory(self, case: Case, base: Path, row: dict[str, Any]) -> None:
+        """Train with too large a micro batch, then with the first change that the failed training advises.
+
+        A GPU's memory is its own limit; on a CPU the process may allocate TINY_GIB.
+        """
+        size = TINY_BATCH
+        if not self.tiny:
+            sizes = (self.planned(case, micro_batch_size=size) for size in range(1, 1000))
+            size = next(each.settings.micro_batch for each in sizes if each.total > TOO_MUCH * self.tier.usable_gib)
+        large: dict[str, Any] = {"micro_batch_size": size, "gradient_accumulation_steps": 1}
+        with limited(TINY_GIB) if self.tiny else contextlib.nullcontext():
+            try:
+                train(self.recipe(case, **large), base)
+            except Failed as error:
+                said = str(error)
+            else:
+                raise Failed(f"a micro batch of {size} did not run out of memory")
+            words = said.partition("To change first: ")[2].partition(" wins ")[0]
+            advice = next((each for each in plan.advice(self.planned(case, **large)) if each.words == words), None)
+            if advice is None:
+                raise Failed(f"no advice in: {said}")
+            found = measured(train(self.recipe(case, f"{case.name}-advised", **large | dict(advice.keys)), base))
+        took = f", {found['allocated_gib']:.1f} GiB allocated" if found["allocated_gib"] else ""
+        row |= found | {"said": said, "advice": dict(advice.keys)}
+        row["outcome"] = f"micro batch {size} ran out of memory; with the first advice, {words}, it trained{took}"
+
+    def planned(self, case: Case, **more: Any) -> plan.Plan:
+        """The plan of a case with further changes."""
+        return plan.of(model_of(case), self.tier, plan.from_recipe(self.recipe(case, **more).settings, self.tier))
+
+    def killed(self, case: Case, base: Path, row: dict[str, Any]) -> None:
+        """Train unbroken; then the same again, killed after its first checkpoint and run a second time."""
+        whole = losses(train(self.recipe(case, f"{case.name}-not"), base))
+        recipe = self.recipe(case)
+        child = multiprocessing.get_context("spawn").Process(target=train, args=(recipe, base))
+        child.start()
+        while child.is_alive() and not run_axolotl.checkpoints(recipe.run):
+            time.sleep(0.02)
+        started = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        child.join()
+        psutil.wait_procs(started, timeout=60)
+        if not (saved := run_axolotl.checkpoints(recipe.run)) or recipe.run.adapter.exists():
+            raise Failed("it ended before it could be killed after a checkpoint")
+        again = losses(train(recipe, base))
+        if again.keys() != whole.keys():
+            raise Failed(f"updates {[*again]} in place of {[*whole]}")
+        worst = max(abs(again[step] - whole[step]) for step in whole)
+        row |= {"unbroken": whole, "resumed": again, "largest_difference": worst}
+        row["outcome"] = (
+            f"killed after {saved[-1].name}, {len(whole)} updates in all: losses differ by at most {worst:.1e}"
+        )
+
+    def demo(self, case: Case, base: Path, row: dict[str, Any]) -> None:
+        """Train as `make demo` does on a GPU; write what the model can be served from under `out`."""
+        recipe = demo.on_gpu(recipes.open_recipe(case.recipe, "80gb" if self.tiny else ""))
+        if self.tiny:
+            cut = {"max_steps": WARM_UP + 1, "micro_batch_size": 1, "sequence_len": 2048, "save_strategy": "steps"}
+            changes = {**recipe.changes, **SHORT, **ON_CPU, **UNPACKED, **cut}
+            recipe = read_recipe(recipe.path, self.tier, changes=changes)
+        this = train(recipe, base)
+        row |= measured(this) | {"epochs": recipe.settings["num_epochs"], "losses": losses(this)}
+        with files.atomic(self.out / "demo") as partial:
+            shutil.copytree(this.adapter, partial / "adapter")
+            shutil.copyfile(this.recipe, partial / "recipe.yaml")
+            files.write_json(partial / "losses.json", row.pop("losses"))
+        made = f"{demo.facts().episodes:,} episodes, {row['epochs']} epochs, {row['steps']} updates"
+        row["outcome"] = (
+            f"{made}: loss {row['first_loss']} to {row['last_loss']}, {row['tokens_per_second']:,} tokens/s"
+        )
+
+
+def train(recipe: Recipe, base: Path) -> run_folder.Run:
+    """Train a recipe in one process, whatever an earlier run left; the folder of its run."""
+    return run_axolotl.train(recipe, base, run_axolotl.Launch(gpus=1), force=True)
+
+
+@contextlib.contextmanager
+def limited(gib: float) -> Iterator[None]:
+    """While it lasts, programs that are started may allocate so much: a larger request fails, and none is killed."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def model_of(case: Case) -> Model:
@@ -248,6 +392,12 @@ class Driver:
             self.peak = max(self.peak, (pynvml.nvmlDeviceGetMemoryInfo(device).used - before) / memory.GIB)
 
 
+def losses(this: run_folder.Run) -> dict[str, float]:
+    """The loss of each update, by its number, as the last checkpoint has them: of a resumed training all of them."""
+    state = files.read_object(run_axolotl.checkpoints(this)[-1] / "trainer_state.json")
+    return {str(entry["step"]): entry["loss"] for entry in state["log_history"] if "loss" in entry}
+
+
 def measured(this: run_folder.Run) -> dict[str, Any]:
     """What Axolotl wrote of a training: GiB at its peak, the loss, and tokens a second after the first steps.
 
@@ -302,10 +452,21 @@ def as_json(rows: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, A
         "title": "Recipes on a GPU",
         "command": "python bench/gpu.py",
         "versions": versions,
-        "table": [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *map(table_row, rows)],
+        "table": [
+            *[f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"],
+            *(table_row(row) for row in rows if "predicted_gib" in row),
+            *outcomes([row for row in rows if "predicted_gib" not in row]),
+        ],
         "notes": NOTES,
         "rows": rows,
     }
+
+
+def outcomes(rows: list[dict[str, Any]]) -> list[str]:
+    """A second table: what came out of the cases for which nothing is predicted; none without such cases."""
+    told = (row.get("outcome") or f"failed: {row['failed']}" for row in rows)
+    lines = [f"| {row['case']} | {each} | {row['seconds']:.0f} |" for row, each in zip(rows, told, strict=True)]
+    return ["", "| case | what came out | seconds |", "|---|---|---|", *lines] if lines else []
 
 
 def table_row(row: dict[str, Any]) -> str:
@@ -349,7 +510,7 @@ def main() -> None:
     rows = kept(given.out / "gpu.json")
     with tempfile.TemporaryDirectory(prefix="gpu-", dir=given.work, ignore_cleanup_errors=True) as folder:
         os.environ["REACT_RECIPES_OUTPUTS"] = str(Path(folder) / "outputs")
-        bench = Bench(Path(folder), given.tiny)
+        bench = Bench(Path(folder), given.out, given.tiny)
         for case in chosen:
             bench.prepare(case)
         for case in chosen:

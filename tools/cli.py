@@ -385,13 +385,18 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="resume from a checkpoint; fail if there is none")] = False,
     force: Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="on a GPU: the demo's thousands of episodes, and epochs for minutes")
+    ] = False,
 ) -> None:
     """Train a recipe to an adapter; an interrupted training resumes."""
+    from tools.pipeline.demo import on_gpu
     from tools.pipeline.training import submit_recipe, train_recipe
     from tools.recipes import commands
     from tools.training.run_axolotl import Launch
 
     asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data)
+    asked = on_gpu(asked) if demo else asked
     launch = Launch(gpus, nodes, rank, master, port)
     if dry_run:
         submit_recipe(asked, launch, "dry-run")

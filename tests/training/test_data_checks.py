@@ -33,7 +33,7 @@ def asked(name: str, changes: dict[str, object]) -> Recipe:
             {"gradient_accumulation_steps": 32},
             200,
             "warning",
-            "too few updates to learn from: 17 in the whole run, of 180",
+            "in the whole run, of 180 episodes",
         ),
         (
             CPU,

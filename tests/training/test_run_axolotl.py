@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import orjson
@@ -46,12 +47,28 @@ def test_the_composed_recipe_keeps_the_recipe_and_stays_in_the_runs_folder(folde
     assert composed["output_dir"].startswith(str(asked.run.folder))
 
 
-@pytest.mark.parametrize(("composed", "offline"), [({}, True), ({"hub_model_id": "me/mine"}, False)])
-def test_a_base_that_is_here_needs_no_hub_unless_the_result_goes_there(
+@pytest.mark.parametrize(
+    ("composed", "offline"),
+    [
+        ({}, True),
+        ({"hub_model_id": "me/mine"}, False),
+        ({"attn_implementation": "sdpa"}, True),
+        ({"attn_implementation": "flash_attention_2"}, find_spec("flash_attn") is not None),
+    ],
+)
+def test_a_base_that_is_here_needs_no_hub_unless_the_result_goes_there_or_a_kernel_comes_from_it(
     tmp_path: Path, composed: dict[str, str], offline: bool
 ) -> None:
     _, environment = run_axolotl.command(tmp_path / "a", {"base_model": str(tmp_path), **composed}, CPU, Launch())
     assert ("HF_HUB_OFFLINE" in environment) == offline
+
+
+@pytest.mark.parametrize("tier", ["cpu", "24gb"])
+def test_one_process_has_a_rank_where_deepspeed_asks_for_one(tmp_path: Path, tier: str) -> None:
+    for composed, program in (({}, "axolotl"), ({"deepspeed": "zero3_offload_all.json"}, "torchrun")):
+        settings = {"base_model": str(tmp_path), **composed}
+        start, _ = run_axolotl.command(tmp_path / "a", settings, catalog.tiers()[tier], Launch())
+        assert Path(start[0]).name == program
 
 
 def test_more_data_are_tokenised_by_more_processes(folder: Path) -> None:
@@ -177,6 +194,10 @@ def test_a_failure_is_told_with_what_helps(this: Run) -> None:
     # What wins a tenth of the memory and more: not rank 8, which wins a third of a GiB.
     assert "out of memory" in said and "recompute layers wins" in said and "slower" in said and "rank" not in said
     assert "a smaller micro batch or sequence" in run_axolotl.failure(log, None, 1, this, None)
+    log.write_text(
+        "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9957277696 bytes.\n"
+    )
+    assert "out of memory" in run_axolotl.failure(log, None, 1, this, None)
     log.write_text("FloatingPointError: the loss is nan at step 7\n")
     for name in ("checkpoint-4", "checkpoint-6"):
         (this.checkpoints / name).mkdir(parents=True)

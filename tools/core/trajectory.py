@@ -15,6 +15,7 @@ import orjson
 from tools import BadInput
 from tools.core import chunks, progress, run_folder
 
+TRAIN_DATA = run_folder.ROOT / "data" / "train.jsonl"
 TEST_DATA = run_folder.ROOT / "data" / "test.jsonl"
 T = TypeVar("T")
 # One turn: its role and its content.

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -274,14 +275,17 @@ def bf16_pays() -> bool:
 def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch) -> tuple[list[str], dict[str, str]]:
     """The command that trains a `composed` recipe, written to `file`, and its environment beside this one's.
 
-    One process: axolotl. Several on one machine: accelerate launch with the tier's file, torchrun on a CPU (accelerate
-    starts one process only there). Several machines: torchrun, which meets at MASTER_ADDR.
+    One process: axolotl, or with DeepSpeed, which asks for a rank, torchrun. Several on one machine: accelerate launch
+    with the tier's file, torchrun on a CPU (accelerate starts one process only there). Several machines: torchrun,
+    which meets at MASTER_ADDR.
     """
     programs = Path(sys.executable).parent
     count = processes(tier, launch)
     threads = max(1, machine.cores() // count)
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
-    if Path(composed["base_model"]).is_dir() and not composed.get("hub_model_id"):
+    # Without flash-attn a recipe that names FlashAttention takes a ready-made kernel from the hub.
+    kernel = "flash" in str(composed.get("attn_implementation") or "") and find_spec("flash_attn") is None
+    if Path(composed["base_model"]).is_dir() and not composed.get("hub_model_id") and not kernel:
         environment["HF_HUB_OFFLINE"] = "1"
     if not tier.gpu and composed.get("deepspeed"):
         environment["DS_ACCELERATOR"] = "cpu"
@@ -289,9 +293,9 @@ def command(file: Path, composed: Mapping[str, Any], tier: Tier, launch: Launch)
         meet = ["--nnodes", launch.nodes, "--node_rank", launch.rank]
         meet += ["--master_addr", launch.master, "--master_port", launch.port]
         start = [programs / "torchrun", *meet, "--nproc_per_node", count, "-m", "axolotl.cli.train", file]
-    elif count == 1:
+    elif count == 1 and not composed.get("deepspeed"):
         start = [programs / "axolotl", "train", file, "--launcher", "python"]
-    elif tier.gpu:
+    elif tier.gpu and count > 1:
         shape = [
             "--config_file",
             run_folder.ROOT / "recipes" / "accelerate" / f"{tier.key}.yaml",
@@ -392,7 +396,7 @@ def failure(log: Path, ended: Event | None, status: int, this: Run, planned: Pla
         good = checkpoints(this)
         last = f"the last good checkpoint is {good[-1].name}" if good else "no checkpoint was written before"
         return f"{error}; {last}; try a lower learning_rate first"
-    if re.search(r"OutOfMemoryError|out of memory", log.read_text(errors="replace")):
+    if re.search(r"OutOfMemoryError|out of memory|can't allocate memory", log.read_text(errors="replace")):
         return f"out of memory: {error}. To change first: {memory_advice(planned)}"
     return f"Axolotl ended with status {status}: {error}"
 

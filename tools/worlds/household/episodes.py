@@ -24,6 +24,8 @@ FIRST_SEED = {"train": 0, "test": 1_000_000, "play": 2_000_000}
 TRAIN_EPISODES = 240
 TEST_EPISODES = 48
 SLIP = 0.2
+# Rooms to play that a long training leaves out.
+LEFT_OUT = 1000
 # Rooms drawn for others than us; far from the seeds above, and so far apart that two seeds' rooms never meet.
 FIRST_DRAWN = 1_000_000_000
 SEEDS_APART = 1_000_000_000
@@ -96,6 +98,20 @@ def write_committed(force: bool = False) -> None:
             with files.output(path, force) as beside:
                 beside.write_bytes(b"".join(lines))
         print(f"data/{name}.jsonl: {len(lines)} episodes")
+
+
+def demo_episodes(like_shipped: int, of_all_tasks: int) -> Iterator[dict[str, Any]]:
+    """Episodes for a long training: in rooms like the committed set's, then of all tasks in all kinds of room.
+
+    No layout of the committed test set is among them, nor of the first LEFT_OUT rooms to play.
+    """
+    known = introductions(test_episodes()) | {room.introduction for room in unseen_rooms(LEFT_OUT)}
+    for room in rooms("train", like_shipped, known):
+        yield episode(room, SLIP) or episode(room, slip=0) or {}
+    asked = list(facts().tasks)
+    drawn = drawn_rooms(0, asked, list(facts().rooms))
+    games = played(drawn, SLIP, "full", MOST_STEPS, system(asked))
+    yield from itertools.islice((each for each in games if each and not introductions([each]) & known), of_all_tasks)
 
 
 def unseen_rooms(count: int) -> Iterator[Room]:

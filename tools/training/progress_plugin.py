@@ -11,6 +11,7 @@ from transformers import TrainerCallback, set_seed
 
 from tools.core import chat_template
 from tools.training.events import Event, emit
+from tools.training.sample_order import repeat_order
 
 if TYPE_CHECKING:
     from axolotl.utils.dict import DictDefault
@@ -21,8 +22,9 @@ class WatchPlugin(BasePlugin):
     """Adds `Watch` to every training, whatever the trainer, and says what Axolotl does before the first update."""
 
     def register(self, cfg: "DictDefault") -> None:
-        """Have chat templates rendered in a process of their own: Axolotl reads its data after this."""
+        """Have chat templates rendered in a process of their own, and packed rows come in an order that repeats."""
         chat_template.install_in_axolotl()
+        repeat_order(cfg.seed or 0)
 
     def load_datasets(self, cfg: "DictDefault", preprocess: bool = False) -> None:
         """Load nothing: Axolotl does so next."""

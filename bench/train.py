@@ -97,10 +97,15 @@ def shared(work: Work) -> dict[str, object]:
     renamed = {"num_epochs": "num_train_epochs", "lr_scheduler": "lr_scheduler_type", "optimizer": "optim"}
     made = {renamed.get(key, key): value for key, value in work.settings.items()}
     steps = round(len(work.tokens) * float(str(work.settings["warmup_ratio"])))
-    fixed = {"use_cpu": True, "bf16": run_axolotl.bf16_pays(), "per_device_train_batch_size": 1, "warmup_steps": steps}
+    fixed: dict[str, object] = {
+        "use_cpu": True,
+        "bf16": run_axolotl.bf16_pays(),
+        "per_device_train_batch_size": 1,
+        "warmup_steps": steps,
+    }
     fixed |= {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "output_dir": str(work.folder / "out")}
     return {
-        key: float(value) if key == "learning_rate" else value for key, value in made.items() if key in kept
+        key: float(str(value)) if key == "learning_rate" else value for key, value in made.items() if key in kept
     } | fixed
 
 
@@ -125,9 +130,13 @@ def trl(work: Work) -> Start:
 
 def llamafactory(work: Work) -> Start:
     """LLaMA-Factory's command line, on the same messages with its template for this model."""
-    entry = {"file_name": str(work.data), "formatting": "sharegpt", "columns": {"messages": "messages"}}
-    entry["tags"] = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    entry["tags"] |= {"system_tag": "system"}
+    entry: dict[str, object] = {
+        "file_name": str(work.data),
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+    }
+    roles = {name: name.removesuffix("_tag") for name in ("user_tag", "assistant_tag", "system_tag")}
+    entry["tags"] = {"role_tag": "role", "content_tag": "content"} | roles
     (work.folder / "dataset_info.json").write_text(json.dumps({"episodes": entry}))
     asked = shared(work) | {"stage": "sft", "do_train": True, "finetuning_type": "lora", "template": "smollm2"}
     asked |= {"model_name_or_path": str(work.base), "dataset": "episodes", "dataset_dir": str(work.folder)}

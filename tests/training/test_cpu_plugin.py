@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from axolotl.utils.dict import DictDefault
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
 
 from tools.training.cpu_plugin import CpuPlugin, Sharing, asked, gathered_in_order, loss_on_trained_tokens, running
@@ -44,11 +46,91 @@ def test_the_loss_and_its_gradients_are_those_of_all_logits(model: LlamaForCausa
 
 def test_only_trained_positions_get_logits(model: LlamaForCausalLM) -> None:
     ids, labels = labelled()
-    CpuPlugin().post_model_load(None, model)
+    model.forward = loss_on_trained_tokens(model)
+    made: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda _module, _input, logits: made.append(logits))
+    assert model.train()(input_ids=ids, labels=labels).logits is None
+    assert made[0].shape == (1, 15, 97)
+    model.eval()
     assert model(input_ids=ids, labels=labels).logits.shape == (1, 15, 97)
     assert model(input_ids=ids).logits.shape == (1, 40, 97)
     two = {"input_ids": ids.repeat(2, 1), "labels": labels.repeat(2, 1)}
     assert model(**two).logits.shape == (2, 40, 97)
+
+
+def test_padding_is_skipped(model: LlamaForCausalLM) -> None:
+    ids, labels = labelled()
+    expected = model(input_ids=ids, labels=labels).loss
+    padded = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    padded = {
+        name: torch.nn.functional.pad(each, (0, 24), value=-100 * (name == "labels")) for name, each in padded.items()
+    }
+    seen: list[torch.Tensor] = []
+    model.model.embed_tokens.register_forward_hook(lambda _module, _input, rows: seen.append(rows))
+    torch.testing.assert_close(loss_on_trained_tokens(model)(**padded).loss, expected)
+    assert seen[0].shape == (1, 40, 32)
+
+
+def adapted(model: LlamaForCausalLM, **settings: Any) -> PeftModel:
+    """The model with an adapter on its upper layer, whose B is not zero; Axolotl's hook on its embeddings."""
+    targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, layers_to_transform=[1], **settings)
+    model.enable_input_require_grads()
+    made = get_peft_model(model, config)
+    assert isinstance(made, PeftModel)
+    for name, each in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(each, std=0.1)
+    return made
+
+
+def learned(model: PeftModel, bf16: bool) -> dict[str, torch.Tensor]:
+    """The loss of one update and the gradients of the adapter, by name."""
+    ids, labels = labelled()
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model(input_ids=ids, labels=labels).loss
+    loss.backward()
+    found = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+    return found | {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 2e-2)])
+def test_an_adapter_learns_what_it_does_without_the_plugin(
+    model: LlamaForCausalLM, bf16: bool, tolerance: float
+) -> None:
+    tuned = adapted(model)
+    expected = learned(tuned, bf16)
+    CpuPlugin().post_model_load(DictDefault({}), tuned)
+    found = learned(tuned, bf16)
+    assert len(found) == 9 and found.keys() == expected.keys()
+    for name, each in expected.items():
+        assert torch.linalg.vector_norm(found[name] - each) <= tolerance * torch.linalg.vector_norm(each), name
+
+
+@pytest.mark.parametrize(("recomputed", "calls"), [(False, 0), (True, 1)])
+def test_the_backward_pass_ends_at_the_lowest_trained_layer(
+    model: LlamaForCausalLM, recomputed: bool, calls: int
+) -> None:
+    tuned = adapted(model)
+    CpuPlugin().post_model_load(DictDefault({"gradient_checkpointing": recomputed}), tuned)
+    reached: list[object] = []
+    model.model.layers[0].register_full_backward_hook(lambda *_: reached.append(None))
+    learned(tuned, bf16=False)
+    assert len(reached) == calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "sharing", "count"),
+    [({}, {}, 4), ({"lora_dropout": 0.1}, {}, 0), ({"use_dora": True}, {}, 0), ({}, ZERO_3, 0)],
+)
+def test_only_plain_lora_layers_are_replaced(
+    model: LlamaForCausalLM, settings: dict, sharing: dict, count: int
+) -> None:
+    tuned = adapted(model, **settings)
+    CpuPlugin().post_model_load(DictDefault(sharing), tuned)
+    replaced = [name for name, module in tuned.named_modules() if "forward" in vars(module) and "proj" in name]
+    assert len(replaced) == count
 
 
 def test_training_arguments_ask_for_the_cpu() -> None:

@@ -7,7 +7,7 @@ DeepSpeed ZeRO (`deepspeed`) or by FSDP2 (`fsdp_config`), as it does on GPUs.
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeGuard, cast, runtime_checkable
 
 import torch
 from accelerate import DistributedType, ParallelismConfig, PartialState
@@ -17,6 +17,9 @@ from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
+
+from tools.training import cpu_ops
+from tools.training.tokens import IGNORED
 
 if TYPE_CHECKING:
     from axolotl.utils.dict import DictDefault
@@ -59,9 +62,16 @@ class CpuPlugin(BasePlugin):
         return {"use_cpu": True}
 
     def post_model_load(self, cfg: "DictDefault", model: "PreTrainedModel | PeftModel") -> None:
-        """Replace the causal model's loss by the same loss, computed from the trained tokens' logits alone."""
+        """Have the model compute the same loss and gradients in less time."""
         causal = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
         causal.forward = loss_on_trained_tokens(causal)
+        if not cfg.gradient_checkpointing:
+            # Axolotl asks for the gradient of the embeddings' output, which checkpoints need. Without it, the backward
+            # pass ends at the lowest layer with an adapter: with the padding that is skipped, 1.4 times the speed for
+            # 20 of 30 layers.
+            causal.disable_input_require_grads()
+        if not cfg.deepspeed and not cfg.fsdp_config:  # They gather a layer's weights when its own forward is called.
+            cpu_ops.replace_lora(model)
 
     def add_callbacks_post_trainer(self, cfg: "DictDefault", trainer: "Trainer") -> list[TrainerCallback]:
         """Say at the first step how the work is shared, and stop where it is not as the recipe asks."""
@@ -181,10 +191,11 @@ def gathered_in_order(
 
 
 def loss_on_trained_tokens(causal: "PreTrainedModel") -> Callable[..., "CausalLMOutputWithPast"]:
-    """A forward for a transformers causal model of micro batch 1 that skips logits without a label.
+    """A forward for a transformers causal model of micro batch 1 that skips padding, and logits without a label.
 
-    In household episodes six tokens in ten carry none, and the vocabulary's projection is a fifth of this model's
-    arithmetic. `labels` is [1, tokens] with -100 where nothing is trained; the loss is transformers' own.
+    In household episodes six tokens in ten carry no label, and the vocabulary's projection is a fifth of this model's
+    arithmetic; Axolotl pads to whole 64 tokens, 5 % of an episode. `labels` is [1, tokens] with -100 where nothing is
+    trained; the loss is transformers' own. While it trains, the output holds no logits.
     """
     forward = causal.forward
 
@@ -195,16 +206,23 @@ def loss_on_trained_tokens(causal: "PreTrainedModel") -> Callable[..., "CausalLM
     ) -> "CausalLMOutputWithPast":
         if labels is None or labels.shape[0] != 1:
             return forward(*args, labels=labels, num_items_in_batch=num_items_in_batch, **rest)
+        if of_tokens(mask := rest.get("attention_mask"), labels):
+            end = int(mask[0].nonzero().max()) + 1
+            rest = {name: each[:, :end] if of_tokens(each, labels) else each for name, each in rest.items()}
+            labels = labels[:, :end]
         # Position i predicts token i + 1.
-        positions = (labels[0, 1:] != -100).nonzero()[:, 0]
+        positions = (labels[0, 1:] != IGNORED).nonzero()[:, 0]
         output = forward(*args, logits_to_keep=positions, **rest)
-        output.loss = causal.loss_function(
-            logits=output.logits,
-            labels=None,
-            shift_labels=labels[:, positions + 1],
-            vocab_size=causal.config.vocab_size,
-            num_items_in_batch=num_items_in_batch,
-        )
+        total = cpu_ops.CrossEntropy.apply(output.logits[0], labels[0, positions + 1])
+        loss = total / (len(positions) if num_items_in_batch is None else num_items_in_batch)
+        if causal.training:
+            return type(output)(loss=loss)  # accelerate would copy the logits to 32 bits
+        output.loss = loss
         return output
 
     return trained_only
+
+
+def of_tokens(value: object, labels: torch.Tensor) -> TypeGuard[torch.Tensor]:
+    """Whether `value` holds one row of something for each token that `labels` has."""
+    return isinstance(value, torch.Tensor) and value.shape[:2] == labels.shape

@@ -88,7 +88,8 @@ def test_a_whole_model_has_no_adapter_and_the_base_that_a_person_names(others: t
     with pytest.raises(BadInput, match="no such folder, and no model hub's org/name"):
         tuned("", "", str(source / "nowhere"))
     with pytest.raises(BadInput, match="not an adapter: it has no adapter_config.json"):
-        tuned("", str(source), str(source.parent / "outputs" / ".."))
+        (source.parent / "empty").mkdir()
+        tuned("", str(source), str(source.parent / "empty"))
 
 
 def test_what_adapter_config_says_of_the_base_is_held_against_what_a_person_says(

@@ -90,12 +90,9 @@ def arguments(open_parameters: Sequence[click.Parameter], given: Mapping[str, st
     """The arguments of a command that say what the variables `given` say. Raises click.BadParameter for no switch."""
     options, positional = [], []
     for each in open_parameters:
-        texts = [given[name] for name in variables(each) if name in given]
-        if not texts:
+        text = next((given[name] for name in variables(each) if name in given), None)
+        if text is None:
             continue
-        if len(texts) > 1:
-            raise click.BadParameter(f"{' and '.join(variables(each))} are the same; give one of them", param=each)
-        text = texts[0]
         if not isinstance(each, click.Option):
             positional.append(text)
         elif not each.is_flag:
@@ -130,6 +127,11 @@ def from_make(commands: click.Group, target: str, words: Sequence[str]) -> list[
         if "RECIPE" not in typed and INSTEAD_OF_RECIPE & {*given}:
             given.pop("RECIPE", None)
         given = {name: text for name, text in given.items() if name in typed or name not in TYPED_ONLY}
+        for each in here.values():
+            if len(names := [name for name in variables(each) if name in typed]) > 1:
+                raise BadInput(f"{'= and '.join(names)}= are one and the same; give one of them")
+            if names:
+                given = {name: text for name, text in given.items() if name in names or name not in variables(each)}
         lines[stage] = parsed(commands.commands[command[0]], command, list(here.values()), given)
     return lines[target]
 

@@ -341,3 +341,16 @@ def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
 def test_a_tower_of_images_does_not_hide_the_text_model() -> None:
     disk, memory = "language_model.model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj"
     assert lora.text_name(disk) == lora.text_name(memory) == "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    "adapter", ["model.layers.0.q", "model.language_model.layers.0.q", "language_model.model.layers.0.q"]
+)
+@pytest.mark.parametrize(
+    "base", ["model.layers.0.q", "model.language_model.layers.0.q", "language_model.model.layers.0.q"]
+)
+def test_the_text_part_of_a_model_that_sees_is_found_by_any_of_its_names(adapter: str, base: str) -> None:
+    there = {lora.text_name(f"{base}.weight"): (1, 1), "visual.blocks.0.attn.qkv.weight": (1, 1)}
+    assert lora.name_in(there, lora.text_name(f"{adapter}.weight")) == "model.layers.0.q.weight"
+    assert lora.name_in(there, "model.visual.blocks.0.attn.qkv.weight") == "visual.blocks.0.attn.qkv.weight"
+    assert lora.name_in(there, "model.vision_tower.blocks.0.qkv.weight") == ""

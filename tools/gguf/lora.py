@@ -435,7 +435,8 @@ def untied(plan: Plan, tensors: AdapterTensors, folder: Path) -> Plan:
         raise BadInput(f"{folder}: trained tokens beside a change of an embedding that its base ties to the head")
     # The matrix as it was before, with its new rows.
     before = [Saved(name, False) for name in tensors.shapes if ORIGINAL.fullmatch(name) and "embed_tokens" in name]
-    return {EMBEDDING: [*both, *own[EMBEDDING]], HEAD: [*(before or both), *own[HEAD]], **plan}
+    embedding = [*both, *own[EMBEDDING]]
+    return ({EMBEDDING: embedding} if embedding else {}) | {HEAD: [*(before or both), *own[HEAD]], **plan}
 
 
 def refuse_missing(plan: Plan, base: Collection[str], folder: Path) -> None:

@@ -121,19 +121,19 @@ slurm: .venv/.ready ## write a training as a Slurm job, and submit it if Slurm i
 ray: .venv/.ready ## the same for a Ray cluster (RECIPE= TIER= NODES=)
 	@$(TOOLS) submit ray
 
-gguf: $(if $(value ADAPTER),setup,train) ## adapter and base to GGUF in one pass (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1)
+gguf: $(if $(value ADAPTER)$(value MODEL),setup,train) ## adapter and base to GGUF in one pass (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1)
 	@$(TOOLS) gguf
 
-ollama: gguf ## import the model into Ollama, its tokens proven (RECIPE= QUANT= NAME= NUM_CTX= FORCE=1; ADAPTER= BASE= of any; ADAPTER_ONLY=1 OLLAMA_BASE=)
+ollama: gguf ## import the model into Ollama, its tokens proven (RECIPE= QUANT= NAME= NUM_CTX= FORCE=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1 OLLAMA_BASE=)
 	@$(TOOLS) ollama
 
 parity: $(if $(value GGUF),setup,gguf) ## the same tokens and answers in training and in every server, or the first difference (RECIPE= GREEDY=0 JSON=1; GGUF= BASE= of any)
 	@$(TOOLS) parity
 
-quality: $(if $(value ADAPTER),setup,train) ## what quantising costs: size, perplexity, KL against f16 (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
+quality: $(if $(value ADAPTER)$(value MODEL),setup,train) ## what quantising costs: size, perplexity, KL against f16 (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
 	@$(TOOLS) quality
 
-merge: $(if $(value ADAPTER),setup,train) ## the whole model as safetensors, for transformers and vLLM (RECIPE=)
+merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as safetensors, for transformers and vLLM (RECIPE=)
 	@$(TOOLS) merge
 
 export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm)

@@ -105,6 +105,11 @@ def takes(target: str) -> dict[str, click.Parameter]:
     return make_variables.taken(COMMANDS, target, RULES[target].words, [target])
 
 
+def once(known: dict[str, click.Parameter]) -> dict[str, click.Parameter]:
+    """Variables, but only the first of those that are one and the same."""
+    return {name: each for name, each in known.items() if name == make_variables.variable(each)}
+
+
 def value_of(each: click.Parameter, text: str) -> str:
     """A value that an option takes: `text` wherever any text is one."""
     if each.name in ("quant", "adapter_only"):
@@ -141,7 +146,9 @@ def test_the_variables_of_a_line_of_help_arrive(tmp_path: Path, told: Any, targe
     known = {name: each for stage in stages for name, each in takes(stage).items()}
     named = re.findall(r"\b([A-Z_]+)=", helped)
     required = [name for name, each in takes(target).items() if each.required]
-    given = {name: value_of(known[name], f"{name} {text}") for name in dict.fromkeys([*named, *required])}
+    names = [name for name in dict.fromkeys([*named, *required]) if name in once(known)]
+    assert names or not named
+    given = {name: value_of(known[name], f"{name} {text}") for name in names}
     arrived = [word for call in told(target, *(f"{name}={value}" for name, value in given.items())) for word in call]
     for name, value in given.items():
         each = known[name]
@@ -155,11 +162,11 @@ def test_the_variables_of_a_line_of_help_arrive(tmp_path: Path, told: Any, targe
 
 @pytest.mark.parametrize("target", OURS)
 def test_a_target_takes_every_option_of_its_command(line: Any, target: str) -> None:
-    given = {name: value_of(each, f"a {name}") for name, each in takes(target).items()}
+    given = {name: value_of(each, f"a {name}") for name, each in once(takes(target)).items()}
     words = line(target, **given)
     command = COMMANDS.commands[words[0]]
     parsed = command.make_context(words[0], words[1:]).params
-    for name, each in takes(target).items():
+    for name, each in once(takes(target)).items():
         told = parsed[each.name]
         assert str(told[0] if isinstance(told, (list, tuple)) else told) in (given[name], "True"), name
     assert line(target, **{name: given[name] for name, each in takes(target).items() if each.required})[0] == words[0]
@@ -190,6 +197,7 @@ def test_a_misspelt_variable_and_a_stray_word_are_refused_before_any_work() -> N
         ("check", "JSON=maybe"): "JSON=: 'maybe' is neither 1 nor 0",
         ("ollama", "QUANT=Q4_K_M Q8_0"): "one quantisation here; make gguf and make quality take several",
         ("gguf", "ADAPTER="): "ADAPTER= is empty; give it a value (make gguf ADAPTER=...)",
+        ("gguf", "ADAPTER=a", "MODEL=b"): "ADAPTER= and MODEL= are one and the same; give one of them",
         ("help", "TIER=cpu"): "TIER: make help takes no variables",
     }.items():
         done = make(*arguments)
@@ -248,7 +256,7 @@ def test_what_is_not_given_has_its_default(told: Any, arguments: list[str], want
 
 def test_the_chain_is_the_one_that_make_runs() -> None:
     for target in OURS:
-        for name in ("", "ADAPTER", "GGUF"):
+        for name in ("", "ADAPTER", "MODEL", "GGUF"):
             if name and name not in takes(target):
                 continue
             rules = make_variables.read_rules(TEXT, {name: "x"})
@@ -267,6 +275,7 @@ def test_each_stage_of_a_chain_takes_its_own_variables(told: Any) -> None:
     ]
     either = ["--base=b", "--adapter=a"]
     assert told("export", "ADAPTER=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
+    assert told("export", "MODEL=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
     assert told("parity", "GGUF=g", "BASE=b", "HELD_OUT=h")[1:] == [["parity", "--base=b", "--gguf=g", "--held-out=h"]]
 
 

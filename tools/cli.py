@@ -38,7 +38,7 @@ def quants(text: str) -> str:
 
 
 Recipe = Annotated[str, typer.Argument(help="a recipe by name (smollm2-135m-lora) or path")]
-Tuned = Annotated[str, typer.Argument(help="a recipe by name or path; or give --adapter")]
+Tuned = Annotated[str, typer.Argument(help="a recipe by name or path; or give --adapter or --model")]
 Base = Annotated[str, typer.Option("--base", help="another base model: a folder or a hub name")]
 Name = Annotated[str, typer.Option("--name", help="the model's name in Ollama (react-...)")]
 TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by default this machine's")]
@@ -52,7 +52,12 @@ Nodes = Annotated[int, typer.Option(min=1, help="machines")]
 Force = Annotated[bool, typer.Option("--force", help="train in spite of errors found; replace another run's results")]
 Replace = Annotated[bool, typer.Option("--force", help="replace what is there already")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Adapter = Annotated[str, typer.Option("--adapter", help="a PEFT adapter's folder, in place of a recipe")]
+Folder = Annotated[
+    str,
+    typer.Option(
+        "--adapter", "--model", help="in place of a recipe: a PEFT adapter's folder or a whole model's, or a hub name"
+    ),
+]
 Imatrix = Annotated[
     bool, typer.Option("--imatrix", help="quantise with an importance matrix computed from the training data")
 ]
@@ -432,7 +437,7 @@ def gguf(
     tier: TierName = "",
     quant: Quants = "Q8_0",
     base: Base = "",
-    adapter: Adapter = "",
+    adapter: Folder = "",
     imatrix: Imatrix = False,
     adapter_only: AdapterOnly = False,
 ) -> None:
@@ -453,7 +458,7 @@ def quality(
     tier: TierName = "",
     quant: Quants = "Q4_K_M Q8_0",
     base: Base = "",
-    adapter: Adapter = "",
+    adapter: Folder = "",
     imatrix: Imatrix = False,
     chunks: Annotated[int, typer.Option(min=2, help="pieces of 512 tokens to read")] = 32,
     held_out: HeldOut = "",
@@ -466,7 +471,7 @@ def quality(
 
 
 @app.command(epilog="Example: merge qwen7b-qlora")
-def merge(recipe: Tuned = "", tier: TierName = "", base: Base = "", adapter: Adapter = "") -> None:
+def merge(recipe: Tuned = "", tier: TierName = "", base: Base = "", adapter: Folder = "") -> None:
     """Merge the adapter into its base, as a Hugging Face folder."""
     from tools.pipeline.model import merge_adapter
     from tools.pipeline.trained import tuned
@@ -483,7 +488,7 @@ def export(
     ] = [],  # noqa: B006
     quant: Quant = "Q8_0",
     base: Base = "",
-    adapter: Adapter = "",
+    adapter: Folder = "",
     name: Name = "",
     num_ctx: NumCtx = 0,
 ) -> None:
@@ -500,7 +505,7 @@ def ollama(
     tier: TierName = "",
     quant: Quant = "Q8_0",
     base: Base = "",
-    adapter: Adapter = "",
+    adapter: Folder = "",
     name: Name = "",
     force: Annotated[
         bool, typer.Option("--force", help="replace another model of that name; accept one whose answers do not end")
@@ -530,7 +535,12 @@ def parity(
     gguf: Annotated[str, typer.Option(help="any GGUF, to compare with --base")] = "",
     held_out: HeldOut = "",
     adapter: Annotated[
-        str, typer.Option(help="a PEFT adapter's folder, in place of a recipe; with --gguf: the one that is in it")
+        str,
+        typer.Option(
+            "--adapter",
+            "--model",
+            help="in place of a recipe: an adapter's or a whole model's folder; with --gguf: the one in it",
+        ),
     ] = "",
     greedy: Annotated[
         bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
@@ -555,7 +565,7 @@ def eval(
     quant: Quant = "Q8_0",
     rooms: Annotated[int, typer.Option(min=1, help="number of rooms to play")] = 48,
     base: Base = "",
-    adapter: Adapter = "",
+    adapter: Folder = "",
     name: Name = "",
     num_ctx: NumCtx = 0,
 ) -> None:
@@ -567,9 +577,7 @@ def eval(
 
 
 @app.command(epilog="Example: demo smollm2-135m-lora")
-def demo(
-    recipe: Tuned = "", tier: TierName = "", quant: Quant = "Q8_0", adapter: Adapter = "", name: Name = ""
-) -> None:
+def demo(recipe: Tuned = "", tier: TierName = "", quant: Quant = "Q8_0", adapter: Folder = "", name: Name = "") -> None:
     """Sum up a whole run: demo.json, the table, a game, and what to do next."""
     from tools.pipeline.evaluation import sum_up
 
@@ -577,7 +585,7 @@ def demo(
 
 
 @app.command(epilog="Example: ollama-run smollm2-135m-lora")
-def ollama_run(recipe: Tuned = "", tier: TierName = "", adapter: Adapter = "", name: Name = "") -> None:
+def ollama_run(recipe: Tuned = "", tier: TierName = "", adapter: Folder = "", name: Name = "") -> None:
     """Talk to the model in Ollama."""
     from tools.pipeline.serving import talk
 

@@ -1,18 +1,20 @@
 """The arithmetic of adapters, held against peft's own merge, bit for bit."""
 
+import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.parts import models
 from tools import BadInput
-from tools.gguf import lora
+from tools.gguf import adapter_tensors, lora, merge
 
 WORDS = 96
 # What adapters can be, by the arguments of peft's LoraConfig.
@@ -29,11 +31,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "head": {"target_modules": ["lm_head", "o_proj"]},
     "tokens": {"trainable_token_indices": {"embed_tokens": [3, 17, 90]}},
     "biases": {"bias": "all"},
+    "the embedding saved alone": {"modules_to_save": ["embed_tokens"]},
+    "the head saved alone": {"modules_to_save": ["lm_head"]},
 }
 
 
-def make_base(folder: Path, tied: bool = False, rows: int = WORDS, **options: Any) -> Path:
-    """A random llama of two layers, in bfloat16, in two shards; without a tokenizer."""
+def make_base(
+    folder: Path, tied: bool = False, rows: int = WORDS, dtype: torch.dtype = torch.bfloat16, **options: Any
+) -> Path:
+    """A random llama of two layers, in two shards; without a tokenizer."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "hidden_size": 32,
@@ -43,7 +49,7 @@ def make_base(folder: Path, tied: bool = False, rows: int = WORDS, **options: An
     }
     config = LlamaConfig(vocab_size=rows, num_key_value_heads=2, tie_word_embeddings=tied, **sizes, attention_bias=True)
     model: Any = LlamaForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")
+    model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
     return folder
 
 
@@ -52,9 +58,15 @@ def load(folder: Path) -> Any:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def by_peft(base: Path, adapter: Path, resized: int = 0) -> dict[str, torch.Tensor]:
-    """All tensors after peft's own merge, each rounded to the base's type."""
+def by_peft(base: Path, adapter: Path, resized: int = 0, untied: bool = False) -> dict[str, torch.Tensor]:
+    """All tensors after peft's own merge, each rounded to the base's type.
+
+    `untied`: the head has weights of its own, as each of the two has while it is trained by itself.
+    """
     model = load(base)
+    if untied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     if resized:
         model.resize_token_embeddings(resized, mean_resizing=False)
     merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -63,16 +75,14 @@ def by_peft(base: Path, adapter: Path, resized: int = 0) -> dict[str, torch.Tens
 
 def by_us(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     """All tensors after ours."""
-    tensors: dict[str, torch.Tensor] = {}
+    before: dict[str, torch.Tensor] = {}
     for path in base.glob("*.safetensors"):
-        tensors |= load_file(path)
+        before |= load_file(path)
     plan, lines = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
     assert lines == []
-    trained = load_file(adapter / "adapter_model.safetensors")
-    for name, steps in plan.items():
-        before = tensors.get(name, tensors[lora.EMBEDDING])
-        tensors[name] = lora.changed(before, steps, trained.__getitem__)
-    return tensors
+    read = adapter_tensors.of_adapter(adapter).reader()
+    after = {name: lora.changed(before.get(name, before[lora.EMBEDDING]), steps, read) for name, steps in plan.items()}
+    return before | after
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,15 +90,164 @@ def by_us(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 def test_every_tensor_is_that_of_pefts_merge(kind: str, tied: bool, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tied)
     adapter = models.make_adapter(tmp_path / "adapter", base, **KINDS[kind])
-    if tied and kind == "dora embedding":
-        with pytest.raises(lora.Unsupported, match="DoRA on a head that its base ties"):
-            by_us(base, adapter)
-        return
-    wanted, got = by_peft(base, adapter), by_us(base, adapter)
+    untied = tied and any(word in kind for word in ("embedding", "head"))
+    wanted, got = by_peft(base, adapter, untied=untied), by_us(base, adapter)
     before = load(base).state_dict()
     assert any(not torch.equal(value, before[name].to(torch.bfloat16)) for name, value in wanted.items())
+    assert (lora.HEAD in got) == (not tied or untied or kind == "modules to save")
     for name in wanted.keys() | got.keys():
         assert torch.equal(got.get(name, got[lora.EMBEDDING]), wanted[name]), name
+
+
+def logits(model: Any) -> torch.Tensor:
+    """What a model says to some tokens."""
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=torch.arange(1, 40)[None]).logits
+    return found
+
+
+@pytest.mark.parametrize("added", [0, 8])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"target_modules": ["lm_head"], "use_dora": True},
+        {},
+    ],
+)
+def test_embedding_and_head_are_those_that_were_trained(
+    tmp_path: Path, tied: bool, added: int, options: dict[str, Any]
+) -> None:
+    base = make_base(tmp_path / "base", tied, dtype=torch.float32)
+    trained = models.make_peft(base, added, **options)
+    trained.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=bool(added) or "auto")
+    if added and not tied and "target_modules" in options:  # peft saves the new rows of one of the two
+        with pytest.raises(BadInput, match="its embedding has .* rows and its head"):
+            lora.rows_after(lora.plan(tmp_path / "adapter"), lora.shapes(base), tmp_path / "adapter")
+        return
+    tensors = by_us(base, tmp_path / "adapter")
+    model = load(make_base(tmp_path / "again", tied=lora.HEAD not in tensors, rows=WORDS + added))
+    assert not model.load_state_dict(tensors, strict=lora.HEAD in tensors).unexpected_keys
+    assert torch.allclose(logits(model), logits(trained), atol=1e-5)
+    merge.merged_model(base, tmp_path / "adapter").save_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(load(tmp_path / "merged")), logits(trained), atol=1e-5)
+
+
+RENAMED = {
+    "the adapter's name": lambda name: name.replace(".weight", ".default.weight"),
+    "another name": lambda name: name.replace(".weight", ".mine.weight"),
+    "torch.compile": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    "DDP": lambda name: f"module.{name}",
+    "FSDP": lambda name: name.replace(".self_attn.", "._fsdp_wrapped_module.self_attn._checkpoint_wrapped_module."),
+    "no prefix": lambda name: name.removeprefix("base_model.model."),
+    "no model": lambda name: name.replace("base_model.model.model.", "base_model.model."),
+    "twice": lambda name: f"base_model.model.{name}",
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_tensors_by_other_names_are_found_and_that_is_said(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base)
+    wanted = by_us(base, adapter)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({RENAMED[kind](name): each for name, each in tensors.items()}, adapter / "adapter_model.safetensors")
+    got = by_us(base, adapter)
+    assert wanted.keys() == got.keys() and all(torch.equal(got[name], wanted[name]) for name in wanted)
+    plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+    (said,) = lora.remarks(plan, adapter_tensors.of_adapter(adapter))
+    assert "tensors are taken by the names that" in said
+    merged = merge.merged_model(base, adapter).state_dict()
+    assert all(torch.equal(merged[name], wanted[name]) for name in wanted)
+
+
+def edited(adapter: Path, config: Mapping[str, object], change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
+    """An adapter with other keys in its configuration and its tensors changed."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | dict(config)))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: change(name, each) for name, each in tensors.items()}, adapter / "adapter_model.safetensors")
+    return adapter
+
+
+@pytest.mark.parametrize("nothing", ["B", "alpha"])
+def test_an_adapter_that_changes_nothing_says_so(tmp_path: Path, nothing: str) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base)
+    plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+    assert list(lora.remarks(plan, adapter_tensors.of_adapter(adapter))) == []
+    edited(
+        adapter,
+        {"lora_alpha": 0} if nothing == "alpha" else {},
+        lambda name, each: each * 0 if nothing == "B" and "lora_B" in name else each,
+    )
+    plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+    (said,) = lora.remarks(plan, adapter_tensors.of_adapter(adapter))
+    assert "it changes nothing" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (float("nan"), "not numbers"),
+        (float("inf"), "not numbers"),
+        (1e7, "beyond float16, which ends at 65504: QUANT=BF16"),
+    ],
+)
+def test_values_that_the_file_cannot_hold_are_refused_with_their_tensor(value: float, says: str) -> None:
+    weight = torch.zeros(4, 4, dtype=torch.bfloat16)
+    lora.check_values("a.weight", weight, lora.FLOAT16)
+    weight[1, 2] = value
+    with pytest.raises(BadInput, match=f"^a.weight: .*{says}"):
+        lora.check_values("a.weight", weight, lora.FLOAT16)
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({}, "layers.1."),
+        ({"target_modules": ["q_proj", "down_proj"]}, "layers.0.mlp"),
+        ({"target_modules": r".*\.(q|v)_proj"}, "layers.1.self_attn.v_proj"),
+        ({"layers_to_transform": [0, 1], "target_modules": ["q_proj", "up_proj"]}, "layers.1."),
+    ],
+)
+def test_layers_that_the_file_lacks_are_counted(tmp_path: Path, options: dict[str, Any], lost: str) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base, **options)
+    lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    kept = {name: each for name, each in tensors.items() if lost not in name}
+    save_file(kept, adapter / "adapter_model.safetensors")
+    count = (len(tensors) - len(kept)) // 2
+    with pytest.raises(BadInput, match=rf"{count} of the layers .* not in the adapter's file, first model\.{lost}"):
+        lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers_to_transform": [1], "target_modules": ["q_proj", "up_proj"]},
+        {"layers_to_transform": 0, "target_modules": ["q_proj", "up_proj"]},
+        {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"target_modules": r"model\.layers\.1\..*_proj"},
+        {"target_modules": ["layers.1.mlp.up_proj", "layers.0.self_attn.k_proj"]},
+    ],
+)
+def test_layers_without_an_adapter_by_intention_are_not_missed(tmp_path: Path, options: dict[str, Any]) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base, **options)
+    assert lora.fit(lora.plan(adapter), lora.shapes(base), adapter)[1] == []
+
+
+def test_every_key_of_pefts_lora_is_known_by_what_it_does() -> None:
+    theirs = {each.name for each in dataclasses.fields(LoraConfig)}
+    assert theirs == lora.UNDERSTOOD | lora.BY_PEFT | lora.NOT_MERGED
+    assert not (lora.UNDERSTOOD & lora.BY_PEFT or lora.NOT_MERGED & (lora.UNDERSTOOD | lora.BY_PEFT))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -120,18 +279,38 @@ def test_an_adapter_of_another_base_is_told_by_both_shapes(tmp_path: Path) -> No
     ("changes", "why"),
     [
         ({"peft_type": "IA3"}, "its kind is IA3"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4, which changes the base"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is pissa, which changes the base"),
         ({"fan_in_fan_out": True}, "it has fan_in_fan_out"),
         ({"lora_bias": True, "target_parameters": ["experts.up"]}, "it has lora_bias, target_parameters"),
-        ({"something_new": 1}, "it has something_new"),
     ],
 )
 def test_other_kinds_are_named(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(lora.Unsupported, match=why):
+        lora.plan(configured(tmp_path, changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4: its training changed the base"),
+        ({"init_lora_weights": "corda"}, "residual"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "residual"),
+        ({"use_newlora": True, "newlora_block": 8}, "newlora_block, use_newlora: a newer peft"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens: .* is not merged"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication: .* is not merged"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_with_its_key(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"adapter_config\.json: {why}|adapter_config\.json: .*{why}"):
+        lora.plan(configured(tmp_path, changes))
+
+
+def configured(tmp_path: Path, changes: dict[str, Any]) -> Path:
+    """An adapter of one matrix, with other keys in its configuration."""
     save_file({"base_model.model.a.lora_A.weight": torch.zeros(1, 1)}, tmp_path / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1} | changes
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(lora.Unsupported, match=why):
-        lora.plan(tmp_path)
+    return tmp_path
 
 
 def test_what_is_no_whole_adapter_is_refused(tmp_path: Path) -> None:
@@ -162,3 +341,16 @@ def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
 def test_a_tower_of_images_does_not_hide_the_text_model() -> None:
     disk, memory = "language_model.model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj"
     assert lora.text_name(disk) == lora.text_name(memory) == "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    "adapter", ["model.layers.0.q", "model.language_model.layers.0.q", "language_model.model.layers.0.q"]
+)
+@pytest.mark.parametrize(
+    "base", ["model.layers.0.q", "model.language_model.layers.0.q", "language_model.model.layers.0.q"]
+)
+def test_the_text_part_of_a_model_that_sees_is_found_by_any_of_its_names(adapter: str, base: str) -> None:
+    there = {lora.text_name(f"{base}.weight"): (1, 1), "visual.blocks.0.attn.qkv.weight": (1, 1)}
+    assert lora.name_in(there, lora.text_name(f"{adapter}.weight")) == "model.layers.0.q.weight"
+    assert lora.name_in(there, "model.visual.blocks.0.attn.qkv.weight") == "visual.blocks.0.attn.qkv.weight"
+    assert lora.name_in(there, "model.vision_tower.blocks.0.qkv.weight") == ""

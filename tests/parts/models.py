@@ -287,7 +287,13 @@ def write_settings(kind: Kind, folder: Path, settings: dict[str, Any]) -> None:
 
 
 def make_adapter(folder: Path, base: Path, resized: int = 0, **options: Any) -> Path:
-    """A random adapter as peft saves it; `resized`: the tokens that were added before training."""
+    """A random adapter as peft saves it; see `make_peft`."""
+    make_peft(base, resized, **options).save_pretrained(str(folder), save_embedding_layers=bool(resized) or "auto")
+    return folder
+
+
+def make_peft(base: Path, resized: int = 0, **options: Any) -> Any:
+    """A base with a random adapter, as it is in training; `resized`: the tokens that were added before it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -302,8 +308,7 @@ def make_adapter(folder: Path, base: Path, resized: int = 0, **options: Any) -> 
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    tuned.save_pretrained(str(folder), save_embedding_layers=bool(resized) or "auto")
-    return folder
+    return tuned
 
 
 def make_llama(folder: Path, tokenizer: Path, hidden: int = 64, layers: int = 2) -> Path:

@@ -21,7 +21,7 @@ from tools import BadInput, Failed
 from tools.core import catalog, chunks, hf_folder, run_folder, trajectory
 from tools.gguf import base, convert, find_base, header, llamacpp, lora, unpack
 from tools.pipeline import context
-from tools.pipeline.trained import of_adapter
+from tools.pipeline.trained import of_folder
 from tools.recipes import recipe
 
 pytestmark = pytest.mark.heavy
@@ -317,7 +317,7 @@ def test_a_base_whose_context_is_no_length_is_one_line(
     folder: Path, adapter: Path, length: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(folder.parent / "outputs"))
-    model, gguf = of_adapter(adapter, str(folder)), folder / "model.gguf"
+    model, gguf = of_folder(adapter, str(folder)), folder / "model.gguf"
     assert context.choose(context.limits_of(model, gguf)).tokens == context.LEAST
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": length}))
     refused(lambda: context.limits_of(model, gguf), "config.json: max_position_embeddings is")
@@ -375,7 +375,7 @@ def test_a_safetensors_header_of_many_megabytes_is_not_read(folder: Path) -> Non
     refused(lambda: base.check_folder(folder), "it is no model's")
 
 
-@pytest.mark.parametrize("name", ["a.bin", "training_args.bin", "a.pt", "a.pth", "a.pkl", "a.ckpt", "a.PT"])
+@pytest.mark.parametrize("name", ["a.bin", "pytorch_model.bin", "a.pt", "a.pth", "a.pkl", "a.ckpt", "a.PT"])
 def test_pickle_in_a_bases_folder_is_refused(folder: Path, adapter: Path, name: str) -> None:
     (folder / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     assert f"{name} is pickle, which can run code; remove it" in refused(lambda: base.check_folder(folder))

@@ -340,6 +340,25 @@ def written(folder: Path) -> dict[str, str]:
     return {"tokenizer_config.json": text} if isinstance(text, str) else {}
 
 
+def default_text(folder: Path) -> str | None:
+    """The chat template that the files of a folder have for a conversation; None where there is none.
+
+    Raises BadInput where it has several by name, and none of them is the default.
+    """
+    if found := written(folder):
+        return next(iter(found.values()))
+    listed = hf_folder.settings(folder / "tokenizer_config.json").get("chat_template")
+    named = {str(each.get("name")): each.get("template") for each in listed} if isinstance(listed, list) else {}
+    named |= {path.stem: path.read_text() for path in folder.glob("additional_chat_templates/*.jinja")}
+    text = named.get("default")
+    if named and not isinstance(text, str):
+        raise BadInput(
+            f"{folder}: its chat templates are named {', '.join(sorted(named))}, and none is the default; write the "
+            "one that training used into it as chat_template.jinja"
+        )
+    return text if isinstance(text, str) else None
+
+
 def check_templates(templates: Mapping[str, str], whose: str, tokens: Mapping[str, str]) -> None:
     """Try chat templates, by name, on short conversations.
 

@@ -4,6 +4,7 @@ Transformers runs Python files of a folder where `auto_map` in one of its settin
 We never do; but llama.cpp's converter trusts the folders of some architectures, so such a folder is refused.
 """
 
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +20,10 @@ from tools.core.quote import visible
 Settings = dict[str, Any]
 
 INDEX = "model.safetensors.index.json"
-# Read as programs by pickle: pytorch_model.bin, training_args.bin, optimizer.pt ...
+# Read as programs by pickle: pytorch_model.bin ...
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# The state of a training that transformers' Trainer leaves beside the weights; nothing here reads it.
+TRAINER = re.compile(r"training_args\.bin|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth")
 # What a tokenizer is read from; their sizes are looked at, since a library would take in all of them.
 TEXTS = (".json", ".jinja", ".model", ".txt")
 # Bytes of all settings and of the index together: the index of DeepSeek V3, of 91,991 tensors, has 9 MB.
@@ -94,8 +97,9 @@ def pairs(value: object) -> Iterator[tuple[object, object]]:
 
 
 def pickles(folder: Path) -> list[Path]:
-    """The files of a folder that are, or may be, pickle."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICKLES and path.is_file())
+    """The files of a folder that are, or may be, pickle, but for a trainer's own state."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in PICKLES and path.is_file())
+    return sorted(path for path in found if not TRAINER.fullmatch(path.name))
 
 
 def shards(folder: Path) -> set[str] | None:

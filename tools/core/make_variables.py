@@ -21,14 +21,14 @@ from tools.core import run_folder
 # Ollama, and must not train on data that the check refuses.
 TARGET_ONLY = {"DRY_RUN", "FORCE", "GPU", "RESUME"}
 # With one of these a command needs no recipe.
-INSTEAD_OF_RECIPE = {"ADAPTER", "ALL", "GGUF"}
+INSTEAD_OF_RECIPE = {"ADAPTER", "ALL", "GGUF", "MODEL"}
 # From the environment we do not take them: WSL keeps the computer's name there, and DEMO may be another program's.
 TYPED_ONLY = {"DEMO", "NAME"}
 # How alike two names must be for one to be the other misspelt: TYER and TIER are 0.75.
 NEAR = 0.7
 # A target, what it needs, and the command that it calls, if it is one of ours.
 RULE = re.compile(r"^([a-z-]+):([^#=\n]*)## .*\n(?:\t@\$\(TOOLS\) ([^$\n]*))?", re.MULTILINE)
-CHOICE = re.compile(r"\$\(if \$\(value (\w+)\),([a-z-]*),([a-z-]*)\)")
+CHOICE = re.compile(r"\$\(if ((?:\$\(value \w+\))+),([a-z-]*),([a-z-]*)\)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ def read_rules(makefile: str, environment: Mapping[str, str]) -> dict[str, Rule]
     """The rules of a Makefile that have a line of help, by target; `environment` decides what $(if ...) chooses."""
     found = {}
     for target, needs, words in RULE.findall(makefile):
-        chosen = CHOICE.sub(lambda choice: choice[2] if environment.get(choice[1]) else choice[3], needs)
+        chosen = CHOICE.sub(
+            lambda choice: choice[2] if any(map(environment.get, re.findall(r"value (\w+)", choice[1]))) else choice[3],
+            needs,
+        )
         found[target] = Rule(chosen.split(), words.split())
     return found
 
@@ -67,21 +70,27 @@ def parameters(commands: click.Group, words: Sequence[str]) -> list[click.Parame
 
 def variable(parameter: click.Parameter) -> str:
     """The variable of an option (SEQ of --seq) or of an argument (OUT)."""
+    return variables(parameter)[0]
+
+
+def variables(parameter: click.Parameter) -> list[str]:
+    """The variables of an option, one for each of its long names, or of an argument."""
     if isinstance(parameter, click.Option):
-        return option(parameter).removeprefix("--").replace("-", "_").upper()
-    return (parameter.metavar or parameter.name or "").rstrip(".").upper()
+        long = [each for each in parameter.opts if each.startswith("--")]
+        return [each.removeprefix("--").replace("-", "_").upper() for each in long]
+    return [(parameter.metavar or parameter.name or "").rstrip(".").upper()]
 
 
 def option(parameter: click.Option) -> str:
-    """An option's long name."""
-    return max(parameter.opts, key=len)
+    """An option's long name, the first of several."""
+    return next(each for each in parameter.opts if each.startswith("--"))
 
 
 def arguments(open_parameters: Sequence[click.Parameter], given: Mapping[str, str]) -> list[str]:
     """The arguments of a command that say what the variables `given` say. Raises click.BadParameter for no switch."""
     options, positional = [], []
     for each in open_parameters:
-        text = given.get(variable(each))
+        text = next((given[name] for name in variables(each) if name in given), None)
         if text is None:
             continue
         if not isinstance(each, click.Option):
@@ -109,7 +118,7 @@ def from_make(commands: click.Group, target: str, words: Sequence[str]) -> list[
     stages = {each: rules[each].words for each in chain(goals, rules) if rules[each].words} | {target: list(words)}
     known = {name for stage, command in stages.items() for name in taken(commands, stage, command, goals)}
     check_goals(goals, rules)
-    everywhere = {variable(each) for command in commands.commands.values() for each in command.params}
+    everywhere = {name for command in commands.commands.values() for each in command.params for name in variables(each)}
     check_names(goals, typed, known, everywhere)
     lines = {}
     for stage, command in stages.items():
@@ -118,6 +127,11 @@ def from_make(commands: click.Group, target: str, words: Sequence[str]) -> list[
         if "RECIPE" not in typed and INSTEAD_OF_RECIPE & {*given}:
             given.pop("RECIPE", None)
         given = {name: text for name, text in given.items() if name in typed or name not in TYPED_ONLY}
+        for each in here.values():
+            if len(names := [name for name in variables(each) if name in typed]) > 1:
+                raise BadInput(f"{'= and '.join(names)}= are one and the same; give one of them")
+            if names:
+                given = {name: text for name, text in given.items() if name in names or name not in variables(each)}
         lines[stage] = parsed(commands.commands[command[0]], command, list(here.values()), given)
     return lines[target]
 
@@ -130,7 +144,7 @@ def keep_stdout_for_json(target: str) -> None:
 
 def taken(commands: click.Group, stage: str, words: Sequence[str], goals: Sequence[str]) -> dict[str, click.Parameter]:
     """The variables that a target takes when `goals` were typed, each with its option or argument."""
-    found = {variable(each): each for each in parameters(commands, words)}
+    found = {name: each for each in parameters(commands, words) for name in variables(each)}
     return {name: each for name, each in found.items() if stage in goals or name not in TARGET_ONLY}
 
 
@@ -139,6 +153,7 @@ def parsed(
 ) -> list[str]:
     """A command line, parsed by its command to see that it is good; raises click.UsageError for what is not."""
     context = click.Context(command, info_name=words[0])
+    here = list(dict.fromkeys(here))
     missing = [f"{variable(each)}=" for each in here if each.required and variable(each) not in given]
     if missing:
         raise click.UsageError(f"{', '.join(missing)} missing", context)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tools import BadInput, Failed
 from tools.core import files
 from tools.core.process import without_secrets
-from tools.gguf import convert, llamacpp, lora, merge
+from tools.gguf import adapter_tensors, convert, llamacpp, lora, merge
 
 # Runs a converter of llama.cpp's with keys of our own in the metadata (its --metadata knows a fixed set of keys only),
 # and without the code of a model's own: llama.cpp trusts that of some architectures.
@@ -46,23 +46,25 @@ def adapter_to_gguf(adapter: Path, base_model: Path, out: Path, metadata: dict[s
         convert.follow(command, f"{out.name}: converting", environment)
 
 
-def low_rank(adapter: Path, base_model: Path) -> list[lora.LowRank]:
-    """The adapter's pairs of matrices. Raises BadInput when it is more than pairs for linear layers, Failed."""
+def low_rank(adapter: Path, base_model: Path) -> dict[str, lora.LowRank]:
+    """The adapter's pair of matrices for each tensor of its base that it changes, by name.
+
+    Raises BadInput when it is more than pairs for linear layers, Failed when it does not fit the base.
+    """
     try:
-        plan = lora.plan(adapter)
+        plan, differences = lora.fit(lora.plan(adapter), lora.shapes(base_model), adapter)
     except lora.Unsupported as why:
         raise cannot_hold(adapter, f"this kind: {why}") from why
-    pairs = []
+    if differences:
+        raise Failed(merge.misfit(adapter, base_model, differences))
+    pairs = {}
     for target, steps in plan.items():
         for step in steps:
             if target in (lora.EMBEDDING, lora.HEAD) or not isinstance(step, lora.LowRank) or step.embedding:
                 raise cannot_hold(adapter, f"what was trained of {target}")
             if step.magnitude:
                 raise cannot_hold(adapter, "DoRA")
-            pairs.append(step)
-    _, differences = lora.fit(plan, lora.shapes(base_model), adapter)
-    if differences:
-        raise Failed(merge.misfit(adapter, base_model, differences))
+            pairs[target] = step
     return pairs
 
 
@@ -71,18 +73,24 @@ def cannot_hold(adapter: Path, what: str) -> BadInput:
     return BadInput(f"{adapter}: a LoRA GGUF cannot hold {what}; without ADAPTER_ONLY=1 it is merged")
 
 
-def prepare(adapter: Path, pairs: list[lora.LowRank], folder: Path) -> None:
-    """Write the adapter into `folder` as the converter understands it: one alpha, each factor alpha / rank.
+def prepare(adapter: Path, pairs: dict[str, lora.LowRank], folder: Path) -> None:
+    """Write the adapter into `folder` as the converter understands it: the base's names, one alpha, alpha / rank.
 
-    What rsLoRA and an alpha_pattern say otherwise goes into the second matrix of each pair.
+    What rsLoRA and an alpha_pattern say otherwise goes into the second matrix of each pair. Raises BadInput for values
+    that a float16 file cannot hold.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    read = adapter_tensors.of_adapter(adapter).reader()
     alpha = files.read_object(adapter / "adapter_config.json").get("lora_alpha", 8)  # peft's own
-    for pair in pairs:
-        rank = len(tensors[pair.a])
-        if pair.scale != alpha / rank:
-            tensors[pair.b] = tensors[pair.b].float() * (pair.scale * rank / alpha)
+    tensors = {}
+    for target, pair in pairs.items():
+        a, b = read(pair.a), read(pair.b)
+        if pair.scale != alpha / len(a):
+            b = b.float() * (pair.scale * len(a) / alpha)
+        module = f"{adapter_tensors.PREFIX}{target.removesuffix('.weight')}"
+        for name, tensor in ((f"{module}.lora_A.weight", a), (f"{module}.lora_B.weight", b)):
+            lora.check_values(name, tensor, lora.FLOAT16)
+            tensors[name] = tensor
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))

@@ -22,6 +22,8 @@ QUANTS = (
 )
 # What the converter writes by itself.
 UNQUANTISED = {"F32": 4, "BF16": 2, "F16": 2}
+# How a line of the converter's process begins that the person who waits for it must see.
+NOTE = "react-recipes: "
 # Bytes of a weight that is quantised, at most (Q8_0).
 QUANTISED = 1.07
 
@@ -187,6 +189,8 @@ def follow(command: list[str], title: str, environment: dict[str, str]) -> None:
     lines: list[str] = []
     with progress.bar(title) as shown, following(command, env=environment) as (process, written):
         for line in written:
+            if line.startswith(NOTE):
+                print(line.removeprefix(NOTE).rstrip(), file=sys.stderr)
             if step := re.match(r"\[ *(\d+)/ *(\d+)\]", line) or re.search(r"(\d+)()%\|", line):
                 shown.update(int(step[1]), int(step[2] or 100), unit="tensors" if step[2] else "%")
             if line.strip() and (not step or "error" in line):  # llama-quantize fails in the middle of a line

@@ -5,6 +5,7 @@ Run by gguf.py in a process of its own, since the converter goes with its own ve
 
 import errno
 import json
+import math
 import runpy
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tools import BadInput, Failed
 from tools.core import hf_folder
-from tools.gguf import lora, quantize, tuned_folder
+from tools.gguf import adapter_tensors, convert, lora, quantize, tuned_folder
+from tools.gguf.adapter_tensors import AdapterTensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from conversion.base import LazyTorchTensor, ModelBase
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.lazy import LazyNumpyTensor
-    from safetensors import safe_open
 
     from tools.gguf.convert import Request
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # What the converter writes by itself; every other type is made of its f16.
 OWN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+# The largest number that such a file holds; other types are made of float16.
+LARGEST = {"F32": math.inf, "F16": lora.FLOAT16, "BF16": math.inf}
 
 
 def main() -> None:
@@ -45,9 +48,9 @@ def main() -> None:
         if asked["adapter"]:
             base, folder = folder, Path(asked["work"]) / folder.name  # llama.cpp takes a model's name from its folder
             tuned_folder.assemble(base, Path(asked["adapter"]), folder)
-            hook_tensors(base, Path(asked["adapter"]))
+            hook_tensors(base, Path(asked["adapter"]), LARGEST.get(quant, LARGEST["F16"]))
         else:
-            hook_tensors(folder, None)
+            hook_tensors(folder, None, math.inf)
         hook_writer(asked)
         sys.argv = [asked["converter"], str(folder), "--outfile", asked["out"], "--outtype", OWN.get(quant, "f16")]
         runpy.run_path(asked["converter"], run_name="__main__")
@@ -73,23 +76,26 @@ def refuse_code() -> None:
     utils.get_class_from_dynamic_module = utils.get_class_in_module = refuse
 
 
-def hook_tensors(base: Path, adapter: Path | None) -> None:
+def hook_tensors(base: Path, adapter: Path | None, largest: float) -> None:
     """Let the converter find each tensor of the base as it is after training, and 4-bit ones as 16-bit ones.
 
-    Nothing is computed before the converter writes the tensor. Raises BadInput for an adapter or a base that cannot be
-    read, lora.Unsupported for an adapter that cannot be added so.
+    `largest`: the number that the file can hold. Nothing is computed before the converter writes the tensor. Raises
+    BadInput for an adapter or a base that cannot be read, lora.Unsupported for an adapter that cannot be added so.
     """
     from conversion.base import LazyTorchTensor, ModelBase
 
     index = ModelBase.index_tensors
     if adapter:
         plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+        tensors = adapter_tensors.of_adapter(adapter)
+        for remark in lora.remarks(plan, tensors):
+            print(f"{convert.NOTE}{adapter}: {remark}")
 
     def index_tensors(self: "ModelBase", *arguments: Any, **options: Any) -> "dict[str, Source]":
         found = index(self, *arguments, **options)
         widen(found, self.hparams, LazyTorchTensor)
         if adapter:
-            change(found, plan, adapter, LazyTorchTensor, self.filter_tensors)
+            change(found, plan, tensors, largest, LazyTorchTensor, self.filter_tensors)
         return found
 
     ModelBase.index_tensors = index_tensors
@@ -98,39 +104,52 @@ def hook_tensors(base: Path, adapter: Path | None) -> None:
 def change(
     found: "dict[str, Source]",
     plan: lora.Plan,
-    adapter: Path,
+    tensors: AdapterTensors,
+    largest: float,
     lazy: "type[LazyTorchTensor]",
     keep: Callable[[tuple[str, None]], object],
 ) -> None:
     """Put the adapter's changes on the converter's tensors, by name.
 
-    `keep`: the converter's own filter; false for the name of a tensor that it leaves out of the file. Raises Failed
-    where it leaves out one that was trained.
+    `largest`: the number that the file can hold. `keep`: the converter's own filter; false for the name of a tensor
+    that it leaves out of the file. Raises Failed where it leaves out one that was trained.
     """
-    from safetensors import safe_open
-
-    file = safe_open(adapter / "adapter_model.safetensors", framework="pt")
+    embedding = found.get(lora.EMBEDDING)
     for target, steps in plan.items():
         if target in found:
             before = found[target]
         elif keep((target, None)):
-            before = found[lora.EMBEDDING]  # a head, trained apart from the embedding whose weights it shared
+            assert embedding  # a head, trained apart from the embedding whose weights it shared
+            before = embedding
         else:
-            raise Failed(f"{target} was trained, and llama.cpp keeps no such tensor for this architecture")
-        found[target] = changed(before, steps, file, lazy)
+            raise Failed(f"{target} is the training's own, and llama.cpp keeps no such tensor for this architecture")
+        found[target] = changed(target, before, steps, tensors, largest, lazy)
 
 
-def changed(before: "Source", steps: list[lora.Change], file: "safe_open", lazy: "type[LazyTorchTensor]") -> "Source":
-    """One tensor after its changes, not computed yet. `file`: the adapter's tensors."""
+def changed(
+    target: str,
+    before: "Source",
+    steps: list[lora.Change],
+    tensors: AdapterTensors,
+    largest: float,
+    lazy: "type[LazyTorchTensor]",
+) -> "Source":
+    """One tensor after its changes, not computed yet. `largest`: the number that the file can hold; see `change`."""
+    read = tensors.reader()
 
     def after() -> "LazyTorchTensor":
         base = before()
-        shape = base.shape
+        shape = tuple(base.shape)
         for step in steps:
             if isinstance(step, lora.Saved):  # an embedding may have been resized
-                shape = file.get_slice(step.name).get_shape()
-        meta = lazy.meta_with_dtype_and_shape(base.dtype, tuple(shape))
-        return lazy(meta=meta, args=(base,), func=lambda weight: lora.changed(weight, steps, file.get_tensor))
+                shape = tensors.shapes[step.name]
+        meta = lazy.meta_with_dtype_and_shape(base.dtype, shape)
+        return lazy(meta=meta, args=(base,), func=compute)
+
+    def compute(weight: "torch.Tensor") -> "torch.Tensor":
+        result = lora.changed(weight, steps, read)
+        lora.check_values(target, result, largest)
+        return result
 
     return after
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tools import Failed
 from tools.core import catalog, chat_template, files, progress, run_folder
-from tools.gguf import base, convert, unpack
+from tools.gguf import base, convert, lora, unpack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +25,54 @@ def resolve(name: str) -> Path:
         if model.package and name in {model.hub, model.key}:
             return packaged(model)
     return base.check_folder(base.from_hub(base.hub_name(name)))
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two names are of the same base: the same folder, or the same model of the catalog."""
+    if os.path.isdir(one) and os.path.isdir(other):
+        return os.path.samefile(one, other)
+    made_of = {files.read_object(Path(each) / "base.json").get("hub") for each in (one, other) if is_packaged(each)}
+    named = {model.hub if model else each for each in (one, other) for model in [catalog.model_of(each)]}
+    return len(named) == 1 or bool(made_of & named)
+
+
+def is_packaged(name: str) -> bool:
+    """Whether a name is the folder of a base that was made of a package; its base.json says which model it is."""
+    return os.path.isfile(os.path.join(name, "base.json"))
+
+
+def here(name: str) -> Path | None:
+    """The folder of a base that is on this machine already, by a folder's name or a hub id; None where it is not."""
+    import huggingface_hub
+
+    if os.path.isdir(name):
+        return Path(name)
+    if not base.HUB_NAME.fullmatch(name):
+        return None
+    config = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def alike(one: Path, other: Path) -> bool:
+    """Whether two bases can be the same weights, by what is quick to read: every norm and bias that both have.
+
+    They are small, no quantisation changes them, and two trainings leave them different.
+    """
+    import torch
+    from safetensors import safe_open
+
+    def small(folder: Path) -> dict[str, torch.Tensor]:
+        found = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    if len(file.get_slice(name).get_shape()) == 1:
+                        found[lora.text_name(name)] = file.get_tensor(name).float()
+        return found
+
+    mine, theirs = small(one), small(other)
+    both = [name for name in mine.keys() & theirs.keys() if mine[name].shape == theirs[name].shape]
+    return all(torch.allclose(mine[name], theirs[name], rtol=1e-2, atol=1e-3) for name in both)
 
 
 def tokenizer(name: str) -> "PreTrainedTokenizerBase":

@@ -4,12 +4,13 @@ The sums are those of peft's merge_and_unload on a float32 model, in its order, 
 """
 
 import contextlib
+import itertools
 import json
 import math
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tools import BadInput
 from tools.core import files, hf_folder
 from tools.core.hf_folder import Settings
+from tools.gguf import adapter_tensors
+from tools.gguf.adapter_tensors import AdapterTensors
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
 
+FLOAT16 = 65504.0  # the largest number that it has
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What a quantised base of bitsandbytes says of a 4-bit tensor lies beside it, under these ends of its name.
 FOUR_BIT = re.compile(r"(.+)\.quant_state\.bitsandbytes__(?:nf4|fp4)")
@@ -33,9 +37,11 @@ FOUR_BIT_NOTE = 2**16  # bytes of it, at most; it has some 200
 # What peft calls the tensors of a module: the matrix A, what lies beside it, and single tokens of an embedding.
 MATRIX_A = re.compile(r"(.+)\.lora_(embedding_)?A(?:\.weight)?")
 BESIDE_A = re.compile(r"\.lora_(?:embedding_)?B(?:\.weight)?$|\.lora_magnitude_vector(?:\.weight)?$")
+LAYER = re.compile(r"\.(\d+)\.")
 TRAINED_TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta")
-# Keys of adapter_config.json that are understood here, or say nothing of the arithmetic. Any other one with a value
-# is a kind of LoRA that the sums below are not right for.
+# A tensor that modules_to_save or new rows left as it was, which peft saves beside the trained one.
+ORIGINAL = re.compile(r"(.+)\.original_module\.(.+)")
+# Keys of adapter_config.json that are understood here, or say nothing of the arithmetic.
 UNDERSTOOD = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config"),
     *("exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform"),
@@ -43,11 +49,20 @@ UNDERSTOOD = {
     *("modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision"),
     *("runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora"),
 }
+# Keys of peft 0.20 whose kind of LoRA the sums below are not right for, and peft's merge is.
+BY_PEFT = {"ensure_weight_tying", "fan_in_fan_out", "lora_bias", "target_parameters"}
+# Keys of peft 0.20 whose kind of LoRA is no change of the base's weights, or is not tried here.
+NOT_MERGED = {
+    *("alora_invocation_tokens", "arrow_config", "layer_replication", "monteclora_config", "use_bdlora", "use_qalora"),
+    "velora_config",
+}
 # Seconds that an adapter's regular expressions may take on all names of a model. 900 names and a pattern for each, of
 # a model with 126 layers, take 0.5; one that is made never to end takes years.
 PATTERN_SECONDS = 1.5
-# Ways to begin a training that leave the base as it is; the others take a part of it away.
+# Ways to begin a training that leave the base as it is; the others take a part of it away. peft draws the same part
+# again for some of them; for the rest it depends on random numbers, data or a quantisation that the adapter has not.
 PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal")
+REPEATED_STARTS = ("pissa", "olora")
 
 
 @dataclass(frozen=True)
@@ -190,13 +205,10 @@ def text_name(name: str) -> str:
 
 def plan(folder: Path) -> Plan:
     """What the adapter changes of its base. Raises BadInput for one that cannot be read, Unsupported."""
-    from safetensors import safe_open
-
     config = check_adapter(folder)
-    refuse_other_kinds(config)
-    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
-        sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    ranks = {name: size[0] if len(size) == 2 else 0 for name, size in sizes.items()}
+    refuse_other_kinds(config, folder)
+    tensors = adapter_tensors.of_adapter(folder)
+    ranks = {name: size[0] if len(size) == 2 else 0 for name, size in tensors.shapes.items()}
     with in_time(folder):
         return planned(config, ranks, folder)
 
@@ -208,7 +220,7 @@ def planned(config: Settings, ranks: Mapping[str, int], folder: Path) -> Plan:
     """
     changes: Plan = {}
     for name in sorted(ranks, key=order):
-        module = name.removeprefix("base_model.model.")
+        module = name.removeprefix(adapter_tensors.PREFIX)
         change: Change
         if found := MATRIX_A.fullmatch(module):
             target = f"{text_name(found[1])}.weight"
@@ -216,8 +228,8 @@ def planned(config: Settings, ranks: Mapping[str, int], folder: Path) -> Plan:
         elif found := TRAINED_TOKENS.fullmatch(module):
             target = f"{text_name(found[1])}.weight"
             change = Rows(name, rows(config, found[1], folder))
-        elif BESIDE_A.search(module):
-            continue  # read with its matrix A
+        elif BESIDE_A.search(module) or ORIGINAL.fullmatch(module) or again(name, ranks):
+            continue  # read with its matrix A; not trained; saved twice
         elif "lora_" in module:
             raise Unsupported(f"{name}")
         else:
@@ -228,6 +240,14 @@ def planned(config: Settings, ranks: Mapping[str, int], folder: Path) -> Plan:
             change = Saved(name, own)
         changes.setdefault(target, []).append(change)
     return changes
+
+
+def again(name: str, names: Collection[str]) -> bool:
+    """Whether peft saved a trained module under a second name, as it does where the vocabulary was resized.
+
+    It reads the first (peft 0.20, set_peft_model_state_dict), which has the same values.
+    """
+    return ".modules_to_save." in name and name.replace(".modules_to_save.", ".") in names
 
 
 def low_rank_change(
@@ -254,15 +274,32 @@ def order(name: str) -> tuple[bool, bool, str]:
     return "lora_" in name or "trainable_tokens" in name, "lm_head" in name, name
 
 
-def refuse_other_kinds(config: Settings) -> None:
-    """Raise Unsupported for what the arithmetic here is not right for, by what adapter_config.json says."""
+def refuse_other_kinds(config: Settings, folder: Path) -> None:
+    """Raise Unsupported for what the arithmetic here is not right for, by what adapter_config.json says.
+
+    Raises BadInput for what peft does not merge right either.
+    """
     if config.get("peft_type") != "LORA":
         raise Unsupported(f"its kind is {config.get('peft_type')}")
+    path = folder / "adapter_config.json"
+    keys = {key for key, value in config.items() if value}
+    if new := sorted(keys - UNDERSTOOD - BY_PEFT - NOT_MERGED):
+        raise BadInput(
+            f"{path}: {', '.join(new)}: a newer peft, or another tool, wrote this, and what it does to the weights is "
+            "not known here; merge the adapter with that tool, and give the merged folder as MODEL="
+        )
+    if other := sorted(keys & NOT_MERGED):
+        raise BadInput(f"{path}: {', '.join(other)}: an adapter of this kind is not merged into its base; peft runs it")
     start = str(config.get("init_lora_weights", True)).lower()
-    if start not in PLAIN_STARTS:
+    if start in REPEATED_STARTS:
         raise Unsupported(f"init_lora_weights is {start}, which changes the base")
-    if unknown := sorted(key for key, value in config.items() if value and key not in UNDERSTOOD):
-        raise Unsupported(f"it has {', '.join(unknown)}")
+    if start not in PLAIN_STARTS:
+        raise BadInput(
+            f"{path}: init_lora_weights is {start}: its training changed the base too, and how cannot be computed "
+            "again. Give the changed (residual) base that was saved then, BASE=, and set init_lora_weights to true"
+        )
+    if by_peft := sorted(keys & BY_PEFT):
+        raise Unsupported(f"it has {', '.join(by_peft)}")
 
 
 def scaling(config: Settings, module: str) -> tuple[int, float]:
@@ -341,46 +378,113 @@ def rows(config: Settings, module: str, folder: Path) -> tuple[int, ...]:
 
 
 def fit(changes: Plan, base: Mapping[str, tuple[int, ...]], folder: Path) -> tuple[Plan, list[str]]:
-    """The plan for one base, and a line for each tensor of the adapter that does not fit it.
+    """The plan for one base, by the names of its tensors, and a line for each tensor that does not fit it.
 
-    `base`: its `shapes`. A head that the base ties to its embedding is the embedding: what is trained of it, too.
-    Raises Unsupported.
+    `base`: its `shapes`. A head that the base ties to its embedding is the embedding, unless only one of them was
+    trained, or each by itself: then both are in the plan, and the head begins as the embedding was. Raises BadInput
+    for a part of the adapter that is not there.
     """
-    from safetensors import safe_open
-
-    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
-        sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    tensors = adapter_tensors.of_adapter(folder)
     shared = HEAD not in base and EMBEDDING in base  # one matrix for both, "tied embeddings"
     fitted: Plan = {}
     lines = []
     for target, steps in changes.items():
+        there = target if shared and target == HEAD else name_in(base, target)
+        if not there:
+            lines += [f"{tensors_of(step)[0]} is in the adapter alone" for step in steps]
+            continue
+        fitted.setdefault(there, []).extend(steps)
+        shape = base.get(there, base.get(EMBEDDING, ()))
         for step in steps:
-            apart = isinstance(step, Saved) and step.own
-            if target == HEAD and shared and isinstance(step, LowRank) and step.magnitude:
-                raise Unsupported("it has DoRA on a head that its base ties to the embedding")
-            there = EMBEDDING if target == HEAD and shared and not apart else target
-            fitted.setdefault(there, []).append(step)
-            if there not in base and not (target == HEAD and shared):
-                lines += [f"{each} is in the adapter alone" for each in tensors_of(step)[:1]]
-            else:
-                lines += misfits(step, base[there] if there in base else base[EMBEDDING], sizes)
+            lines += misfits(step, shape, tensors.shapes)
+            if isinstance(step, Saved):  # an embedding may have been resized
+                shape = tensors.shapes[step.name]
+    if shared:
+        fitted = untied(fitted, tensors, folder)
+    refuse_missing(fitted, base, folder)
     return fitted, lines
+
+
+def name_in(base: Collection[str], target: str) -> str:
+    """A target's name in a base: its own, or the one that has more or fewer modules before it; empty for none."""
+    if target in base:
+        return target
+    parts = target.split(".")
+    for first in range(1, len(parts) - 2):
+        if (shorter := ".".join(parts[first:])) in base:
+            return shorter
+    longer = [name for name in base if name.endswith(f".{target}")]
+    return longer[0] if len(longer) == 1 else ""
+
+
+def untied(plan: Plan, tensors: AdapterTensors, folder: Path) -> Plan:
+    """The plan for a base whose head is its embedding, as the model that was trained computed with the two.
+
+    New rows and trained tokens are of both. A low-rank change and a module of modules_to_save are of one alone, where
+    peft's merge changes both: then each has its own steps. Raises BadInput for a mixture that peft does not train.
+    """
+    steps = {name: plan.pop(name, []) for name in (EMBEDDING, HEAD)}
+    own = {
+        name: [each for each in mine if isinstance(each, LowRank) or (isinstance(each, Saved) and each.own)]
+        for name, mine in steps.items()
+    }
+    both = [each for name, mine in steps.items() for each in mine if each not in own[name]]
+    if not any(own.values()):
+        return {EMBEDDING: both, **plan} if both else plan
+    if any(isinstance(each, Rows) for each in both):
+        raise BadInput(f"{folder}: trained tokens beside a change of an embedding that its base ties to the head")
+    # The matrix as it was before, with its new rows.
+    before = [Saved(name, False) for name in tensors.shapes if ORIGINAL.fullmatch(name) and "embed_tokens" in name]
+    embedding = [*both, *own[EMBEDDING]]
+    return ({EMBEDDING: embedding} if embedding else {}) | {HEAD: [*(before or both), *own[HEAD]], **plan}
+
+
+def refuse_missing(plan: Plan, base: Collection[str], folder: Path) -> None:
+    """Raise BadInput where the file has only some of the layers that adapter_config.json says were trained.
+
+    A layer is looked for where the same part of another layer has an adapter. A `target_modules` of text is a pattern.
+    """
+    config = check_adapter(folder)
+    there = {target for target, steps in plan.items() if any(isinstance(each, LowRank) for each in steps)}
+    kinds = {LAYER.sub(".N.", name, count=1) for name in there if LAYER.search(name)}
+    alike = [name for name in base if name not in there and LAYER.sub(".N.", name, count=1) in kinds]
+    with in_time(folder):
+        missing = sorted(name for name in alike if targeted(config, name.removesuffix(".weight")))
+    if missing:
+        raise BadInput(
+            f"{folder}: {len(missing)} of the layers that adapter_config.json names are not in the adapter's file, "
+            f"first {missing[0].removesuffix('.weight')}; it was not saved whole, copy or save it again"
+        )
+
+
+def targeted(config: Settings, module: str) -> bool:
+    """Whether adapter_config.json has an adapter on a module; peft 0.20, tuners_utils.check_target_module_exists."""
+
+    def named(keys: list[str] | str | None) -> bool:
+        if isinstance(keys, str):
+            return keys == "all-linear" or bool(re.fullmatch(keys, module))
+        return any(f".{module}".endswith(f".{text_name(key)}") for key in keys or [])
+
+    layers = config.get("layers_to_transform")
+    if layers is not None:
+        number = LAYER.search(module)
+        if not number or int(number[1]) not in ([layers] if isinstance(layers, int) else layers):
+            return False
+    return named(config.get("target_modules")) and not named(config.get("exclude_modules"))
 
 
 def rows_after(changes: Plan, base: Mapping[str, tuple[int, ...]], folder: Path) -> int:
     """Rows of the embedding after the changes. Raises BadInput when the head's differ, Unsupported without one."""
-    from safetensors import safe_open
-
     if EMBEDDING not in base:
         raise Unsupported(f"its base has no {EMBEDDING}")
     if any(len(base.get(name, (0, 0))) != 2 for name in (EMBEDDING, HEAD)):
         raise BadInput(f"{folder}: its base has an embedding or a head that is no matrix")
     count = {name: base.get(name, base[EMBEDDING])[0] for name in (EMBEDDING, HEAD)}
-    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
-        for name in count:
-            for step in changes.get(name, []):
-                if isinstance(step, Saved):
-                    count[name] = next(iter(file.get_slice(step.name).get_shape()), 0)
+    sizes = adapter_tensors.of_adapter(folder).shapes
+    for name in count:
+        for step in changes.get(name, []):
+            if isinstance(step, Saved):
+                count[name] = next(iter(sizes[step.name]), 0)
     if count[HEAD] != count[EMBEDDING] and (HEAD in base or HEAD in changes):
         raise BadInput(f"{folder}: its embedding has {count[EMBEDDING]} rows and its head {count[HEAD]}")
     return count[EMBEDDING]
@@ -410,7 +514,8 @@ def misfits(step: Change, shape: tuple[int, ...], sizes: Mapping[str, tuple[int,
             return [f"{step.name} has row {max(step.indices)}, and this base {shape[0]} rows"]
     else:
         # An embedding may have been resized; its width is the model's.
-        resized = step.name.rpartition(".")[0].rpartition(".")[2] in ("embed_tokens", "lm_head", "modules_to_save")
+        module = step.name.removesuffix(".base_layer.weight").removesuffix(".weight").rpartition(".")[2]
+        resized = module in ("embed_tokens", "lm_head", "modules_to_save")
         wanted = {step.name: (*sizes[step.name][:1], *shape[1:]) if resized else shape}
     return [
         f"{name} is {list(sizes[name])} in the adapter and {list(size)} for this base"
@@ -450,3 +555,40 @@ def added(weight: "torch.Tensor", step: LowRank, tensor: Callable[[str], "torch.
     sum_ = weight.T + delta.T if step.embedding else weight + delta
     factor = tensor(step.magnitude).float() / torch.linalg.norm(sum_, dim=1)
     return (factor.view(1, -1) if step.embedding else factor.view(-1, 1)) * (weight + delta)
+
+
+def check_values(target: str, weight: "torch.Tensor", largest: float) -> None:
+    """Raise BadInput for a changed tensor with a value that is no number, or beyond `largest`, a file's own."""
+    import torch
+
+    low, high = (float(each) for each in torch.aminmax(weight))
+    if not math.isfinite(low + high):
+        raise BadInput(f"{target}: values of the adapter or its base are not numbers (NaN or infinite); train again")
+    if max(-low, high) > largest:
+        raise BadInput(
+            f"{target}: {max(-low, high):.3g} after the training is beyond float16, which ends at {FLOAT16:g}: "
+            "QUANT=BF16 or QUANT=F32 holds it; a training that goes so far has most often failed"
+        )
+
+
+def remarks(plan: Plan, tensors: AdapterTensors) -> Iterator[str]:
+    """What a person should know of an adapter that is taken all the same, a line each."""
+    if others := [(name, theirs) for name, theirs in tensors.stored.items() if name != theirs]:
+        name, theirs = others[0]
+        yield f"{len(others)} tensors are taken by the names that peft gives them: {theirs} is {name}"
+    for target, changes in plan.items():
+        name = text_name(tensors_of(changes[0])[0]) if changes else ""
+        module = target.rpartition(".")[0]
+        if name and target not in (EMBEDDING, HEAD) and not name.startswith(f"{adapter_tensors.PREFIX}{module}."):
+            yield f"tensors are taken by the names that the base has: {name} is of {module}"
+            break
+    steps = itertools.chain.from_iterable(plan.values())
+    if not any(changes_something(step, tensors.reader()) for step in steps):
+        yield "it changes nothing (its B or lora_alpha is zero): what answers is the base"
+
+
+def changes_something(step: Change, read: "Callable[[str], torch.Tensor]") -> bool:
+    """Whether a change is one: not where the scale or the matrix B is zero."""
+    if not isinstance(step, LowRank) or step.magnitude:
+        return True
+    return bool(step.scale) and bool(read(step.b).any())

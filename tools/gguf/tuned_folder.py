@@ -50,13 +50,7 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
 
     `rows`: of the model's embedding. Raises Failed when the tokenizer has more tokens than that.
     """
-    trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
-    source = adapter if trained else base_model
-    for name in TOKENIZER_PARTS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, out / name)
-        elif (source / name).is_file():
-            shutil.copy2(source / name, out / name)
+    source = copy_tokenizer_files(base_model, adapter, out)
     tokenizer = chat_template.tokenizer(out)
     if len(tokenizer) > rows:
         raise Failed(f"{source}: its tokenizer has {len(tokenizer)} tokens and the base an embedding of {rows}")
@@ -77,6 +71,24 @@ def copy_tokenizer(base_model: Path, adapter: Path, out: Path, rows: int) -> Non
     name_class(base_model, out)
     if (base_model / SENTENCE_PIECE).is_file() and "\u2581a" in tokenizer.get_vocab():
         for_converter(base_model, out, tokenizer)
+
+
+def copy_tokenizer_files(base_model: Path, adapter: Path, out: Path) -> Path:
+    """Copy the files of training's tokenizer, which lie beside the adapter or with the base, into `out`; from where.
+
+    A chat template that was not saved with it is the base's. Raises BadInput for templates none of which is the
+    default.
+    """
+    trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
+    source = adapter if trained else base_model
+    for name in TOKENIZER_PARTS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, out / name)
+        elif (source / name).is_file():
+            shutil.copy2(source / name, out / name)
+    if chat_template.default_text(source) is None and (text := chat_template.default_text(base_model)):
+        (out / "chat_template.jinja").write_text(text, encoding="utf-8")
+    return source
 
 
 def name_class(base_model: Path, out: Path) -> None:

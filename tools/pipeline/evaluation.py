@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def play_games(model: Tuned, quant: str, rooms: int, called: str) -> None:
-    """Let the base and the tuned model play the same unseen rooms; print the table."""
+    """Let the tuned model and its base, where it is known, play the same unseen rooms; print the table."""
     from rich.console import Console
 
     from tools.evaluation import play, report
@@ -26,7 +26,7 @@ def play_games(model: Tuned, quant: str, rooms: int, called: str) -> None:
     quant = quant.upper()
     this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system_prompt())
     with this.held("eval"):
-        for who in ("base", "tuned"):
+        for who in ("base", "tuned") if model.before else ("tuned",):
             stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
             wanted = spec(model, quant, who, called)
             inputs = proof_inputs(wanted) | {

@@ -35,19 +35,25 @@ def make_missing(model: Tuned, inputs: dict[str, str], wanted: Sequence[str], gu
 
     missing = []
     for quant in wanted:
-        pair = [model.run.gguf(quant, who) for who in ("tuned", "base")]
-        if model.run.done(f"gguf-{quant.lower()}", inputs) and all(file.exists() for file in pair):
-            print(f"{pair[0]}: already made of this adapter")
+        both = [model.run.gguf(quant, who) for who, _, _ in sources(model)]
+        if model.run.done(f"gguf-{quant.lower()}", inputs) and all(file.exists() for file in both):
+            print(f"{both[0]}: already made of this {'adapter' if model.adapter else 'model'}")
         else:
             missing.append(quant)
     if len([quant for quant in missing if quant not in convert.UNQUANTISED]) > (not guided) and "F16" not in missing:
         missing.insert(0, "F16")  # one pass over the weights, for all of them
     for quant in sorted(missing, key=lambda quant: quant != "F16"):
         with model.run.stage(f"gguf-{quant.lower()}", inputs):
-            for who, folder in (("tuned", model.adapter), ("base", None)):
+            for who, weights, adapter in sources(model):
                 file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
                 guide = imatrix_of(model.run, who) if guided and quant not in convert.UNQUANTISED else None
-                convert.build_gguf(model.base, folder, file, quant, model.metadata, f16, guide)
+                convert.build_gguf(weights, adapter, file, quant, model.metadata, f16, guide)
+
+
+def sources(model: Tuned) -> list[tuple[str, Path, Path | None]]:
+    """What GGUFs are made of, the tuned model's and, where it is known, its base's: whose, weights, adapter."""
+    before: list[tuple[str, Path, Path | None]] = [("base", model.before, None)] if model.before else []
+    return [("tuned", model.base, model.adapter), *before]
 
 
 @contextlib.contextmanager
@@ -82,9 +88,15 @@ def imatrix_of(this: run_folder.Run, who: str) -> Path:
 
 
 def merge_adapter(model: Tuned) -> Path:
-    """Merge the adapter into its base, as a Hugging Face folder in the run's folder; its path."""
+    """Merge the adapter into its base, as a Hugging Face folder in the run's folder; its path.
+
+    A model whose whole weights were trained is such a folder already.
+    """
     from tools.gguf import merge
 
+    if not model.adapter:
+        print(f"{model.base}: a whole model, nothing to merge")
+        return model.base
     this, inputs = model.run, {key: model.hashes[key] for key in ("adapter", "base")}
     with this.held("merge"):
         if this.done("merge", inputs) and this.merged.exists():
@@ -100,6 +112,8 @@ def make_adapter_gguf(model: Tuned) -> Path:
     """Make the GGUF of the adapter alone; say what it took; its path."""
     from tools.gguf.adapter import adapter_to_gguf
 
+    if not model.adapter:
+        raise BadInput(f"{model.base}: a whole model has no adapter; without ADAPTER_ONLY=1 it becomes a GGUF")
     this, inputs = model.run, {"adapter": model.hashes["adapter"]}
     with this.held("adapter-gguf"):
         if not this.done("adapter-gguf", inputs) or not this.adapter_gguf.exists():

@@ -44,7 +44,8 @@ def spec(model: Tuned, quant: str, who: str, name: str, needed: bool = True) -> 
     file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
     by_ollama = not file.exists() and f16.exists() and llamacpp.find("llama-quantize") is None
     if needed and not file.exists() and not by_ollama:
-        asked = f"RECIPE={model.name}" if model.run.recipe.exists() else f"ADAPTER={model.adapter}"
+        by_folder = f"ADAPTER={model.adapter}" if model.adapter else f"MODEL={model.base}"
+        asked = f"RECIPE={model.name}" if model.run.recipe.exists() else by_folder
         raise BadInput(f"{file}: not there; make gguf {asked} QUANT={quant} makes it")
     known = catalog.model_of(model.base_name)
     remembered = context.choose(context.limits_of(model, f16 if by_ollama else file), model.num_ctx)
@@ -111,7 +112,9 @@ def player(model: Tuned, quant: str, who: str, called: str, force: bool = False)
     if who == "tuned":
         print(context_line(wanted))
     else:
-        chat_template.tokenizer(model.base)  # The base's own template, which training may not have used, is tried.
+        chat_template.tokenizer(
+            model.before or model.base
+        )  # The base's own template, which training may not have used, is tried.
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(server.session())

@@ -1,41 +1,65 @@
 """What a training left: an adapter and its base, ours or another's."""
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from tools import BadInput
-from tools.core import chat_template, files, progress, quote, run_folder, trajectory
+from tools.core import catalog, chat_template, files, hf_folder, progress, quote, run_folder, trajectory
 from tools.core.run_folder import Run
-from tools.gguf import base, find_base
+from tools.gguf import base, find_base, tuned_folder
 from tools.recipes.recipe import Recipe, open_recipe, read_recipe
+
+# Names that folders of many trainings have: the folder's above it is added to them.
+COMMON_NAME = re.compile(r"checkpoint-\d+|adapter|default|final|last|merged|model")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """An adapter and its base, ours or another's: all that the stages after training need to know of them.
+    """A tuned model, ours or another's: all that the stages after training need to know of it.
 
-    `name`: the recipe's, or the adapter folder's. `served`: its name in Ollama, where NAME= says nothing else.
-    `base_name`: as the recipe or a person wrote it. `hashes`: SHA-256 of the adapter and of what it was made from
-    (recipe, data, base: what is known of them). `system`: the system prompt of its data. `num_ctx`: tokens that a
-    person wants it served with (NUM_CTX=), 0 to have them chosen.
+    `name`: the recipe's, or that of the folder with its hash. `served`: its name in Ollama, where NAME= says nothing
+    else. `adapter`: None where training left whole weights, or the adapter is merged already. `base`: the folder of
+    weights that the adapter is added to; without an adapter those of the tuned model itself. `before`: the base as it
+    was before training, to compare with; None where it is not known. `base_name`: as the recipe or a person wrote it.
+    `hashes`: SHA-256 of what training left ("adapter") and of what it was made from (recipe, data, base: what is known
+    of them). `system`: the system prompt of its data. `num_ctx`: tokens that a person wants it served with (NUM_CTX=),
+    0 to have them chosen.
     """
 
     run: Run
     name: str
     served: str
-    adapter: Path
+    adapter: Path | None
     base: Path
+    before: Path | None
     base_name: str
     hashes: dict[str, str]
     system: str | None = None
     num_ctx: int = 0
 
-    @property
+    @cached_property
     def tokenizer(self) -> Path:
-        """The folder with the tokenizer and chat template of training: the adapter's, where it has them."""
-        return self.adapter if any((self.adapter / name).is_file() for name in base.TOKENIZER_FILES) else self.base
+        """The folder with the tokenizer and chat template of training: the adapter's, where it has them.
+
+        Where a chat template was not saved beside the adapter's tokenizer, a folder of the run has both, with the
+        base's template; that is said on stderr. Raises BadInput for templates none of which is the default.
+        """
+        if not self.adapter or not any((self.adapter / name).is_file() for name in base.TOKENIZER_FILES):
+            return self.base
+        if chat_template.default_text(self.adapter) or not chat_template.default_text(self.base):
+            return self.adapter
+        print(f"{self.adapter}: no chat template beside its tokenizer; the base's is taken", file=sys.stderr)
+        both = self.run.folder / "tokenizer"
+        files.remove(both)
+        with files.atomic(both) as partial:
+            partial.mkdir()
+            tuned_folder.copy_tokenizer_files(self.base, self.adapter, partial)
+        return both
 
     @cached_property
     def longest(self) -> int:
@@ -66,15 +90,16 @@ class Tuned:
         return about | {f"react_recipes.{key}_sha256": value for key, value in self.hashes.items()}
 
 
-def tuned(name: str, other: str = "", adapter: str = "", tier: str = "", num_ctx: int = 0) -> Tuned:
-    """What a recipe trained, or any `adapter` folder (ADAPTER=) with its base, which is `other` where it is given.
+def tuned(name: str, other: str = "", folder: str = "", tier: str = "", num_ctx: int = 0) -> Tuned:
+    """What a recipe trained, or any `folder` of an adapter (ADAPTER=) or a whole tuned model (MODEL=).
 
-    `tier`: of the recipe; by default this machine's. `num_ctx`: see Tuned. Raises BadInput when there is none, Failed
-    when its base cannot be had.
+    `other`: the base (BASE=), where it is not the recipe's or the one that the folder names. `tier`: of the recipe; by
+    default this machine's. `num_ctx`: see Tuned. Raises BadInput when there is none, Failed when its base cannot be
+    had.
     """
-    check_one(name, adapter, tier)
-    if adapter:
-        return of_adapter(Path(adapter), other, num_ctx)
+    check_one(name, folder, tier)
+    if folder:
+        return of_folder(located(folder), other, num_ctx)
     recipe = open_recipe(name, tier, other)
     this = recipe.run
     if not this.adapter.exists():
@@ -83,45 +108,111 @@ def tuned(name: str, other: str = "", adapter: str = "", tier: str = "", num_ctx
     hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": files.sha256(this.adapter)}
     words = trajectory.system_prompt(read_recipe(this.recipe).data)
     source, served = find_base.resolve(recipe.base), name_of(recipe)
-    return Tuned(this, recipe.name, served, this.adapter, source, recipe.base, hashes, words, num_ctx)
+    adapter, weights = (None, this.adapter) if whole(this.adapter) else (this.adapter, source)
+    return Tuned(this, recipe.name, served, adapter, weights, source, recipe.base, hashes, words, num_ctx)
 
 
-def of_adapter(folder: Path, other: str, num_ctx: int = 0) -> Tuned:
-    """An adapter that no recipe of ours trained, in outputs/adapters/<its folder's name>. Raises as `tuned`."""
+def whole(folder: Path) -> bool:
+    """Whether a folder holds a whole model, and no adapter."""
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+
+
+def located(name: str) -> Path:
+    """The folder of the adapter or whole model that a person names: a folder, one of its checkpoints, or a hub's id.
+
+    Which one was taken is said on stderr. Raises BadInput where there is none, Failed where the hub cannot give it.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if not base.HUB_NAME.fullmatch(name):
+            raise BadInput(f"{quote.visible(name)}: no such folder, and no model hub's org/name")
+        return base.from_hub(name)
+    if whole(folder) or (folder / "adapter_config.json").is_file():
+        return folder
+    found = [each for each in sorted(folder.iterdir()) if whole(each) or (each / "adapter_config.json").is_file()]
+    steps = {int(match[1]): each for each in found if (match := CHECKPOINT.fullmatch(each.name))}
+    if steps:
+        taken, why = steps[max(steps)], "the newest checkpoint"
+    elif len(found) == 1:
+        taken, why = found[0], "what is in it"
+    elif found:
+        raise BadInput(f"{folder}: it holds {', '.join(each.name for each in found)}; name one of them")
+    else:
+        return folder  # What it lacks is said where it is read.
+    print(f"{folder}: taken is {why}, {taken}", file=sys.stderr)
+    return taken
+
+
+def of_folder(folder: Path, other: str, num_ctx: int = 0) -> Tuned:
+    """An adapter or a whole model that no recipe of ours trained, in outputs/adapters/. Raises as `tuned`."""
     from tools.gguf import lora
     from tools.training import run_axolotl
 
-    config = lora.check_adapter(folder)
-    called = other or str(config.get("base_model_name_or_path") or "")
-    if not called:
-        raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
-    source = find_base.resolve(called)
-    hashes = {"adapter": files.sha256(folder), "base": run_axolotl.folder_hash(source)}
-    this, served = run_and_name("", str(folder))
-    return Tuned(this, this.folder.name, served, folder, source, called, hashes, num_ctx=num_ctx)
+    this, served = named_by_folder(folder)
+    hashes = {"adapter": files.sha256(folder)}
+    if whole(folder):
+        before = find_base.resolve(other) if other else None
+        own = hf_folder.settings(folder / "config.json").get("_name_or_path")
+        called = other or (own if isinstance(own, str) else "")
+        hashes |= {"base": run_axolotl.folder_hash(before)} if before else {}
+        return Tuned(this, this.folder.name, served, None, folder, before, called, hashes, num_ctx=num_ctx)
+    own = str(lora.check_adapter(folder).get("base_model_name_or_path") or "")
+    source, called = base_of(folder, own, other), other or own
+    hashes |= {"base": run_axolotl.folder_hash(source)}
+    return Tuned(this, this.folder.name, served, folder, source, source, called, hashes, num_ctx=num_ctx)
 
 
-def run_and_name(name: str, adapter: str = "", tier: str = "") -> tuple[Run, str]:
-    """The run of a recipe or of an adapter, and its model's name in Ollama; the base is not looked for.
+def base_of(folder: Path, own: str, other: str) -> Path:
+    """The base of an adapter in `folder`: `other` (BASE=), else its `own`, which adapter_config.json names.
 
-    Raises BadInput for a recipe that there is not.
+    Says so on stderr where they have two names. Raises BadInput where there is none, or the two have other weights.
     """
+    path = folder / "adapter_config.json"
+    if not other and not own:
+        raise BadInput(f"{folder}: adapter_config.json names no base; --base (BASE=) says which")
+    if not other and not os.path.isdir(own) and not base.HUB_NAME.fullmatch(own) and own not in catalog.models():
+        raise BadInput(f"{path}: base_model_name_or_path is {quote.visible(own)}, which is not here; BASE= says where")
+    source = find_base.resolve(other or own)
+    if other and own and not find_base.same(other, own):
+        print(f"{folder}: trained over {quote.visible(own)} by its own words, and added to {other}", file=sys.stderr)
+        there = find_base.here(own)
+        if there and not find_base.alike(there, source):
+            raise BadInput(f"{other}: its weights are not those of {there}, which {path} names; BASE={own}")
+    return source
+
+
+def named_by_folder(folder: Path) -> tuple[Run, str]:
+    """The run of an adapter or a whole model of this folder, kept apart from others by its hash; its name in Ollama."""
     from tools.serving import ollama
 
-    check_one(name, adapter, tier)
-    if adapter:
-        called = quote.plain_name(Path(adapter).resolve().name, "an adapter")
-        return Run(run_folder.outputs() / "adapters" / called), ollama.PREFIX + re.sub(r"[^\w.-]", "-", called)
+    where = folder.resolve()
+    called = f"{where.parent.name}-{where.name}" if COMMON_NAME.fullmatch(where.name) else where.name
+    called = quote.plain_name(called, "an adapter")
+    this = Run(run_folder.outputs() / "adapters" / f"{called}-{files.sha256(folder)[:8]}")
+    return this, ollama.PREFIX + re.sub(r"[^\w.-]", "-", called)
+
+
+def run_and_name(name: str, folder: str = "", tier: str = "") -> tuple[Run, str]:
+    """The run of a recipe or of a folder, and its model's name in Ollama; the base is not looked for.
+
+    Raises BadInput for a recipe or a folder that there is not.
+    """
+    check_one(name, folder, tier)
+    if folder:
+        return named_by_folder(located(folder))
     recipe = open_recipe(name, tier)
     return recipe.run, name_of(recipe)
 
 
-def check_one(name: str, adapter: str, tier: str) -> None:
-    """Raise BadInput unless one of a recipe and an adapter is named."""
-    if adapter and (name or tier):
-        raise BadInput(f"an adapter or a recipe, not both: {adapter} (ADAPTER=) and {name or tier}; leave one out")
-    if not adapter and not name:
-        raise BadInput("no model named: give a recipe (RECIPE=qwen7b-qlora) or an adapter's folder (ADAPTER=my-lora)")
+def check_one(name: str, folder: str, tier: str) -> None:
+    """Raise BadInput unless one of a recipe and a folder is named."""
+    if folder and (name or tier):
+        raise BadInput(f"a folder or a recipe, not both: {folder} and {name or tier}; leave one out")
+    if not folder and not name:
+        raise BadInput(
+            "no model named: give a recipe (RECIPE=qwen7b-qlora), an adapter's folder (ADAPTER=my-lora) or a whole "
+            "model's (MODEL=my-model)"
+        )
 
 
 def name_of(recipe: Recipe) -> str:

@@ -33,6 +33,8 @@ CONTROL = 16
 AROUND = 12  # Tokens shown on each side of the first difference.
 # Conversations of the test set that are compared beside those made of it.
 COUNT = 20
+# The roles of our data, and of our templates in Go, which an Ollama before 0.30 takes alone.
+ROLES = frozenset({"system", "user", "assistant"})
 # How a chat is trained on where no recipe says it: as every recipe of ours.
 ENTRY = {"ds_type": "json", "type": "chat_template", "roles_to_train": ["assistant"], "train_on_eos": "turn"}
 # How conversations are given to Axolotl here, whatever the shape of the recipe's own data.
@@ -80,7 +82,7 @@ class Side:
 
     `render`: messages to the prompt that asks for the assistant's next answer; raises Refused. `tokenise`: a prompt to
     token ids. `stops`: texts of the tokens that end an answer. `system`: the system message that it puts, as it was
-    told to, before a conversation that has none.
+    told to, before a conversation that has none. `roles`: those that its template was written for, None for all.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Side:
     tokenise: Callable[[str], list[int]]
     stops: tuple[str, ...]
     system: str | None = None
+    roles: frozenset[str] | None = None
 
 
 def transformers_side(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any] | None = None) -> Side:
@@ -126,10 +129,13 @@ def llama_server_side(url: str) -> Side:
     return Side(diagnose.LLAMA_SERVER, partial(llamacpp.apply_template, url), partial(llamacpp.tokenize, url), (end,))
 
 
-def ollama_side(client: "Client", name: str, url: str, system: str | None = None) -> Side:
+def ollama_side(
+    client: "Client", name: str, url: str, system: str | None = None, roles: frozenset[str] | None = None
+) -> Side:
     """The model `name` in Ollama; `url` is a llama-server with the same GGUF, as Ollama runs one to tokenise.
 
-    `system`: SYSTEM of its Modelfile, when it is there on purpose. Raises Failed when one of the two does not answer.
+    `system`: SYSTEM of its Modelfile, when it is there on purpose. `roles`: see Side. Raises Failed when one of the two
+    does not answer.
     """
     import httpx
 
@@ -144,7 +150,7 @@ def ollama_side(client: "Client", name: str, url: str, system: str | None = None
             raise
 
     same = llama_server_side(url)
-    return Side(diagnose.OLLAMA, render, same.tokenise, (*same.stops, *server.stops(client, name)), system)
+    return Side(diagnose.OLLAMA, render, same.tokenise, (*same.stops, *server.stops(client, name)), system, roles)
 
 
 def conversations(
@@ -195,7 +201,7 @@ def of_roles(talk: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> I
     own = transformers_side(tokenizer)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     quoted = {"tool", *(word for found in ROLE.findall(template) for word in QUOTED.findall(found))}
-    for role in sorted(quoted - {"system", "user", "assistant"}):
+    for role in sorted(quoted - ROLES):
         turn = {"role": role, "content": f"Observation: what {role} says."}
         for before, after in ((talk[:2], talk[3:4]), ([], talk[:2])):
             if rendered([*before, turn, *after[:-1]], own) not in {None, rendered([*before, *after[:-1]], own)}:
@@ -252,8 +258,9 @@ def compare_with_training(
     tokenizer = tokenizer or chat_template.tokenizer(base)
     own = transformers_side(tokenizer, (recipe or {}).get("chat_template_kwargs"))
     # A server that puts a system message of its own must do what training did with that message.
-    groups = [(given(talks, None), [own, *(side for side in sides if side.system is None)])]
-    groups += [(given(talks, side.system), [side]) for side in sides if side.system is not None]
+    alone = [side for side in sides if side.system is not None or side.roles is not None]
+    groups = [(given(talks, None), [own, *(side for side in sides if side not in alone)])]
+    groups += [(given(of_known_roles(talks, side), side.system), [side]) for side in alone]
     taken = [[talk for talk in group if refusal(talk, own) is None] for group, _ in groups]
     if not taken[0]:
         raise Failed(f"training's chat template refuses every conversation: {refusal(talks[0], own)}")
@@ -281,6 +288,11 @@ def given(talks: Sequence[list[Message]], words: str | None) -> list[list[Messag
     """The conversations with a system message: their own, else the one given, if any."""
     bare = words is None
     return [talk if bare or talk[0]["role"] == "system" else [system(words or ""), *talk] for talk in talks]
+
+
+def of_known_roles(talks: Sequence[list[Message]], side: Side) -> list[list[Message]]:
+    """The conversations whose roles a side's template was written for."""
+    return [talk for talk in talks if side.roles is None or side.roles.issuperset(turn["role"] for turn in talk)]
 
 
 def refusal(talk: list[Message], side: Side) -> str | None:

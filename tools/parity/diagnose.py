@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 TRAINING, TRANSFORMERS, LLAMA_SERVER, OLLAMA = "training", "transformers", "llama-server", "Ollama"
 # A text's beginning that says which message it is.
 ENOUGH = 20
-# Tokens in a row that say that two lists go on alike.
-ALIKE = 3
+# Tokens before the place where two lists part from which their first edit is looked for.
+BEFORE = 3
 DATE = re.compile(r"\d{1,2} [A-Z][a-z]{2,8} \d{4}|\d{4}-\d\d-\d\d")
 # What templates of all families write around messages.
 MARKER = re.compile(r"<[|\w][^>\s]*>|\[/?[A-Z]+\]|###? \w+")
@@ -174,7 +174,7 @@ def by_beginning(pair: Pair) -> Reason | None:
         if another[:2] == [bos, bos] and one[:2] != [bos, bos]:
             return named("begin_twice", side, who=who, token=pair.text([bos]))
     for who, one, another in both:
-        if place == 0 and one[:1] == [bos] and another[:ALIKE] == one[1 : 1 + ALIKE]:
+        if place == 0 and one[:1] == [bos] and another[:1] == one[1:2]:
             return named("begin_missing", side, who=who, token=pair.text([bos]))
     return None
 
@@ -186,12 +186,12 @@ def by_tokenizer(pair: Pair) -> Reason:
     if place == len(pair.trained) and pair.control.issuperset(more):
         return named("end_added", side, token=pair.text(more))
     for who, one, another in ((side, pair.trained, pair.served), (TRAINING, pair.served, pair.trained)):
-        token = one[place : place + 1]
-        spelled = another[place : place + 1] != token and pair.text(another[place:]).startswith(pair.text(token))
+        here = one[place : place + 1]
+        spelled = another[place : place + 1] != here and pair.text(another[place:]).startswith(pair.text(here))
         if mine == theirs and (missing := first_missing(pair, one, another)) is not None:
             return named("spelled_out", side, who=who, token=pair.text([missing]))
-        if spelled and pair.control.intersection(token):
-            return named("spelled_out", side, who=who, token=pair.text(token))
+        if spelled and pair.control.intersection(here):
+            return named("spelled_out", side, who=who, token=pair.text(here))
     if mine != theirs and mine == unicodedata.normalize("NFC", theirs):
         lost, added = (pair.text(ids) for ids in first_edit(pair))
         return named("normalised", side, token=lost, stops=added)
@@ -362,7 +362,7 @@ def edit(mine: str, theirs: str) -> tuple[str, str]:
 
 def first_edit(pair: Pair) -> tuple[list[int], list[int]]:
     """The first run of tokens of training that the side has not, and what it has in their place, near to each other."""
-    begin = max(0, pair.place - ALIKE)
+    begin = max(0, pair.place - BEFORE)
     mine, theirs = pair.trained[begin : begin + WINDOW], pair.served[begin : begin + WINDOW]
     for kind, a, b, c, d in difflib.SequenceMatcher(None, mine, theirs, autojunk=False).get_opcodes():
         if kind != "equal":

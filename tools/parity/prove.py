@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Causes of catalog/parity.yaml that a tokenizer alone accounts for.
 OF_TOKENIZER = {"begin_twice", "begin_missing", "spelled_out", "end_added", "normalised", "stripped", "vocabulary"}
 OF_TOKENIZER |= {"no_stop", "end_untrained", "mask", "merged"}
+# Of those, the ones of which the tables say more.
+SHOWN_IN_TABLES = {"vocabulary", "spelled_out"}
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
 
@@ -54,7 +56,8 @@ def sides(
         name = f"{wanted.name}-trial"
         try:
             tried = choose_template.create_with_right_prompts(client, replace(wanted, name=name), tokenizer, episode)
-            yield tried, [compare.llama_server_side(url), compare.ollama_side(client, name, url, wanted.system)]
+            roles = compare.ROLES if tried.family else None  # its template is ours, in Go
+            yield tried, [compare.llama_server_side(url), compare.ollama_side(client, name, url, wanted.system, roles)]
         finally:
             ollama.remove(client, name)
 
@@ -92,12 +95,13 @@ def together(tables: vocabulary.Tables, found: compare.Compared) -> Parity:
     Where a conversation's tokens could only show that the tokenizer or the template is another one, the tables say how.
     """
     first = found["first_difference"]
-    if first is not None:
+    if first is not None and first["side"] == diagnose.LLAMA_SERVER:
         of_template = first["kind"] not in OF_TOKENIZER
-        known = (each for each in tables["differences"] if (each["kind"] == "template_missing") == of_template)
-        sure = next(known, None) if of_template or first["kind"] == "vocabulary" else None
-        if sure and first["side"] == diagnose.LLAMA_SERVER:
-            first["kind"], first["cause"], first["fix"] = sure["kind"], sure["cause"], sure["fix"]
+        for each in tables["differences"]:
+            missing = each["kind"] == "template_missing"
+            if (missing and of_template) or (not missing and first["kind"] in SHOWN_IN_TABLES):
+                first["kind"], first["cause"], first["fix"] = each["kind"], each["cause"], each["fix"]
+                break
     return Parity(**found | {"equal": found["equal"] and tables["equal"]}, tokenizer=tables)
 
 

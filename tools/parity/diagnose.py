@@ -351,12 +351,12 @@ def common(one: str, another: str) -> int:
 
 
 def edit(mine: str, theirs: str) -> tuple[str, str]:
-    """The first run of letters of one text that another has not, and what it has in their place; cut where long."""
+    """The first words or marks of one text that another has not, and what it has in their place; cut where long."""
     begin = max(0, common(mine, theirs) - EXCERPT)
-    pair = mine[begin : begin + WINDOW], theirs[begin : begin + WINDOW]
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, *pair, autojunk=False).get_opcodes():
+    one, other = (re.findall(r"\w+|\W", words[begin : begin + WINDOW]) for words in (mine, theirs))
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
         if kind != "equal":
-            return pair[0][a:b][:EXCERPT], pair[1][c:d][:EXCERPT]
+            return "".join(one[a:b])[:EXCERPT], "".join(other[c:d])[:EXCERPT]
     return "", ""
 
 

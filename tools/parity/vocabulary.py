@@ -26,13 +26,12 @@ KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused"
 NORMAL, UNUSED = 1, 5
 # What stands in a header for what llama.cpp takes where it is not there: llama-vocab.cpp of llama.cpp, impl::load.
 SENTENCE_PIECE = {"add_bos_token": True, "add_space_prefix": True, "bos_token_id": 1, "eos_token_id": 2}
-SENTENCE_PIECE |= {"unknown_token_id": 0}
 BYTE_LEVEL = {"bos_token_id": 11, "eos_token_id": 11}
 # Those of its pre-tokenizers that begin a text with the token for that by themselves.
 BEGINS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
 BEGINS |= {"tekken", "chameleon"}
 SWITCHES = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
-SPECIAL = ("bos_token_id", "eos_token_id", "padding_token_id", "unknown_token_id")
+SPECIAL = ("bos_token_id", "eos_token_id", "padding_token_id")
 # Tokens that llama.cpp finds by their texts where no key names them, from the same place.
 TURN_ENDS = b"<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT]".split()
 TURN_ENDS += ["<\uff5cend\u2581of\u2581sentence\uff5c>".encode(), b"<end_of_utterance>"]

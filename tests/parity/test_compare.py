@@ -317,7 +317,11 @@ def test_hard_conversations_hold_what_is_hard(tokenizer: Any) -> None:
     said = [turn["content"] for talk in talks for turn in talk if turn["role"] == "user"]
     lengths = {len(compare.answers(talk)) for talk in talks}
     assert {1, 60} <= lengths
-    assert {talk[0]["role"] for talk in talks} == {"system", "user"}
+    assert {"system", "user"} <= {talk[0]["role"] for talk in talks}
+    assert any(turn["role"] == "tool" for talk in talks for turn in talk)
+    assert max(map(len, talks)) == 300 and " " in said and any("<|im_start|>x<|im_end|>" in word for word in said)
+    long = {turn["role"] for talk in talks for turn in talk if len(turn["content"]) == 20000}
+    assert long == {"system", "user", "assistant"}
     assert "" in said and "<|im_end|>" in said and any(word.startswith(" ") for word in said)
     assert any("🙂" in word for word in said) and any(word.endswith("\n") for word in said)
 

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
     from tools.serving.ollama import Spec
 
-# Causes of catalog/parity.yaml that a tokenizer alone accounts for.
-OF_TOKENIZER = {"begin_twice", "begin_missing", "spelled_out", "end_added", "normalised", "stripped", "vocabulary"}
-OF_TOKENIZER |= {"no_stop", "end_untrained", "mask", "merged"}
-# Of those, the ones of which the tables say more.
+# Causes in catalog/parity.yaml of which a comparison of the tokenizers says more.
 SHOWN_IN_TABLES = {"vocabulary", "spelled_out"}
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
@@ -92,14 +89,12 @@ def tokens(
 def together(tables: vocabulary.Tables, found: compare.Compared) -> Parity:
     """What was found of the tokenizer and of conversations.
 
-    Where a conversation's tokens could only show that the tokenizer or the template is another one, the tables say how.
+    Where a conversation can only show that the tokenizer or the template is another one, the tables say how.
     """
     first = found["first_difference"]
     if first is not None and first["side"] == diagnose.LLAMA_SERVER:
-        of_template = first["kind"] not in OF_TOKENIZER
         for each in tables["differences"]:
-            missing = each["kind"] == "template_missing"
-            if (missing and of_template) or (not missing and first["kind"] in SHOWN_IN_TABLES):
+            if each["kind"] == "template_missing" or first["kind"] in SHOWN_IN_TABLES:
                 first["kind"], first["cause"], first["fix"] = each["kind"], each["cause"], each["fix"]
                 break
     return Parity(**found | {"equal": found["equal"] and tables["equal"]}, tokenizer=tables)

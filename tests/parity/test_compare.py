@@ -57,8 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(find_base.resolve("smollm2-135m"))
     tokenizer.bos_token, tokenizer.chat_template = "<|endoftext|>", template() + "{#" + " " * ROOM + "#}"
     tokenizer.save_pretrained(out)
-    settings = json.loads((out / "tokenizer_config.json").read_bytes())
-    files.write_json(out / "tokenizer_config.json", settings | {"add_bos_token": True})
     ids: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     sizes: dict[str, Any] = {
         "hidden_size": 64,
@@ -76,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(folder: Path) -> Path:
     """The good model's GGUF, whose tokenizer adds the beginning as Llama's does."""
     convert.to_gguf(folder, folder / "good.gguf")
+    number("tokenizer.ggml.add_bos_token", True)(folder / "good.gguf")
     return folder / "good.gguf"
 
 
@@ -407,6 +406,7 @@ def test_a_gguf_of_any_origin_is_checked_by_a_command(
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"messages": BARE}) + "\n")
     asked = ["--base", str(folder), "--held-out", str(data), "--json"]
+    good = with_metadata(good, tmp_path / "plain.gguf", {"tokenizer.ggml.add_bos_token": False})  # as converted
     status, shown = command(capsys, monkeypatch, "--gguf", str(good), *asked)
     found = json.loads(shown)
     assert (status, found["equal"], found["sides"]) == (0, True, ["transformers", "llama-server"])

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from tests.parts import models
+from tests.parts.metadata import with_metadata
 from tools import Failed, cli
 from tools.core import files, run_folder, trajectory
 from tools.gguf import convert, find_base, llamacpp
-from tools.parity import compare, diagnose
+from tools.parity import compare, diagnose, prove, vocabulary
 from tools.serving import ollama
 from tools.training import tokens
 
@@ -184,8 +185,95 @@ BREAKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a longer opening": ("prompt_long", parts(ask=PARTS["ask"].replace("ant\\n", "ant\\nThought:")), "goes on with"),
     "another pre-tokenizer": ("vocabulary", word("tokenizer.ggml.pre", "falcon"), "another pre-tokenizer"),
     "a template that refuses": ("refused", parts(begin=REFUSAL), "never"),
-    "other words": ("unknown", parts(turn=PARTS["turn"].replace("t']", "t'].replace('mug', 'cup')")), ""),
+    "a tab as spaces": (
+        "space",
+        parts(turn=PARTS["turn"].replace("t']", "t'].replace('put some', 'put\\tsome')")),
+        "' ' in training is '\\t' in llama-server",
+    ),
+    "a line feed more": ("prompt_long", parts(ask=PARTS["ask"].replace("ant\\n", "ant\\n\\n")), "goes on with '\\n'"),
+    "a line feed less": ("prompt_short", parts(ask=PARTS["ask"].replace("ant\\n", "ant")), "without '\\n'"),
+    "a role renamed": (
+        "role",
+        parts(turn=PARTS["turn"].replace("m['role']", "m['role'].replace('user', 'human')")),
+        "'user' in training is 'human' in llama-server",
+    ),
+    "the answer's role renamed": ("role", parts(ask=PARTS["ask"].replace("assistant", "bot")), "'assistant'"),
+    "other words": ("text_changed", parts(turn=PARTS["turn"].replace("t']", "t'].replace('mug', 'cup')")), "'mug'"),
 }
+
+
+def turns(of: str) -> Callable[[Path], None]:
+    """A break: the messages that are written."""
+    return parts(turns="{% for m in " + of + " %}")
+
+
+def content(written: str) -> Callable[[Path], None]:
+    """A break: what is written of a message."""
+    return parts(turn=PARTS["turn"].replace("m['content']", written))
+
+
+# What shows in hard conversations alone.
+HARD_BREAKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "tool turns dropped": ("message_lost", turns("messages if m['role'] != 'tool'"), "the tool's"),
+    "a tool's role renamed": (
+        "role",
+        parts(turn=PARTS["turn"].replace("m['role']", "m['role'].replace('tool', 'ipython')")),
+        "'tool' in training is 'ipython'",
+    ),
+    "the last 130 messages": ("message_lost", turns("messages[-130:]"), "the user's"),
+    "the middle left out": (
+        "message_lost",
+        turns("messages[:40] + messages[[40, messages | length - 60] | max :]"),
+        "the user's",
+    ),
+    "content cut": ("message_cut", content("m['content'][:4000]"), "4,000 of the assistant's 20,000 letters"),
+    "an answer cut": (
+        "message_cut",
+        content("(m['content'][:9000] if m['role'] == 'assistant' else m['content'])"),
+        "9,000 of the assistant's 20,000 letters",
+    ),
+    "the system message dropped": ("system_lost", turns("messages if m['role'] != 'system'"), "the system turn lost"),
+    "the system message cut": (
+        "message_cut",
+        content("(m['content'][:99] if m['role'] == 'system' else m['content'])"),
+        "99 of the system's 20,000 letters",
+    ),
+    "messages of white space left out": ("", turns("messages if m['content'] | trim"), ""),
+}
+
+
+@pytest.fixture(scope="module")
+def hard(folder: Path, tokenizer: Any) -> Callable[[str], dict[str, Any]]:
+    """The check of hard conversations by the last of them, which Axolotl tokenises once for all tests."""
+    talks = compare.conversations(trajectory.read(run_folder.ROOT / "data" / "test.jsonl"), tokenizer, 1)
+    entry = compare.ENTRY | compare.SHAPE
+    trained = tokens.tokenise(folder, entry, [{"messages": talk} for talk in talks], 2048)
+
+    def compared(url: str) -> dict[str, Any]:
+        last_first = slice(None, None, -1)
+        sides = [compare.llama_server_side(url)]
+        return {**compare.compare_conversations(talks[last_first], trained[last_first], sides, tokenizer)}
+
+    return compared
+
+
+@pytest.mark.parametrize("name", HARD_BREAKS)
+def test_what_hard_conversations_alone_show_is_caught_and_named(
+    name: str, good: Path, tmp_path: Path, hard: Callable[[str], dict[str, Any]]
+) -> None:
+    kind, damage, says = HARD_BREAKS[name]
+    broken = Path(shutil.copy2(good, tmp_path / "broken.gguf"))
+    damage(broken)
+    with llamacpp.server(broken, 512) as url:
+        first = hard(url)["first_difference"]
+    assert first and first["kind"] == kind and says in first["cause"], compare.words(first)
+
+
+def test_an_end_token_that_the_tokenizer_adds(good: Path, tmp_path: Path, check: Check) -> None:
+    broken = with_metadata(good, tmp_path / "broken.gguf", {"tokenizer.ggml.add_eos_token": True})
+    with llamacpp.server(broken, 512) as url:
+        first = check(compare.llama_server_side(url))["first_difference"]
+    assert first["kind"] == "end_added" and "adds <|im_end|>" in first["cause"], compare.words(first)
 
 
 @pytest.mark.parametrize("name", BREAKS)
@@ -228,7 +316,11 @@ def test_hard_conversations_hold_what_is_hard(tokenizer: Any) -> None:
     said = [turn["content"] for talk in talks for turn in talk if turn["role"] == "user"]
     lengths = {len(compare.answers(talk)) for talk in talks}
     assert {1, 60} <= lengths
-    assert {talk[0]["role"] for talk in talks} == {"system", "user"}
+    assert {"system", "user"} <= {talk[0]["role"] for talk in talks}
+    assert any(turn["role"] == "tool" for talk in talks for turn in talk)
+    assert max(map(len, talks)) == 300 and " " in said and any("<|im_start|>x<|im_end|>" in word for word in said)
+    long = {turn["role"] for talk in talks for turn in talk if len(turn["content"]) == 20000}
+    assert long == {"system", "user", "assistant"}
     assert "" in said and "<|im_end|>" in said and any(word.startswith(" ") for word in said)
     assert any("🙂" in word for word in said) and any(word.endswith("\n") for word in said)
 
@@ -314,16 +406,36 @@ def test_a_gguf_of_any_origin_is_checked_by_a_command(
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"messages": BARE}) + "\n")
     asked = ["--base", str(folder), "--held-out", str(data), "--json"]
+    good = with_metadata(good, tmp_path / "plain.gguf", {"tokenizer.ggml.add_bos_token": False})  # as converted
     status, shown = command(capsys, monkeypatch, "--gguf", str(good), *asked)
     found = json.loads(shown)
     assert (status, found["equal"], found["sides"]) == (0, True, ["transformers", "llama-server"])
     assert found["first_difference"] is None and found["conversations"] > 30
+    assert found["tokenizer"] == {"equal": True, "tokens": 49152, "merges": 48900, "differences": []}
     broken = Path(shutil.copy2(good, tmp_path / "broken.gguf"))
     rewrite(broken, turn=PARTS["turn"].replace("<|im_end|>", ""))
     status, shown = command(capsys, monkeypatch, "--gguf", str(broken), *asked)
     first = json.loads(shown)["first_difference"]
     assert (status, first["kind"], first["side"]) == (1, "no_end", "llama-server")
     assert {"cause", "fix", "trained", "served", "conversation", "turn", "position"} <= first.keys()
+    # Each conversation has the same tokens, and the server stops at the first line feed.
+    early = with_metadata(good, tmp_path / "early.gguf", {"tokenizer.ggml.eot_token_id": 198})
+    status, shown = command(capsys, monkeypatch, "--gguf", str(early), *asked)
+    found = json.loads(shown)
+    assert (status, found["equal"], found["first_difference"]) == (1, False, None)
+    assert [each["kind"] for each in found["tokenizer"]["differences"]] == ["special_token", "ends"]
+
+
+def test_a_cause_that_the_tables_tell_is_told_of_conversations_too(
+    folder: Path, good: Path, tmp_path: Path, check: Check
+) -> None:
+    """Without a chat template llama-server writes ChatML, which differs in what it puts first alone."""
+    bare = with_metadata(good, tmp_path / "bare.gguf", {}, {"tokenizer.chat_template"})
+    tables = vocabulary.compare_tokenizers(folder, None, bare, tmp_path / "log")
+    with llamacpp.server(bare, 512) as url:
+        found: Any = check(compare.llama_server_side(url))
+    first = prove.together(tables, found)["first_difference"]
+    assert first and first["kind"] == "template_missing" and "no chat template in the GGUF" in first["cause"]
 
 
 CHAT = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"

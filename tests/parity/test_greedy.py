@@ -1,6 +1,7 @@
 """Greedy answers: transformers and llama-server say the same, and a model that differs is told from a near tie."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def test_a_model_that_answers_nan_is_told_in_one_line(
         greedy.compare_answers(good, url, [prompt], tokenizer, STEPS)
     with pytest.raises(Failed, match="^the base with its adapter, in transformers, answers NaN"):
         greedy.compare_answer(greedy.model(nan_base, None), prompt, steps_of(good, prompt, 2), tokenizer)
+
+
+def test_one_token_whose_probability_is_nan_is_told_in_one_line(small_base: Path, tmp_path: Path) -> None:
+    """A row of the embedding that broke: the others have probabilities until the model is asked for all of them."""
+    from safetensors.torch import load_file, save_file
+
+    broken = Path(shutil.copytree(small_base, tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.embed_tokens.weight"][7000] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    convert.to_gguf(broken, tmp_path / "f16.gguf")
+    with llamacpp.server(tmp_path / "f16.gguf", 256) as url, pytest.raises(Failed, match="^the GGUF answers NaN"):
+        greedy.answer(url, [1, 2, 3, 40], 4)
 
 
 def test_a_quantised_gguf_is_not_for_answers(smollm2_gguf: Path, folder: Path) -> None:

@@ -52,6 +52,7 @@ def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, caps
     assert found == json.loads(recipe.read_recipe(path).run.parity.read_bytes())
     assert found["equal"] is True and found["greedy"]["equal"] is True
     assert found["sides"] == ["transformers", "llama-server", *(["Ollama"] if ollama.find() else [])]
+    assert found["tokenizer"]["equal"] is True and found["tokenizer"]["tokens"] > 151000
     answers = found["greedy"]
     assert (answers["prompts"], answers["steps"]) == (20, 64)
     assert answers["same"] + answers["ties"] == 20 and answers["largest_gap"] < answers["tolerance"]

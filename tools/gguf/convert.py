@@ -32,7 +32,7 @@ class Request(TypedDict):
     """What converter_hook.py is asked, as JSON: paths are absolute, `quant` one of QUANTS, `metadata` ours by key.
 
     `converter`: llama.cpp's script. `work`: a folder for what is needed on the way. `program`: llama-quantize.
-    `library`: libggml.
+    `library`: libggml. `vocabulary`: the tokenizer alone is wanted, and no weights are needed.
     """
 
     converter: str
@@ -45,6 +45,7 @@ class Request(TypedDict):
     threads: int
     program: str
     library: str
+    vocabulary: bool
 
 
 def check_quant(name: str) -> str:
@@ -115,6 +116,20 @@ def to_gguf(
         one_pass(folder, out, metadata or {}, adapter, quant, work)
 
 
+def tokenizer_to_gguf(folder: Path, adapter: Path | None, out: Path) -> None:
+    """Write a GGUF that holds the tokenizer and chat template of a base and its adapter, and no tensors.
+
+    `folder`: the base's, with or without weights. Raises BadInput without a config.json, Failed with the converter's
+    own words.
+    """
+    if not (folder / "config.json").is_file():
+        raise BadInput(
+            f"{folder}: no config.json beside the tokenizer, which llama.cpp's converter reads; copy it there"
+        )
+    with files.scratch(out) as work:
+        one_pass(folder, out, {}, adapter, "F16", work, vocabulary=True)
+
+
 def four_bits(folder: Path, adapter: Path | None) -> bool:
     """Whether bitsandbytes stored a base in 4 bits. Raises BadInput for other ways, where an adapter is to be added."""
     path = folder / "config.json"
@@ -141,7 +156,15 @@ def unsupported(base_model: Path, adapter: Path) -> str | None:
     return None
 
 
-def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | None, quant: str, work: Path) -> None:
+def one_pass(
+    folder: Path,
+    out: Path,
+    metadata: dict[str, str],
+    adapter: Path | None,
+    quant: str,
+    work: Path,
+    vocabulary: bool = False,
+) -> None:
     """Run llama.cpp's converter on a folder, with the changes that converter_hook.py makes to it. Raises Failed."""
     source = llamacpp.source()
     # The converter goes with its own version of the gguf package; nothing may be fetched on the way.
@@ -149,6 +172,7 @@ def one_pass(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | 
     environment = without_secrets() | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     with files.atomic(out) as partial:
         asked = request(folder, partial, metadata, adapter, quant, work)
+        asked["vocabulary"] = vocabulary
         command = [sys.executable, "-m", "tools.gguf.converter_hook", json.dumps(asked)]
         follow(command, f"{out.name}: converting", environment)
 
@@ -166,6 +190,7 @@ def request(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | N
         "threads": machine.cores(),
         "program": str(llamacpp.program("llama-quantize")),
         "library": str(llamacpp.home() / "bin" / llamacpp.LIBRARY),
+        "vocabulary": False,
     }
 
 

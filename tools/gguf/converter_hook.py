@@ -47,12 +47,17 @@ def main() -> None:
         folder = Path(asked["base"])
         if asked["adapter"]:
             base, folder = folder, Path(asked["work"]) / folder.name  # llama.cpp takes a model's name from its folder
-            tuned_folder.assemble(base, Path(asked["adapter"]), folder)
-            hook_tensors(base, Path(asked["adapter"]), LARGEST.get(quant, LARGEST["F16"]))
+            adapter = Path(asked["adapter"])
+            if asked["vocabulary"]:
+                tuned_folder.assemble_tokenizer(base, adapter, folder)
+            else:
+                tuned_folder.assemble(base, adapter, folder)
+                hook_tensors(base, adapter, LARGEST.get(quant, LARGEST["F16"]))
         else:
             hook_tensors(folder, None, math.inf)
         hook_writer(asked)
         sys.argv = [asked["converter"], str(folder), "--outfile", asked["out"], "--outtype", OWN.get(quant, "f16")]
+        sys.argv += ["--vocab-only"] if asked["vocabulary"] else []
         runpy.run_path(asked["converter"], run_name="__main__")
     except (BadInput, Failed) as error:
         sys.exit(f"error: {error}")

@@ -3,11 +3,18 @@
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Versions 2 and 3 have the same layout.
 """
 
+import contextlib
 import mmap
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tools import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # At most; the largest vocabulary known, Gemma 4's, takes 16 MB and 1.3 million elements in its arrays.
 HEADER = 64 * 2**20
@@ -68,18 +75,41 @@ def metadata(path: Path) -> dict[str, Value]:
 
     Raises BadInput for what is none, is cut short, or says of its sizes what cannot be.
     """
+    with opened(path) as (cursor, size):
+        return checked(cursor, size, {})
+
+
+def metadata_and_arrays(
+    path: Path, beginning: str
+) -> "tuple[dict[str, Value], dict[str, list[bytes] | npt.NDArray[np.generic]]]":
+    """The metadata of a GGUF as `metadata` has it, and the arrays whose keys begin so.
+
+    Texts are bytes, numbers are in numpy's type of them. Raises BadInput as `metadata`.
+    """
+    with opened(path) as (cursor, size):
+        places: dict[str, int] = {}
+        found = checked(cursor, size, places)
+        return found, {key: elements(cursor.data, at) for key, at in places.items() if key.startswith(beginning)}
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[Cursor, int]]:
+    """The beginning of a GGUF and the file's size in bytes. Raises BadInput for what it is read to be wrong with."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file, mmap.mmap(file.fileno(), min(size, HEADER), access=mmap.ACCESS_READ) as data:
-            return checked(Cursor(data), size)
+            yield Cursor(data), size
     except (Wrong, ValueError) as why:  # ValueError: an empty file
         raise BadInput(f"{path}: not a GGUF that can be used: {why}; download or make it again") from why
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def checked(cursor: Cursor, size: int) -> dict[str, Value]:
-    """The metadata, once all of the header is found to be right for a file of `size` bytes. Raises Wrong."""
+def checked(cursor: Cursor, size: int, places: dict[str, int]) -> dict[str, Value]:
+    """The metadata, once all of the header is found to be right for a file of `size` bytes. Raises Wrong.
+
+    `places` is told where each array begins, by its key.
+    """
     if bytes(cursor.data[:4]) != b"GGUF":
         raise Wrong("it does not begin with GGUF")
     cursor.skip(4)
@@ -100,8 +130,9 @@ def checked(cursor: Cursor, size: int) -> dict[str, Value]:
         if key == "general.alignment" and kind != UINT32:
             raise Wrong("general.alignment is no 32-bit number")
         if kind == ARRAY:
-            found[key] = elements = array(cursor, left)
-            left -= elements
+            places[key] = cursor.at
+            found[key] = count = array(cursor, left)
+            left -= count
         else:
             found[key] = value(cursor, kind)
     alignment = int(found.get("general.alignment", ALIGNMENT))
@@ -138,6 +169,20 @@ def array(cursor: Cursor, most: int) -> int:
     else:
         raise Wrong("an array of arrays" if kind == ARRAY else f"an array of type {kind}, which there is not")
     return count
+
+
+def elements(data: mmap.mmap, begin: int) -> "list[bytes] | npt.NDArray[np.generic]":
+    """The elements of an array that begins at a place and was found to be right by `checked`."""
+    import numpy as np
+
+    (kind, count), at = struct.unpack_from("<IQ", data, begin), begin + struct.calcsize("<IQ")
+    if kind != TEXT:
+        return np.frombuffer(data, np.dtype(f"<{NUMBERS[kind]}"), count, at).copy()  # the file is closed soon
+    texts, length = [], struct.Struct("<Q")
+    for _ in range(count):
+        at += length.size + (size := length.unpack_from(data, at)[0])
+        texts.append(data[at - size : at])
+    return texts
 
 
 def tensor_ends(cursor: Cursor, count: int, alignment: int) -> dict[str, int]:

@@ -34,12 +34,29 @@ def assemble(base_model: Path, adapter: Path, out: Path) -> None:
     out.mkdir(parents=True)
     for item in base_model.glob("model*.safetensors*"):
         (out / item.name).symlink_to(item.resolve())
+    shapes = lora.shapes(base_model)
+    rows = lora.rows_after(lora.fit(lora.plan(adapter), shapes, adapter)[0], shapes, adapter)
+    copy_settings(base_model, adapter, out, rows)
+
+
+def assemble_tokenizer(base_model: Path, adapter: Path, out: Path) -> None:
+    """Make a Hugging Face folder without weights of a base, whose own are not needed, with all else as training had it.
+
+    Raises BadInput or Failed when its parts do not go together.
+    """
+    out.mkdir(parents=True)
+    config = hf_folder.text_settings(files.read_object(base_model / "config.json"))
+    trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
+    tokens = len(chat_template.tokenizer(adapter if trained else base_model))
+    copy_settings(base_model, adapter, out, max(int(config["vocab_size"]), tokens))
+
+
+def copy_settings(base_model: Path, adapter: Path, out: Path, rows: int) -> None:
+    """Bring all of a tuned model but its weights into its folder; `rows`: of its embedding."""
     for name in ("config.json", "generation_config.json"):
         if (base_model / name).is_file():
             shutil.copy2(base_model / name, out)
     config = files.read_object(out / "config.json")
-    shapes = lora.shapes(base_model)
-    rows = lora.rows_after(lora.fit(lora.plan(adapter), shapes, adapter)[0], shapes, adapter)
     hf_folder.text_settings(config)["vocab_size"] = rows
     files.write_json(out / "config.json", config)
     copy_tokenizer(base_model, adapter, out, rows)

@@ -1,6 +1,7 @@
 """The same tokens in training and in serving, shown on real conversations before a model gets its name."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +25,16 @@ if TYPE_CHECKING:
 # A conversation's token ids and labels, of the same length; a label is IGNORED where nothing is learned.
 Trained = tuple[list[int], list[int]]
 
+# The texts that a template compares a role with: role == 'tool', role in ["tool", "ipython"].
+ROLE = re.compile(r"role['\"\])]*\s*(?:==|!=|in)\s*([(\[]?\s*(?:['\"][\w-]+['\"][,\s]*)+)")
+QUOTED = re.compile(r"['\"]([\w-]+)['\"]")
+# Control tokens that a user types at once.
+CONTROL = 16
 AROUND = 12  # Tokens shown on each side of the first difference.
 # Conversations of the test set that are compared beside those made of it.
 COUNT = 20
+# The roles of our data, and of our templates in Go, which an Ollama before 0.30 takes alone.
+ROLES = frozenset({"system", "user", "assistant"})
 # How a chat is trained on where no recipe says it: as every recipe of ours.
 ENTRY = {"ds_type": "json", "type": "chat_template", "roles_to_train": ["assistant"], "train_on_eos": "turn"}
 # How conversations are given to Axolotl here, whatever the shape of the recipe's own data.
@@ -74,7 +82,7 @@ class Side:
 
     `render`: messages to the prompt that asks for the assistant's next answer; raises Refused. `tokenise`: a prompt to
     token ids. `stops`: texts of the tokens that end an answer. `system`: the system message that it puts, as it was
-    told to, before a conversation that has none.
+    told to, before a conversation that has none. `roles`: those that its template was written for, None for all.
     """
 
     name: str
@@ -82,6 +90,7 @@ class Side:
     tokenise: Callable[[str], list[int]]
     stops: tuple[str, ...]
     system: str | None = None
+    roles: frozenset[str] | None = None
 
 
 def transformers_side(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any] | None = None) -> Side:
@@ -120,10 +129,13 @@ def llama_server_side(url: str) -> Side:
     return Side(diagnose.LLAMA_SERVER, partial(llamacpp.apply_template, url), partial(llamacpp.tokenize, url), (end,))
 
 
-def ollama_side(client: "Client", name: str, url: str, system: str | None = None) -> Side:
+def ollama_side(
+    client: "Client", name: str, url: str, system: str | None = None, roles: frozenset[str] | None = None
+) -> Side:
     """The model `name` in Ollama; `url` is a llama-server with the same GGUF, as Ollama runs one to tokenise.
 
-    `system`: SYSTEM of its Modelfile, when it is there on purpose. Raises Failed when one of the two does not answer.
+    `system`: SYSTEM of its Modelfile, when it is there on purpose. `roles`: see Side. Raises Failed when one of the two
+    does not answer.
     """
     import httpx
 
@@ -138,7 +150,7 @@ def ollama_side(client: "Client", name: str, url: str, system: str | None = None
             raise
 
     same = llama_server_side(url)
-    return Side(diagnose.OLLAMA, render, same.tokenise, (*same.stops, *server.stops(client, name)), system)
+    return Side(diagnose.OLLAMA, render, same.tokenise, (*same.stops, *server.stops(client, name)), system, roles)
 
 
 def conversations(
@@ -155,9 +167,11 @@ def conversations(
 
 
 def made(taken: Sequence[list[Message]], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[Message]]:
-    """Hard conversations, each with a system message and without: lengths first, then one for each text."""
+    """Hard conversations, those of texts and lengths each with a system message and without."""
     facts = diagnose.facts().conversations
+    control = sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)[:CONTROL]
     tokens = {"{end}": tokenizer.eos_token or "", "{begin}": tokenizer.bos_token or ""}
+    tokens["{control}"] = "x".join(diagnose.text(tokenizer, [number]) for number in control)
     heads = [[turn for turn in taken[0] if turn["role"] == "system"] or [system("Answer in one line.")], []]
     talk = [turn for messages in taken for turn in messages if turn["role"] != "system"]
     talk = list(itertools.islice(itertools.cycle(talk), 2 * max(facts.lengths)))
@@ -167,11 +181,39 @@ def made(taken: Sequence[list[Message]], tokenizer: "PreTrainedTokenizerBase") -
         for words in facts.user:
             for token, its_text in tokens.items():
                 words = words.replace(token, its_text)
-            yield [*head, *talk[:2], {"role": "user", "content": words}, talk[1]]
+            yield [*head, *talk[:2], user(words), talk[1]]
         for words in facts.assistant:
-            yield [*head, talk[0], {"role": "assistant", "content": words}, *talk[2:4]]
+            yield [*head, talk[0], assistant(words), *talk[2:4]]
     for words in facts.system:
         yield [system(words), *talk[:2]]
+    # Numbers, so that each part is another and a lost one is known.
+    pairs = ((user(f"Observation: desk {i}."), assistant(f"Action: open {i}")) for i in range(facts.turns // 2))
+    yield list(itertools.chain.from_iterable(pairs))
+    words = " ".join(f"Shelf {i} holds mug {i}." for i in range(facts.letters))[: facts.letters - 1] + "!"
+    yield [system(words), *talk[:2]]
+    yield [user(words), *talk[1:4]]
+    yield [talk[0], assistant(words), *talk[2:4]]
+    yield from of_roles(talk, tokenizer)
+
+
+def of_roles(talk: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[Message]]:
+    """Conversations with a turn of each role, beside the three, that training's template writes, tool's among them."""
+    own = transformers_side(tokenizer)
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    quoted = {"tool", *(word for found in ROLE.findall(template) for word in QUOTED.findall(found))}
+    for role in sorted(quoted - ROLES):
+        turn = {"role": role, "content": f"Observation: what {role} says."}
+        for before, after in ((talk[:2], talk[3:4]), ([], talk[:2])):
+            if rendered([*before, turn, *after[:-1]], own) not in {None, rendered([*before, *after[:-1]], own)}:
+                yield [*before, turn, *after]
+
+
+def rendered(talk: list[Message], side: Side) -> str | None:
+    """The prompt that a side's template makes, None where it refuses the conversation."""
+    try:
+        return side.render(talk)
+    except Refused:
+        return None
 
 
 def prompts(talks: Sequence[list[Message]], side: Side, count: int) -> list[list[int]]:
@@ -184,6 +226,16 @@ def prompts(talks: Sequence[list[Message]], side: Side, count: int) -> list[list
 def system(words: str) -> Message:
     """A system message."""
     return {"role": "system", "content": words}
+
+
+def user(words: str) -> Message:
+    """A user's message."""
+    return {"role": "user", "content": words}
+
+
+def assistant(words: str) -> Message:
+    """An answer."""
+    return {"role": "assistant", "content": words}
 
 
 def compare_with_training(
@@ -206,8 +258,9 @@ def compare_with_training(
     tokenizer = tokenizer or chat_template.tokenizer(base)
     own = transformers_side(tokenizer, (recipe or {}).get("chat_template_kwargs"))
     # A server that puts a system message of its own must do what training did with that message.
-    groups = [(given(talks, None), [own, *(side for side in sides if side.system is None)])]
-    groups += [(given(talks, side.system), [side]) for side in sides if side.system is not None]
+    alone = [side for side in sides if side.system is not None or side.roles is not None]
+    groups = [(given(talks, None), [own, *(side for side in sides if side not in alone)])]
+    groups += [(given(of_known_roles(talks, side), side.system), [side]) for side in alone]
     taken = [[talk for talk in group if refusal(talk, own) is None] for group, _ in groups]
     if not taken[0]:
         raise Failed(f"training's chat template refuses every conversation: {refusal(talks[0], own)}")
@@ -235,6 +288,11 @@ def given(talks: Sequence[list[Message]], words: str | None) -> list[list[Messag
     """The conversations with a system message: their own, else the one given, if any."""
     bare = words is None
     return [talk if bare or talk[0]["role"] == "system" else [system(words or ""), *talk] for talk in talks]
+
+
+def of_known_roles(talks: Sequence[list[Message]], side: Side) -> list[list[Message]]:
+    """The conversations whose roles a side's template was written for."""
+    return [talk for talk in talks if side.roles is None or side.roles.issuperset(turn["role"] for turn in talk)]
 
 
 def refusal(talk: list[Message], side: Side) -> str | None:
@@ -309,7 +367,7 @@ def compare_conversation(
             return untold(why, turn)
         pair = Pair(ids[:start], side.tokenise(prompt), side.name, tokenizer)
         if pair.trained != pair.served:
-            cause = diagnose.prompt_end(pair) or diagnose.likely(pair, talk[:turn], later=turn != turns[-1])
+            cause = diagnose.likely(pair, prompt, talk[:turn], ends=True, later=turn != turns[-1])
             return difference(pair, turn, cause)
     last = text(tokenizer, ids[end - 1 : end])
     if ids[end - 1] not in Pair(ids, ids, side.name, tokenizer).control:
@@ -318,13 +376,14 @@ def compare_conversation(
     # Cut out of both decoded, so that a space which a tokenizer drops at the beginning of a text stays.
     answer = text(tokenizer, ids[: end - 1])[len(text(tokenizer, ids[: starts[-1]])) :]
     stop = last if last in side.stops else side.stops[0]
-    pair = Pair(ids[:end], side.tokenise(f"{prompt}{answer}{stop}"), side.name, tokenizer)
+    whole = f"{prompt}{answer}{stop}"
+    pair = Pair(ids[:end], side.tokenise(whole), side.name, tokenizer)
     if pair.trained == pair.served:
         return end
     if stop != last and pair.place == end - 1:
         stops = " or ".join(each or "nothing" for each in side.stops)
         return difference(pair, turns[-1], diagnose.named("no_stop", side.name, token=last, stops=stops))
-    return difference(pair, turns[-1], diagnose.likely(pair, talk))
+    return difference(pair, turns[-1], diagnose.likely(pair, whole, talk, ends=False))
 
 
 def untold(cause: Reason, turn: int | None = None) -> Difference:

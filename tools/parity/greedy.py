@@ -167,11 +167,11 @@ def answer(url: str, prompt: list[int], steps: int) -> list[dict[int, float]]:
     body = {"prompt": prompt, "n_predict": steps, "n_probs": CHOICES, "temperature": 0, "top_k": 1}
     body |= {"repeat_penalty": 1.0, "cache_prompt": False, "return_tokens": True}
     given = llamacpp.post(f"{url}/completion", body)
-    if any(step["logprob"] is None for step in given["completion_probabilities"]):  # JSON has no NaN
+    seen = given["completion_probabilities"]
+    if any(each["logprob"] is None for step in seen for each in (step, *step["top_logprobs"])):  # JSON has no NaN
         raise Failed(f"the GGUF {BROKEN}")
     likely = [
-        {step["id"]: step["logprob"]} | {each["id"]: each["logprob"] for each in step["top_logprobs"]}
-        for step in given["completion_probabilities"]
+        {step["id"]: step["logprob"]} | {each["id"]: each["logprob"] for each in step["top_logprobs"]} for step in seen
     ]
     made = []
     for token in given["tokens"]:

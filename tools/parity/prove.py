@@ -12,7 +12,7 @@ from tools import BadInput, Failed
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.core.trajectory import Episode, Message
 from tools.gguf import base, header, llamacpp, lora
-from tools.parity import compare, greedy
+from tools.parity import compare, diagnose, greedy, vocabulary
 from tools.recipes.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
     from tools.serving.ollama import Spec
 
+# Causes in catalog/parity.yaml of which a comparison of the tokenizers says more.
+SHOWN_IN_TABLES = {"vocabulary", "spelled_out"}
 # Tokens that a server has for a comparison of answers: prompt and answer.
 CONTEXT = 4096
 
 
 class Parity(compare.Compared):
-    """parity.json: what was found of tokens and, where they were compared too, of answers."""
+    """parity.json: what was found of the tokenizer, of tokens and, where they were compared too, of answers."""
 
+    tokenizer: NotRequired[vocabulary.Tables]
     greedy: NotRequired[greedy.Answers]
 
 
@@ -50,27 +53,51 @@ def sides(
         name = f"{wanted.name}-trial"
         try:
             tried = choose_template.create_with_right_prompts(client, replace(wanted, name=name), tokenizer, episode)
-            yield tried, [compare.llama_server_side(url), compare.ollama_side(client, name, url, wanted.system)]
+            roles = compare.ROLES if tried.family else None  # its template is ours, in Go
+            yield tried, [compare.llama_server_side(url), compare.ollama_side(client, name, url, wanted.system, roles)]
         finally:
             ollama.remove(client, name)
 
 
-def tokens(this: run_folder.Run, source: Path, seen: list[compare.Side], test_set: Iterable[Episode]) -> Parity:
-    """Compare the tokens of a run's training with those of each server; parity.json says the outcome too.
+def tokens(
+    this: run_folder.Run,
+    folder: Path,
+    source: Path,
+    gguf: Path,
+    seen: list[compare.Side],
+    test_set: Iterable[Episode],
+) -> Parity:
+    """Compare the tokenizer and tokens of a run's training with those of each server; parity.json says the outcome too.
 
-    `source`: the folder with the tokenizer and chat template of training. Where no recipe of ours trained, it is taken
-    to have trained as ours do.
+    `folder`: the base's. `source`: the folder with the tokenizer and chat template of training. Where no recipe of ours
+    trained, it is taken to have trained as ours do.
     """
     tokenizer = chat_template.tokenizer(source)
     talks = compare.conversations(test_set, tokenizer)
+    tables = vocabulary.compare_tokenizers(folder, None if source == folder else source, gguf, this.parity)
     if this.recipe.exists():
         asrun = read_recipe(this.recipe).settings
         base_model, entry = Path(asrun["base_model"]), asrun["datasets"][0]
         found = compare.compare_with_training(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
     else:
         found = compare.compare_with_training(talks, source, seen, tokenizer=tokenizer)
-    files.write_json(this.parity, found)
-    return Parity(**found)
+    both = together(tables, found)
+    files.write_json(this.parity, both)
+    return both
+
+
+def together(tables: vocabulary.Tables, found: compare.Compared) -> Parity:
+    """What was found of the tokenizer and of conversations.
+
+    Where a conversation can only show that the tokenizer or the template is another one, the tables say how.
+    """
+    first = found["first_difference"]
+    if first is not None and first["side"] == diagnose.LLAMA_SERVER:
+        for each in tables["differences"]:
+            if each["kind"] == "template_missing" or first["kind"] in SHOWN_IN_TABLES:
+                first["kind"], first["cause"], first["fix"] = each["kind"], each["cause"], each["fix"]
+                break
+    return Parity(**found | {"equal": found["equal"] and tables["equal"]}, tokenizer=tables)
 
 
 def answers(
@@ -116,7 +143,8 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
         if in_ollama:
             client = stack.enter_context(ollama.session()).client
             seen.append(compare.ollama_side(client, in_ollama, url))
-        found = Parity(**compare.compare_with_training(talks, adapter or folder, seen, tokenizer=tokenizer))
+        tables = vocabulary.compare_tokenizers(folder, adapter, gguf, log_of(gguf))
+        found = together(tables, compare.compare_with_training(talks, adapter or folder, seen, tokenizer=tokenizer))
     if found["equal"] and with_answers:
         found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
     return found
@@ -136,14 +164,22 @@ def print_result(found: Parity, as_json: bool) -> None:
         refused = f", {found['refused']} that the template refuses left out" if found["refused"] else ""
         seen = ", ".join(found["sides"])
         print(f"training = {seen}: {found['conversations']} conversations{refused}, {found['tokens']} tokens the same")
+        if "tokenizer" in found:
+            same = found["tokenizer"]
+            print(f"the same tokenizer: {same['tokens']:,} tokens, {same['merges']:,} merges, all special tokens")
         if "greedy" in found:
             print(greedy.words(found["greedy"]))
     raise_if_different(found)
 
 
 def raise_if_different(found: Parity, so: str = "") -> None:
-    """Raise Failed with the first difference, of tokens or of answers, where there is one."""
+    """Raise Failed with what differs of the tokenizer, and the first difference of tokens or of answers."""
+    told = []
+    if "tokenizer" in found and not found["tokenizer"]["equal"]:
+        told.append(vocabulary.words(found["tokenizer"]))
     if first := found["first_difference"]:
-        raise Failed(f"training and serving differ, {so}{compare.words(first)}")
+        told.append(compare.words(first))
+    if told:
+        raise Failed(f"training and serving differ, {so}{'; '.join(told)}")
     if "greedy" in found and not found["greedy"]["equal"]:
         raise Failed(f"the same prompts, other answers: {greedy.words(found['greedy'])}")

@@ -165,7 +165,7 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
         progress.step("parity: preparing llama-server and Ollama"),
         prove.sides(client, wanted, tokenizer, episode) as (tried, seen),
     ):
-        found = prove.tokens(this, model.tokenizer, seen, test_set())
+        found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, test_set())
         prove.raise_if_different(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
         if client is not None:
@@ -202,7 +202,7 @@ def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: 
             client = None
         tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
         _, seen = stack.enter_context(prove.sides(client, wanted, tokenizer, episode))
-        found = prove.tokens(this, model.tokenizer, seen, trajectory.read(data))
+        found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, trajectory.read(data))
     if answers and found["equal"]:
         with f16_told(this):
             with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.

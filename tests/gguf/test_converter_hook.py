@@ -103,7 +103,7 @@ def test_every_bit_is_that_of_a_merge_and_a_conversion(case: str, converters: Co
 
 
 def test_a_head_of_its_own_where_llama_cpp_keeps_none_is_refused(converters: Converters, tmp_path: Path) -> None:
-    base = models.make("gemma3", tmp_path / "base")
+    base = models.make("gemma3", tmp_path / "base", tie_word_embeddings=True)
     adapter = models.make_adapter(tmp_path / "adapter", base, target_modules=["embed_tokens", "o_proj"])
     said = converters.ours(base, tmp_path / "ours.gguf", adapter, "F16", False)
     assert "lm_head.weight is the training's own, and llama.cpp keeps no such tensor" in said

@@ -35,6 +35,11 @@ OWN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 # The largest number that such a file holds; other types are made of float16.
 LARGEST = {"F32": math.inf, "F16": lora.FLOAT16, "BF16": math.inf}
 
+NO_HEAD = (
+    "lm_head.weight is not the embedding's after this training, and llama.cpp keeps no head of its own for this "
+    "architecture"
+)
+
 
 def main() -> None:
     """Convert as the JSON object in the first argument says; see convert.Request. On failure one line, status 1."""
@@ -44,7 +49,7 @@ def main() -> None:
     sys.modules["sklearn"] = None  # type: ignore[assignment]
     refuse_code()
     try:
-        folder = Path(asked["base"])
+        folder, needed = Path(asked["base"]), set[str]()
         if asked["adapter"]:
             base, folder = folder, Path(asked["work"]) / folder.name  # llama.cpp takes a model's name from its folder
             adapter = Path(asked["adapter"])
@@ -52,10 +57,10 @@ def main() -> None:
                 tuned_folder.assemble_tokenizer(base, adapter, folder)
             else:
                 tuned_folder.assemble(base, adapter, folder)
-                hook_tensors(base, adapter, LARGEST.get(quant, LARGEST["F16"]))
+                needed = hook_tensors(base, adapter, LARGEST.get(quant, LARGEST["F16"]))
         else:
-            hook_tensors(folder, None, math.inf)
-        hook_writer(asked)
+            needed = hook_tensors(folder, None, math.inf)
+        hook_writer(asked, needed)
         sys.argv = [asked["converter"], str(folder), "--outfile", asked["out"], "--outtype", OWN.get(quant, "f16")]
         sys.argv += ["--vocab-only"] if asked["vocabulary"] else []
         runpy.run_path(asked["converter"], run_name="__main__")
@@ -81,15 +86,18 @@ def refuse_code() -> None:
     utils.get_class_from_dynamic_module = utils.get_class_in_module = refuse
 
 
-def hook_tensors(base: Path, adapter: Path | None, largest: float) -> None:
+def hook_tensors(base: Path, adapter: Path | None, largest: float) -> set[str]:
     """Let the converter find each tensor of the base as it is after training, and 4-bit ones as 16-bit ones.
 
-    `largest`: the number that the file can hold. Nothing is computed before the converter writes the tensor. Raises
-    BadInput for an adapter or a base that cannot be read, lora.Unsupported for an adapter that cannot be added so.
+    `largest`: the number that the file can hold. Nothing is computed before the converter writes the tensor. Returns
+    what the file must have, once the converter has looked for its tensors: the head, where it is not the embedding.
+    Raises BadInput for an adapter or a base that cannot be read, lora.Unsupported for an adapter that cannot be added.
     """
     from conversion.base import LazyTorchTensor, ModelBase
 
+    own_head: set[str] = set()
     index = ModelBase.index_tensors
+    plan: lora.Plan = {}
     if adapter:
         plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
         tensors = adapter_tensors.of_adapter(adapter)
@@ -101,9 +109,12 @@ def hook_tensors(base: Path, adapter: Path | None, largest: float) -> None:
         widen(found, self.hparams, LazyTorchTensor)
         if adapter:
             change(found, plan, tensors, largest, LazyTorchTensor, self.filter_tensors)
+        if lora.HEAD in plan or (lora.HEAD in found and self.hparams.get("tie_word_embeddings") is False):
+            own_head.add(lora.HEAD)
         return found
 
     ModelBase.index_tensors = index_tensors
+    return own_head
 
 
 def change(
@@ -127,7 +138,8 @@ def change(
             assert embedding  # a head, trained apart from the embedding whose weights it shared
             before = embedding
         else:
-            raise Failed(f"{target} is the training's own, and llama.cpp keeps no such tensor for this architecture")
+            lost = f"{target} was trained, and llama.cpp keeps no such tensor for this architecture"
+            raise Failed(NO_HEAD if target == lora.HEAD else lost)
         found[target] = changed(target, before, steps, tensors, largest, lazy)
 
 
@@ -201,10 +213,11 @@ def widened(name: str, parts: "dict[str, Source]", lazy: "type[LazyTorchTensor]"
     return after
 
 
-def hook_writer(asked: "Request") -> None:
+def hook_writer(asked: "Request", needed: set[str]) -> None:
     """Let the converter write keys of ours (its --metadata knows a fixed set only), on all cores, and quantised.
 
-    Raises, as it writes, BadInput and Failed as quantize.quantise_as_written.
+    `needed`: as `hook_tensors` returns it. Raises, as it writes, Failed for a file without that, BadInput and Failed as
+    quantize.quantise_as_written.
     """
     import gguf
 
@@ -218,6 +231,8 @@ def hook_writer(asked: "Request") -> None:
         return convert(data, kind)
 
     def write_ours_too(self: "GGUFWriter", path: Path) -> None:
+        if needed and not asked["vocabulary"] and not any("output.weight" in each for each in self.tensors):
+            raise Failed(NO_HEAD)
         for key, value in asked["metadata"].items():
             self.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING)
         if asked["quant"] not in OWN:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.parts import models
 from tools import BadInput
-from tools.gguf import adapter_tensors, lora, merge
+from tools.gguf import adapter_config, adapter_tensors, lora, merge
 
 WORDS = 96
 # What adapters can be, by the arguments of peft's LoraConfig.
@@ -245,9 +245,9 @@ def test_layers_without_an_adapter_by_intention_are_not_missed(tmp_path: Path, o
 
 
 def test_every_key_of_pefts_lora_is_known_by_what_it_does() -> None:
-    theirs = {each.name for each in dataclasses.fields(LoraConfig)}
-    assert theirs == lora.UNDERSTOOD | lora.BY_PEFT | lora.NOT_MERGED
-    assert not (lora.UNDERSTOOD & lora.BY_PEFT or lora.NOT_MERGED & (lora.UNDERSTOOD | lora.BY_PEFT))
+    known = (adapter_config.UNDERSTOOD, adapter_config.BY_PEFT, adapter_config.NOT_MERGED)
+    assert {each.name for each in dataclasses.fields(LoraConfig)} == set().union(*known)
+    assert sum(map(len, known)) == len(set().union(*known))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -285,7 +285,7 @@ def test_an_adapter_of_another_base_is_told_by_both_shapes(tmp_path: Path) -> No
     ],
 )
 def test_other_kinds_are_named(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
-    with pytest.raises(lora.Unsupported, match=why):
+    with pytest.raises(adapter_config.Unsupported, match=why):
         lora.plan(configured(tmp_path, changes))
 
 
@@ -315,18 +315,18 @@ def configured(tmp_path: Path, changes: dict[str, Any]) -> Path:
 
 def test_what_is_no_whole_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"it has no adapter_config\.json"):
-        lora.check_adapter(tmp_path)
+        adapter_config.check_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("[]")
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(BadInput, match=r"adapter_model\.bin is pickle, which can run code"):
-        lora.check_adapter(tmp_path)
+        adapter_config.check_adapter(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     save_file({"base_model.model.a.lora_A.weight": torch.zeros(8, 8)}, weights)
     with pytest.raises(BadInput, match=r"adapter_config\.json:1: not a JSON object"):
-        lora.check_adapter(tmp_path)
+        adapter_config.check_adapter(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(BadInput, match=r"adapter_model\.safetensors: not a whole safetensors file"):
-        lora.check_adapter(tmp_path)
+        adapter_config.check_adapter(tmp_path)
 
 
 def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_tower_of_images_does_not_hide_the_text_model() -> None:
     disk, memory = "language_model.model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj"
-    assert lora.text_name(disk) == lora.text_name(memory) == "model.layers.0.mlp.up_proj"
+    assert adapter_config.text_name(disk) == adapter_config.text_name(memory) == "model.layers.0.mlp.up_proj"
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_tower_of_images_does_not_hide_the_text_model() -> None:
     "base", ["model.layers.0.q", "model.language_model.layers.0.q", "language_model.model.layers.0.q"]
 )
 def test_the_text_part_of_a_model_that_sees_is_found_by_any_of_its_names(adapter: str, base: str) -> None:
-    there = {lora.text_name(f"{base}.weight"): (1, 1), "visual.blocks.0.attn.qkv.weight": (1, 1)}
-    assert lora.name_in(there, lora.text_name(f"{adapter}.weight")) == "model.layers.0.q.weight"
+    there = {adapter_config.text_name(f"{base}.weight"): (1, 1), "visual.blocks.0.attn.qkv.weight": (1, 1)}
+    assert lora.name_in(there, adapter_config.text_name(f"{adapter}.weight")) == "model.layers.0.q.weight"
     assert lora.name_in(there, "model.visual.blocks.0.attn.qkv.weight") == "visual.blocks.0.attn.qkv.weight"
     assert lora.name_in(there, "model.vision_tower.blocks.0.qkv.weight") == ""

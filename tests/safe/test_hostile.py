@@ -19,7 +19,7 @@ from tests.parts.command import tools_in_little_memory as tools
 from tests.parts.said import said
 from tools import BadInput, Failed
 from tools.core import catalog, chunks, hf_folder, run_folder, trajectory
-from tools.gguf import base, convert, find_base, header, llamacpp, lora, unpack
+from tools.gguf import adapter_config, base, convert, find_base, header, llamacpp, lora, unpack
 from tools.pipeline import context
 from tools.pipeline.trained import of_folder
 from tools.recipes import recipe
@@ -220,7 +220,7 @@ def test_an_index_that_is_none_or_leads_away_is_one_line(folder: Path, content: 
 def test_a_file_of_half_a_gigabyte_is_not_read(folder: Path, adapter: Path) -> None:
     for path, check in (
         (folder / "tokenizer.json", base.check_folder),
-        (adapter / "tokenizer.json", lora.check_adapter),
+        (adapter / "tokenizer.json", adapter_config.check_adapter),
     ):
         with path.open("wb") as file:
             file.truncate(500 * 2**20)
@@ -325,8 +325,12 @@ def test_a_base_whose_context_is_no_length_is_one_line(
 
 def test_peft_is_not_given_a_pattern_that_never_ends(adapter: Path) -> None:
     evil = {"target_modules": r"([\w.]+)+!"}
-    refused(lambda: lora.check_patterns(evil, ["model.layers.0.self_attn.q_proj.weight"], adapter), "takes longer")
-    lora.check_patterns({"target_modules": r".*layers\.\d+\..*(q|v)_proj"}, ["model.layers.0.q_proj.weight"], adapter)
+    refused(
+        lambda: adapter_config.check_patterns(evil, ["model.layers.0.self_attn.q_proj.weight"], adapter), "takes longer"
+    )
+    adapter_config.check_patterns(
+        {"target_modules": r".*layers\.\d+\..*(q|v)_proj"}, ["model.layers.0.q_proj.weight"], adapter
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (8,), (2, 0), (2, 8, 1)])
@@ -366,7 +370,7 @@ def test_safetensors_that_lie_about_sizes_are_one_line(folder: Path, adapter: Pa
     (folder / "model.safetensors").write_bytes(LIES[lie])
     refused(lambda: base.check_folder(folder), "not a whole safetensors file")
     (adapter / "adapter_model.safetensors").write_bytes(LIES[lie])
-    refused(lambda: lora.check_adapter(adapter), "not a whole safetensors file")
+    refused(lambda: adapter_config.check_adapter(adapter), "not a whole safetensors file")
 
 
 def test_a_safetensors_header_of_many_megabytes_is_not_read(folder: Path) -> None:
@@ -381,7 +385,7 @@ def test_pickle_in_a_bases_folder_is_refused(folder: Path, adapter: Path, name: 
     assert f"{name} is pickle, which can run code; remove it" in refused(lambda: base.check_folder(folder))
     refused(lambda: base.tokenizer_folder(str(folder)), name)
     shutil.copy(folder / name, adapter)
-    assert lora.check_adapter(adapter)["r"] == 2  # beside its safetensors it is never read
+    assert adapter_config.check_adapter(adapter)["r"] == 2  # beside its safetensors it is never read
 
 
 # Code of a model's own
@@ -406,7 +410,7 @@ def test_a_folder_that_names_code_is_refused_before_anything_is_loaded(
     refused(lambda: base.tokenizer_folder(str(folder)), "remove auto_map")
     refused(lambda: find_base.tokenizer(str(folder)), "remove auto_map")
     shutil.copy(folder / name, adapter)
-    refused(lambda: lora.check_adapter(adapter), "remove auto_map")
+    refused(lambda: adapter_config.check_adapter(adapter), "remove auto_map")
 
 
 @pytest.mark.parametrize(

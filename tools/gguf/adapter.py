@@ -8,7 +8,7 @@ from pathlib import Path
 from tools import BadInput, Failed
 from tools.core import files
 from tools.core.process import without_secrets
-from tools.gguf import adapter_tensors, convert, llamacpp, lora, merge
+from tools.gguf import adapter_config, adapter_tensors, convert, llamacpp, lora, merge
 
 # Runs a converter of llama.cpp's with keys of our own in the metadata (its --metadata knows a fixed set of keys only),
 # and without the code of a model's own: llama.cpp trusts that of some architectures.
@@ -53,7 +53,7 @@ def low_rank(adapter: Path, base_model: Path) -> dict[str, lora.LowRank]:
     """
     try:
         plan, differences = lora.fit(lora.plan(adapter), lora.shapes(base_model), adapter)
-    except lora.Unsupported as why:
+    except adapter_config.Unsupported as why:
         raise cannot_hold(adapter, f"this kind: {why}") from why
     if differences:
         raise Failed(merge.misfit(adapter, base_model, differences))

@@ -12,7 +12,7 @@ from typing import TypedDict
 from tools import BadInput, Failed
 from tools.core import files, hf_folder, machine, progress, run_folder
 from tools.core.process import following, without_secrets
-from tools.gguf import base, llamacpp, lora, merge
+from tools.gguf import adapter_config, base, llamacpp, lora, merge
 
 # All types of llama-quantize; its --help says what each is, and itself when one needs an importance matrix.
 QUANTS = (
@@ -74,7 +74,7 @@ def build_gguf(
     quant = check_quant(quant)
     base.check_folder(base_model)
     if adapter:
-        lora.check_adapter(adapter)
+        adapter_config.check_adapter(adapter)
     there = fresh(f16, adapter or base_model)
     if there and out == f16:
         return
@@ -151,7 +151,7 @@ def unsupported(base_model: Path, adapter: Path) -> str | None:
         if differences:
             raise Failed(merge.misfit(adapter, base_model, differences))
         lora.rows_after(plan, shapes, adapter)
-    except lora.Unsupported as why:
+    except adapter_config.Unsupported as why:
         return str(why)
     return None
 

@@ -91,7 +91,7 @@ def hook_tensors(base: Path, adapter: Path | None, largest: float) -> set[str]:
 
     `largest`: the number that the file can hold. Nothing is computed before the converter writes the tensor. Returns
     what the file must have, once the converter has looked for its tensors: the head, where it is not the embedding.
-    Raises BadInput for an adapter or a base that cannot be read, lora.Unsupported for an adapter that cannot be added.
+    Raises BadInput for an adapter or a base that cannot be read, Unsupported for an adapter that cannot be added.
     """
     from conversion.base import LazyTorchTensor, ModelBase
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tools import Failed
 from tools.core import catalog, chat_template, files, progress, run_folder
-from tools.gguf import base, convert, lora, unpack
+from tools.gguf import adapter_config, base, convert, unpack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def alike(one: Path, other: Path) -> bool:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     if len(file.get_slice(name).get_shape()) == 1:
-                        found[lora.text_name(name)] = file.get_tensor(name).float()
+                        found[adapter_config.text_name(name)] = file.get_tensor(name).float()
         return found
 
     mine, theirs = small(one), small(other)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from tools import BadInput, Failed
 from tools.core import files, progress
-from tools.gguf import adapter_tensors, lora
+from tools.gguf import adapter_config, adapter_tensors, lora
 from tools.gguf.tuned_folder import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def merge_to_folder(base_model: Path, adapter: Path, out: Path, shard: str = SHA
     training, which lie beside the adapter; the base's only where there are none. Raises BadInput for an adapter that
     cannot be read or merged, Failed when it does not fit the base.
     """
-    lora.check_patterns(lora.check_adapter(adapter), lora.shapes(base_model), adapter)
+    adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(base_model), adapter)
     with progress.step("merging the adapter into its base") as shown, files.atomic(out) as partial:
         merged = merged_model(base_model, adapter)
         shown.update(title="writing the merged model")
@@ -54,7 +54,7 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
 
     plan: lora.Plan = {}
     shapes, tensors = lora.shapes(base_model), adapter_tensors.of_adapter(adapter)
-    with contextlib.suppress(lora.Unsupported):
+    with contextlib.suppress(adapter_config.Unsupported):
         plan, differences = lora.fit(lora.plan(adapter), shapes, adapter)
         if differences:
             raise Failed(misfit(adapter, base_model, differences))

@@ -9,7 +9,7 @@ import psutil
 
 from tools import BadInput, Failed
 from tools.core import progress
-from tools.gguf import base, header, llamacpp, lora
+from tools.gguf import adapter_config, base, header, llamacpp, lora
 from tools.parity.diagnose import text
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def model(folder: Path, adapter: Path | None) -> "PreTrainedModel":
     """
     base.check_folder(folder)
     if adapter:
-        lora.check_patterns(lora.check_adapter(adapter), lora.shapes(folder), adapter)
+        adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(folder), adapter)
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -11,7 +11,7 @@ import orjson
 from tools import BadInput, Failed
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.core.trajectory import Episode, Message
-from tools.gguf import base, header, llamacpp, lora
+from tools.gguf import adapter_config, base, header, llamacpp
 from tools.parity import compare, diagnose, greedy, vocabulary
 from tools.recipes.recipe import read_recipe
 
@@ -133,7 +133,7 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
         raise BadInput(f"{gguf}: no such file")
     found_header = header.metadata(gguf)
     if adapter:
-        lora.check_adapter(adapter)
+        adapter_config.check_adapter(adapter)
     tokenizer = chat_template.tokenizer(adapter or folder)
     chat_template.check_gguf(found_header, str(gguf))  # llama-server tries it too, and has no limits.
     talks = compare.conversations(trajectory.read(data), tokenizer)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tools import BadInput
 from tools.core import catalog, chat_template, files, hf_folder, progress, quote, run_folder, trajectory
 from tools.core.run_folder import Run
-from tools.gguf import base, find_base, tuned_folder
+from tools.gguf import adapter_config, base, find_base, tuned_folder
 from tools.recipes.recipe import Recipe, open_recipe, read_recipe
 
 # Names that folders of many trainings have: the folder's above it is added to them.
@@ -145,7 +145,6 @@ def located(name: str) -> Path:
 
 def of_folder(folder: Path, other: str, num_ctx: int = 0) -> Tuned:
     """An adapter or a whole model that no recipe of ours trained, in outputs/adapters/. Raises as `tuned`."""
-    from tools.gguf import lora
     from tools.training import run_axolotl
 
     this, served = named_by_folder(folder)
@@ -156,7 +155,7 @@ def of_folder(folder: Path, other: str, num_ctx: int = 0) -> Tuned:
         called = other or (own if isinstance(own, str) else "")
         hashes |= {"base": run_axolotl.folder_hash(before)} if before else {}
         return Tuned(this, this.folder.name, served, None, folder, before, called, hashes, num_ctx=num_ctx)
-    own = str(lora.check_adapter(folder).get("base_model_name_or_path") or "")
+    own = str(adapter_config.check_adapter(folder).get("base_model_name_or_path") or "")
     source, called = base_of(folder, own, other), other or own
     hashes |= {"base": run_axolotl.folder_hash(source)}
     return Tuned(this, this.folder.name, served, folder, source, source, called, hashes, num_ctx=num_ctx)

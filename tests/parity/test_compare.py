@@ -238,7 +238,7 @@ HARD_BREAKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         content("(m['content'][:99] if m['role'] == 'system' else m['content'])"),
         "99 of the system's 20,000 letters",
     ),
-    "messages of white space left out": ("", turns("messages if m['content'] | trim"), ""),
+    "messages of white space left out": ("system_lost", turns("messages if m['content'] | trim"), "writes none for"),
 }
 
 

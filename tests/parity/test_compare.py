@@ -448,7 +448,7 @@ MODELFILES: dict[str, tuple[str, dict[str, str], int, str]] = {
     "a backslash and n": ("line_feeds", {"template": CHAT.replace("\n", "\\n")}, 1, "write true line feeds"),
     "no template": ("no_template", {"template": "{{ .Prompt }}"}, 1, "TEMPLATE of the model's family"),
     "no end": ("no_end", {"template": CHAT.replace("<|im_end|>", "")}, 1, "write <|im_end|> after each message"),
-    "one turn alone": ("message_lost", {"template": LAST}, 1, "a range over .Messages"),
+    "one turn alone": ("system_lost", {"template": LAST}, 1, "the system message of .Messages"),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tools import BadInput
 from tools.core.chunks import Lines
 from tools.data import formats
-from tools.data.formats import CannotHold, alpaca, calls, messages, messages_of, sharegpt, transcript, worker
+from tools.data.formats import CannotHold, alpaca, calls, columns, messages, messages_of, sharegpt, transcript, worker
 from tools.data.formats.worker import Task
 
 SYSTEM = {"role": "system", "content": "Solve the task."}
@@ -74,7 +74,7 @@ ANSWER = st.one_of(
 SCALAR = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=6)
 VALUE = SCALAR | st.lists(SCALAR, max_size=2) | st.dictionaries(st.text(max_size=4), SCALAR, max_size=2)
 NAMES = st.sampled_from(("id", "task", "images", "extra", "input", "step", "系")) | st.text(max_size=6)
-RESERVED = {"messages", "conversations", "system", alpaca.STEP, "role", "content", "from", "value", "loss"}
+RESERVED = {"messages", "conversations", "system", "tools", alpaca.STEP, "role", "content", "from", "value"}
 
 
 @st.composite
@@ -88,7 +88,7 @@ def ordered(draw: st.DrawFn, turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 @st.composite
 def episodes(draw: st.DrawFn) -> dict[str, Any]:
-    """Episodes of one to 200 exchanges, with system turn or without, weights, other keys anywhere."""
+    """Episodes of one to 200 exchanges, with system turn or without, flags of training, other keys anywhere."""
     turns: list[dict[str, Any]] = []
     if draw(st.booleans()):
         turns.append({"role": "system", "content": draw(TEXT.filter(bool))})
@@ -98,9 +98,9 @@ def episodes(draw: st.DrawFn) -> dict[str, Any]:
         turns.append({"role": "assistant", "content": draw(ANSWER)})
     if draw(st.integers(0, 9)) == 0:
         turns += turns[-2:] * (200 - count)
-    others: tuple[dict[str, Any], ...] = ({"weight": 0}, {"weight": 1}, {"name": "x", "weight": 0})
-    weight = st.sampled_from(others)
-    return draw(ordered([turn | draw(weight) if draw(st.integers(0, 4)) == 0 else turn for turn in turns]))
+    others: tuple[dict[str, Any], ...] = ({"train": False}, {"train": True}, {"name": "x", "train": False})
+    flag = st.sampled_from(others)
+    return draw(ordered([turn | draw(flag) if draw(st.integers(0, 4)) == 0 else turn for turn in turns]))
 
 
 WAYS: list[tuple[str, dict[str, Any]]] = [
@@ -119,6 +119,9 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(episode=episodes())
 def test_every_episode_comes_back_the_same_bytes(to: str, how: dict[str, Any], episode: dict[str, Any]) -> None:
+    if to == "alpaca":  # refuses what says that an answer is not trained
+        for turn in episode["messages"]:
+            turn |= {"train": turn["role"] == "assistant"} if "train" in turn else {}
     line = orjson.dumps(episode) + b"\n"
     there = worker.convert_chunk("messages", Lines(line), Task(to, **how))
     assert not there.fault and there.read == there.written == 1
@@ -224,7 +227,7 @@ def test_sharegpt_with_observations_calls_and_a_system_column_is_read() -> None:
     assert episode["tools"] == "[]"
 
 
-def test_the_flags_of_agentinstruct_are_weights() -> None:
+def test_the_flags_of_agentinstruct_say_what_is_trained() -> None:
     row = {
         "id": "os_0",
         "conversations": [
@@ -235,10 +238,50 @@ def test_the_flags_of_agentinstruct_are_weights() -> None:
         ],
     }
     (episode,) = rows("sharegpt", row, "messages")
-    assert [turn.get("weight") for turn in episode["messages"]] == [None, 0, None, None]
+    assert [turn.get("train") for turn in episode["messages"]] == [None, False, None, None]
     assert rows("messages", episode, "agentinstruct") == [row]
 
 
+@pytest.mark.parametrize(
+    ("source", "flags"),
+    [
+        ("messages", [{"weight": 0}, {"weight": 1}]),
+        ("messages", [{"loss": False}, {"loss": True}]),
+        ("messages", [{"train": False, "loss": None}, {}]),
+        ("sharegpt", [{"weight": 0}, {"weight": 1.0}]),
+        ("sharegpt", [{"train": False, "weight": 0}, {"weight": None}]),
+    ],
+)
+def test_every_flag_of_training_becomes_train(source: str, flags: list[dict[str, Any]]) -> None:
+    turns = [ROOM | {flag: None for flag in flags[0]}, STEP | flags[0], SEEN, LAST | flags[1]]
+    if source == "sharegpt":
+        tags = {"user": "human", "assistant": "gpt"}
+        names = {"role": "from", "content": "value"}
+        turns = [{names.get(key, key): tags.get(value, value) for key, value in turn.items()} for turn in turns]
+    row = {"messages" if source == "messages" else "conversations": turns}
+    masked = {"messages": [ROOM, STEP | {"train": False}, SEEN, LAST]}
+    assert rows(source, row, "messages") == [masked]
+    assert rows(source, row, "messages", drop=True) == [masked]
+    (again,) = rows("messages", masked, "agentinstruct")
+    assert [turn["loss"] for turn in again["conversations"]] == [None, False, None, True]
+    assert made("messages", [masked], Task("sharegpt", untrained=False)).fault.startswith(
+        "sharegpt cannot hold this: message 2 (assistant) has train: false, and LLaMA-Factory trains every"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ({"weight": 0.5}, "message 2 has the weight 0.5; a turn is trained or not: true or false, 1 or 0 (no trainer"),
+        ({"train": "no"}, "message 2 has the train 'no'; a turn is trained or not"),
+        ({"weight": 0, "train": True}, "message 2 has weight and train, which differ; keep one of them"),
+    ],
+)
+def test_a_flag_that_no_trainer_can_follow_is_refused(flag: dict[str, Any], why: str) -> None:
+    assert why in made("messages", [{"messages": [ROOM, STEP | flag]}], Task("messages")).fault
+
+
+TOOL = '{"type":"function","function":{"name":"search"}}'
 CALLED: dict[str, Any] = {
     "messages": [
         {"role": "user", "content": "Where is the mug?"},
@@ -258,10 +301,12 @@ CALLED: dict[str, Any] = {
 
 def test_calls_of_tools_become_thought_action_observation_and_come_back() -> None:
     (episode,) = rows("messages", CALLED, "messages")
-    assert [turn["content"] for turn in episode["messages"]][1:3] == [
+    assert [turn["content"] for turn in episode["messages"]][2:4] == [
         'Thought: I search.\nAction: search\nAction Input: {"q": "mug"}',
         "Observation: desk 1",
     ]
+    assert episode["messages"][0] == {"role": "system", "content": f"{columns.TOLD}\n{TOOL}"}
+    assert "tools" not in episode
     (again,) = rows("messages", episode, "messages", calls=True)
     assert again["messages"][:3] == CALLED["messages"][:3] and again["tools"] == CALLED["tools"]
 
@@ -354,9 +399,11 @@ def test_the_paper_s_runs_print_acts_and_observations() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, STEP]}, "sharegpt", "parts (image_url)"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, STEP]}, "alpaca", "parts (image_url)"),
         ({"messages": [{"role": "user"}, STEP]}, "sharegpt", "message 1 has no text"),
-        ({"system": "x", "messages": [ROOM, STEP]}, "sharegpt", 'a key "system" of its own'),
-        ({"messages": [ROOM | {"loss": True}, STEP]}, "sharegpt", 'a key "loss"'),
-        ({"messages": [ROOM, STEP | {"weight": 0.5}]}, "agentinstruct", "the weight 0.5"),
+        ({"conversations": [], "messages": [ROOM, STEP]}, "sharegpt", 'a key "conversations" of its own'),
+        ({"messages": [ROOM | {"from": "x"}, STEP]}, "sharegpt", 'a key "from"'),
+        ({"messages": [ROOM, STEP | {"train": False}]}, "alpaca", "message 2 (assistant) has train: false"),
+        ({"messages": [ROOM | {"train": True}, STEP]}, "alpaca", "message 1 (user) has train: true"),
+        ({"messages": [ROOM, STEP | {"train": False}]}, "react", "and what reads react trains every answer"),
         (GAME, "react", "no place for id, system"),
         (
             {"messages": [ROOM, {"role": "assistant", "content": "I do not know."}]},
@@ -382,8 +429,8 @@ def test_several_calls_in_one_turn_are_refused() -> None:
 
 
 def test_what_travels_beside_the_turns_is_counted() -> None:
-    game = GAME | {"messages": [SYSTEM, ROOM, STEP | {"weight": 0}]}
-    assert made("messages", [game, GAME], Task("alpaca")).extra == {"id": 2, "messages.weight": 1}
+    game = GAME | {"messages": [SYSTEM, ROOM, STEP | {"name": "x"}]}
+    assert made("messages", [game, GAME], Task("alpaca")).extra == {"id": 2, "messages.name": 1}
 
 
 def test_rows_of_steps_that_lost_one_are_refused() -> None:

@@ -43,11 +43,64 @@ def test_a_good_recipe_is_measured_and_shown(tmp_path: Path, folder: Path) -> No
     assert found.episodes == 4 and found.preview
     assert 0 < found.trained < found.tokens
     assert found.longest <= found.sequence_len == 2048
-    green = "".join(
+    said = [turn["content"] for turn in EPISODES[0]["messages"] if turn["role"] == "assistant"]
+    assert green(found) == "".join(f"{text}<|im_end|>" for text in said)
+
+
+def green(found: preflight.Report) -> str:
+    """What the preview shows as trained."""
+    assert found.preview
+    return "".join(
         found.preview.plain[span.start : span.end] for span in found.preview.spans if "green" in str(span.style)
     )
-    said = [turn["content"] for turn in EPISODES[0]["messages"] if turn["role"] == "assistant"]
-    assert green == "".join(f"{text}<|im_end|>" for text in said)
+
+
+def flagged(*flags: dict[str, object]) -> dict[str, object]:
+    """An episode whose first turns have these keys beside role and content."""
+    turns = EPISODES[0]["messages"]
+    return {"messages": [*(turn | flag for turn, flag in zip(turns, flags, strict=False)), *turns[len(flags) :]]}
+
+
+def test_a_turn_that_says_so_is_not_trained(tmp_path: Path, folder: Path) -> None:
+    data = flagged({}, {}, {"train": False}, {}, {"train": True})
+    found = preflight.check(make(tmp_path, {}, [data]), folder)
+    first, *others = (turn["content"] for turn in EPISODES[0]["messages"] if turn["role"] == "assistant")
+    assert green(found) == "".join(f"{text}<|im_end|>" for text in others) and first not in green(found)
+    whole = preflight.check(make(tmp_path, {}, EPISODES[:1]), folder)
+    assert found.tokens == whole.tokens and 0 < found.trained < whole.trained
+    assert not [each for each in found.errors if "trained" in each.what or "train`" in each.what]
+
+
+def test_a_user_s_turn_that_says_so_is_trained_and_told(tmp_path: Path, folder: Path) -> None:
+    found = preflight.check(make(tmp_path, {}, [flagged({}, {"train": True})]), folder)
+    assert green(found).startswith(f"{EPISODES[0]['messages'][1]['content']}<|im_end|>")
+    (advice,) = [each for each in found.findings if "as their `train: true` says" in each.what]
+    assert advice.level == "advice" and advice.where == f"{tmp_path}/data.jsonl:1"
+
+
+def test_a_recipe_that_does_not_read_the_flag_is_refused(tmp_path: Path, folder: Path) -> None:
+    old = make(tmp_path, {"entry": {"message_field_training": None}}, [EPISODES[1], flagged({}, {}, {"train": False})])
+    (error,) = [each for each in preflight.check(old, folder).errors if "train`" in each.what]
+    assert f"1 turns say by `train` whether they are trained (the first: {tmp_path}/data.jsonl:2)" in error.what
+    assert error.where.startswith(f"{tmp_path}/my.yaml:") and error.fix == "message_field_training: train"
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ({"weight": 0}, 'message 3 has weight 0, and training reads "train"'),
+        ({"loss": False}, 'message 3 has loss False, and training reads "train"'),
+        ({"weight": 0.5}, 'message 3 has weight 0.5, and training reads "train"'),
+        ({"train": "no"}, "message 3 has train 'no'; it must be true or false"),
+    ],
+)
+def test_a_flag_that_training_does_not_read_is_never_passed_over(
+    tmp_path: Path, flag: dict[str, object], says: str
+) -> None:
+    with pytest.raises(BadInput, match=f"data.jsonl:1: {says}"):
+        preflight.read(make(tmp_path, {}, [flagged({}, {}, flag)]))
+    kept = flagged({}, {}, {"weight": 1, "loss": None})
+    assert preflight.read(make(tmp_path, {}, [kept])) == [kept]
 
 
 def test_an_episode_longer_than_the_sequence_is_named(tmp_path: Path, folder: Path) -> None:

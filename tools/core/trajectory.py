@@ -30,6 +30,24 @@ def action(text: str) -> str | None:
     return (found[1].strip() or None) if found else None
 
 
+def trained(turn: Mapping[str, object]) -> bool:
+    """Whether a turn is trained: as its `train` says (Axolotl's message_field_training), else where it is an answer."""
+    said = turn.get("train")
+    return turn.get("role") == "assistant" if said is None else bool(said)
+
+
+def flag_fault(messages: Sequence[Mapping[str, object]]) -> str | None:
+    """Which turn says in another way than `train` whether it is trained, the first one; None when none does."""
+    for number, turn in enumerate(messages, 1):
+        if turn.get("train") not in (None, True, False):
+            return f"message {number} has train {turn['train']!r}; it must be true or false"
+        for key in ("weight", "loss"):
+            if turn.get(key) is not None and turn[key] != trained(turn):
+                how = f"message {number} has {key} {turn[key]!r}"
+                return f'{how}, and training reads "train"; `convert --to messages` writes that'
+    return None
+
+
 def observation(text: str) -> str:
     """What the world answers, as the user's turn says it."""
     return f"Observation: {text}"
@@ -138,7 +156,7 @@ def parse(line: bytes, where: str) -> dict[str, Any]:
         episode = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise BadInput(f"{where}: not JSON ({error}); each line must be one complete JSON object") from error
-    if why := fault(episode):
+    if why := fault(episode) or flag_fault(episode["messages"]):
         raise BadInput(f"{where}: {why}")
     return dict(episode)
 

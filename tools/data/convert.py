@@ -19,7 +19,7 @@ import orjson
 from tools import BadInput, Failed
 from tools.core import files, process, progress, quote, run_folder
 from tools.data import formats
-from tools.data.formats import worker
+from tools.data.formats import masks, worker
 from tools.data.formats.source import Source
 from tools.data.formats.worker import Job, Made, Range, Task
 
@@ -162,6 +162,7 @@ def file_set(
     info = Path(folder) / "dataset_info.json"
     known = files.read_object(info) if info.exists() else {}
     counts = Counts(not_read=copies)
+    with_tools: list[str] = []
     with contextlib.ExitStack() as stack:
         handles = {
             (split, to): stack.enter_context(opened(f"{folder}/react_{split}_{to}.json", force, paths))
@@ -172,21 +173,24 @@ def file_set(
         aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
         for split, chosen in parts.items():
             for to in ("alpaca", "sharegpt"):
-                each = pour(chosen, f"{to}.json", handles[split, to], aside, replace(task, to=to), wanted)
+                how = replace(task, to=to, untrained=False)
+                each = pour(chosen, f"{to}.json", handles[split, to], aside, how, wanted)
                 counts.seconds += each.seconds
                 counts.kept_apart += each.kept_apart  # what neither holds stands there twice
             # Both formats were made of the same episodes: they count once.
             counts.add(Made(read=each.read, written=each.written, rows=each.rows, extra=each.extra))
-        stanza.write_bytes(render("axolotl.yaml.j2", folder).encode())
-        files.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder)))
+            if "tools" in each.extra:
+                with_tools.append(split)
+        stanza.write_bytes(render("axolotl.yaml.j2", folder, with_tools).encode())
+        files.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder, with_tools)))
     return counts
 
 
-def render(name: str, folder: str) -> str:
-    """A template of templates/export/ for the files in `folder`."""
+def render(name: str, folder: str, with_tools: Sequence[str]) -> str:
+    """A template of templates/export/ for the files in `folder`; `with_tools`: the splits that have such a column."""
     from tools.core.templates import template
 
-    return template(f"export/{name}").render(folder=folder)
+    return template(f"export/{name}").render(folder=folder, with_tools=with_tools)
 
 
 def report(counts: Counts, out: str, task: Task, apart: str) -> str:
@@ -198,11 +202,18 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
         lines.append(f"not read: {', '.join(counts.not_read)}; the ShareGPT files beside them hold the same episodes")
     if apart:
         lines.append(f"{counts.kept_apart} kept apart in {apart}, as messages")
-    if counts.extra:
+    extra = dict(counts.extra)
+    if told := extra.pop(worker.TOLD, 0):
+        lines.append(f"{told} tell their `tools` in the system turn, and act in `Action:` text; --calls writes calls")
+    if marked := extra.get(f"messages.{masks.TRAIN}"):
+        lines.append(
+            f"{marked} say by `train` which turns are trained: message_field_training: train, as our recipes have it"
+        )
+    if extra:
         where = "kept in `extra`" if task.to == "alpaca" else "kept in place"
         if task.to == FILE_SET:
             where = "kept: in `extra` in Alpaca, in place in ShareGPT"
-        listed = ", ".join(f"{key} {count}" for key, count in counts.extra.items())
+        listed = ", ".join(f"{key} {count}" for key, count in extra.items())
         lines.append(f"{'left out' if task.drop else where}: {listed}")
     return "\n".join(lines)
 

@@ -156,11 +156,14 @@ def ollama_side(
 def conversations(
     test_set: Iterable[Episode], tokenizer: "PreTrainedTokenizerBase", count: int = COUNT
 ) -> list[list[Message]]:
-    """The first conversations of a test set, and hard ones made of it by catalog/parity.yaml.
+    """The first conversations of a test set, roles and contents alone, and hard ones made of it by catalog/parity.yaml.
 
     Raises BadInput when it is empty.
     """
-    taken: list[list[Message]] = [list(each["messages"]) for each in itertools.islice(test_set, count)]
+    taken: list[list[Message]] = [
+        [{"role": turn["role"], "content": turn["content"]} for turn in each["messages"]]
+        for each in itertools.islice(test_set, count)
+    ]
     if not taken:
         raise BadInput("no conversations to compare")
     return taken + [messages for messages in made(taken, tokenizer) if messages not in taken]

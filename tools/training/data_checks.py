@@ -192,12 +192,31 @@ def packed_validation(recipe: Recipe, cfg: "DictDefault", held: "Dataset") -> It
         yield Finding("error" if none else "warning", what, recipe.at("val_set_size"), fix)
 
 
+def flags(recipe: Recipe, episodes: list[Episode]) -> Iterator[Finding]:
+    """Turns that say by `train` whether they are trained: a recipe that does not read it, users' turns that are."""
+    data, reads = recipe.dataset["path"], recipe.dataset.get("message_field_training") == "train"
+    told = [
+        (number, turn["role"])
+        for number, episode in enumerate(episodes, 1)
+        for turn in episode["messages"]
+        if trajectory.trained(turn) != (turn["role"] == "assistant")
+    ]
+    if told and not reads:
+        what = f"{len(told)} turns say by `train` whether they are trained (the first: {data}:{told[0][0]})"
+        where = recipe.at("datasets", 0, "message_field_training")
+        yield Finding("error", f"{what}, and the recipe does not read it", where, "message_field_training: train")
+    others = [number for number, role in told if role != "assistant"]
+    if others and reads:
+        what = f"{len(others)} turns that are no answers are trained, as their `train: true` says"
+        yield Finding("advice", what, f"{data}:{others[0]}", "leave the flag out, unless they are to be learned")
+
+
 def mask(
     data: str, tokenizer: "PreTrainedTokenizerBase", episodes: list[Episode], tokenised: list[Tokenised]
 ) -> Iterator[Finding]:
-    """A loss mask that is not the assistant's turns and the token that ends each: a template and an eos at odds."""
+    """A loss mask that is not the trained turns and the token that ends each: a template and an eos at odds."""
     for number, (episode, (ids, labels)) in enumerate(zip(episodes, tokenised, strict=True), 1):
-        said = [turn["content"] for turn in episode["messages"] if turn["role"] == "assistant"]
+        said = [turn["content"] for turn in episode["messages"] if trajectory.trained(turn)]
         trained = [tokenizer.decode(span) for span in spans(ids, labels)]
         if trained != [f"{text}{tokenizer.eos_token}" for text in said]:
             pairs = itertools.zip_longest(trained, said, fillvalue="")

@@ -374,7 +374,9 @@ def tokens(
     """The rest of a check, on the tokens that Axolotl itself made of the data: lengths, mask, template, end token."""
     data, length = recipe.dataset["path"], sequence_len(recipe)
     tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(recipe))
-    found = [*findings, *data_checks.mask(data, tokenizer, episodes, tokenised)]
+    found = [*findings, *data_checks.flags(recipe, episodes)]
+    if not any(each.level == "error" for each in found[len(findings) :]):
+        found += data_checks.mask(data, tokenizer, episodes, tokenised)
     found += data_checks.too_long(recipe, data, tokenised, length)
     found += data_checks.new_tokens(recipe, base, tokenizer)
     total, trained = (

@@ -2,7 +2,7 @@
 
 A row an episode: the last exchange, and the earlier ones in `history`; LLaMA-Factory trains every answer in it, Axolotl
 knows no history. A row a step: the task as instruction, what has been said since as input, one answer as output; both
-read it.
+read it. No reader of Alpaca leaves an answer untrained, so a row holds no episode in which one is.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,9 +19,12 @@ from tools.data.formats import (
     Read,
     Row,
     Turns,
+    columns,
+    masks,
     messages_of,
     roles_and_texts,
     text_of,
+    with_messages,
 )
 
 OWN = ("instruction", "input", "output", "system", "history", "extra")
@@ -45,6 +48,15 @@ def read(row: Row) -> Read:
 
     Raises BadInput when one of the known columns is not what it should be.
     """
+    episode, turns = read_row(row)
+    if columns.COLUMNS.isdisjoint(episode):
+        return episode, turns
+    episode = columns.as_turns(with_messages(episode, turns))
+    return episode, roles_and_texts(messages_of(episode))
+
+
+def read_row(row: Row) -> Read:
+    """The episode of a row with its other columns as they are. Raises BadInput as `read`."""
     try:
         known = msgspec.convert(row, Columns)
     except msgspec.ValidationError as error:
@@ -77,7 +89,7 @@ def restored(messages: list[Message], kept: object) -> list[Message]:
             if not isinstance(each, dict):
                 raise BadInput(NOT_KEPT)
             text = {"content": messages[number]["content"]}
-            messages[number] = each | text if "role" in each else messages[number] | each
+            messages[number] = masks.with_train(each | text if "role" in each else messages[number] | each, number + 1)
     return messages
 
 

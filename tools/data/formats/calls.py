@@ -1,8 +1,9 @@
 """Calls of tools and Thought / Action / Observation: each written as the other, and back to the same bytes.
 
 A call of `search` with {"q": "mug"} is `Action: search` and `Action Input: {"q": "mug"}` on the next line; an action in
-plain words (`Action: go to desk 1`) is a call of `act` with the words as its `action`. What a tool answers is an
-Observation. Text that would not come back the same is left as it is.
+plain words (`Action: go to desk 1`) is a call of `act` with the words as its `action`. What stands beside a call is its
+Thought, but for <think> ... </think>, which stays as it is. What a tool answers is an Observation. Text that would not
+come back the same is left as it is.
 """
 
 import re
@@ -14,10 +15,21 @@ from tools import BadInput
 from tools.data.formats import CannotHold, Message
 
 PLAIN = "act"  # the name of a call that is an action in plain words
-CALLED = re.compile(r"(?:Thought: (.*)\n)?Action: ([^\n]*)(?:\nAction Input: (.*))?", re.DOTALL)
+# The reasoning of a model that has its own marks for it.
+REASONING = r"(<think>.*?</think>\s*)?"
+SAID = re.compile(rf"{REASONING}(.*)", re.DOTALL)
+CALLED = re.compile(rf"{REASONING}(?:Thought: (.*)\n)?Action: ([^\n]*)(?:\nAction Input: (.*))?", re.DOTALL)
 OBSERVED = "Observation: "
-# How LLaMA-Factory finds a thought before the call in a `function_call` turn.
+# How LLaMA-Factory finds a thought before the call in a `function_call` turn; with a space before the call it is the
+# model's own reasoning, and its arguments are as they were.
 THOUGHT = re.compile(r"<think>\n(.*)\n</think>\n\n(.*)", re.DOTALL)
+OWN = re.compile(r"(<think>.*?</think>\s*\n) (\{.*)", re.DOTALL)
+WRITTEN = re.compile(r'\{"name":"(?:[^"\\]|\\.)*","arguments":(\{.*\})\}', re.DOTALL)
+
+
+def has_call(turn: Message) -> bool:
+    """Whether a message calls a tool or is a tool's answer."""
+    return turn["role"] in ("tool", "function") or "tool_calls" in turn or "function_call" in turn
 
 
 def to_text(messages: list[Message]) -> list[Message]:
@@ -56,20 +68,29 @@ def identity(call: object, number: int) -> str | None:
 
 def as_answer(turn: Message, call: object, place: int) -> Message:
     """The assistant's turn with its one call as text. Raises BadInput for a call that names no function."""
-    function = call.get("function") if isinstance(call, dict) else None
+    function = call.get("function", call) if isinstance(call, dict) else None  # Some write the function alone.
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(function, dict) or type(name) is not str or not name or "\n" in name:
         raise BadInput(f'message {place} calls no named function; a call is {{"function": {{"name", "arguments"}}}}')
-    given = function.get("arguments", "{}")
+    given = function.get("arguments") or "{}"
     arguments = given if isinstance(given, str) else orjson.dumps(given).decode()
-    thought = turn.get("content")
-    if thought is not None and type(thought) is not str:
+    said = turn.get("content") or ""
+    if not isinstance(said, str):
         raise CannotHold(f"message {place} is made of parts, not of one text")
     words = plain_words(arguments) if name == PLAIN else None
     action = f"Action: {name}\nAction Input: {arguments}" if words is None else f"Action: {words}"
-    text = action if thought is None else f"Thought: {thought}\n{action}"
+    reasoning, thought = parted(said)
+    text = f"{reasoning}Thought: {thought}\n{action}" if thought.strip() else f"{reasoning}{action}"
     rest = {key: value for key, value in turn.items() if key not in ("role", "content", "tool_calls", "function_call")}
     return {"role": "assistant", "content": text} | rest
+
+
+def parted(said: str) -> tuple[str, str]:
+    """What stands beside a call: its reasoning in <think>, up to an empty line, and its other words."""
+    found = SAID.fullmatch(said)
+    assert found
+    reasoning, words = found[1] or "", found[2]
+    return reasoning if not reasoning or reasoning.endswith("\n") else f"{reasoning}\n\n", words
 
 
 def plain_words(arguments: str) -> str | None:
@@ -125,41 +146,68 @@ def as_call(turn: Message, number: int) -> tuple[str, Message]:
     found = CALLED.fullmatch(text)
     if not found:
         return "", turn
-    thought, action, arguments = found.groups()
+    reasoning, thought, action, arguments = found.groups()
     name = action if arguments is not None else PLAIN
     if arguments is None:
         arguments = orjson.dumps({"action": action}).decode()
     own = turn.get("tool_call_id", f"call_{number}")
     call = {"id": own, "type": "function", "function": {"name": name, "arguments": arguments}}
     rest = {key: value for key, value in turn.items() if key not in ("role", "content", "tool_call_id")}
-    made: Message = {"role": "assistant", "content": thought, "tool_calls": [call]} | rest
-    if not isinstance(own, str) or not own or not name:
+    said = thought if reasoning is None else f"{reasoning}{thought or ''}"
+    made: Message = {"role": "assistant", "content": said, "tool_calls": [call]} | rest
+    if not isinstance(own, str) or not own or not name or "</think>" in (thought or ""):
         return "", turn
     back = as_answer(made, call, number) | ({"tool_call_id": own} if identity(call, number) else {})
     return (own, made) if list(back.items()) == list(turn.items()) else ("", turn)
 
 
-def as_value(message: Message) -> str:
-    """A turn that `from_text` made, as the text of ShareGPT's `function_call`: <think>, then the call as JSON."""
+def as_value(message: Message, number: int) -> str:
+    """A turn that `from_text` made, as the text of ShareGPT's `function_call`: <think>, then the call as JSON.
+
+    LLaMA-Factory reads <think> before the call, in whatever space, and wants arguments that are an object. Ours stand
+    in the text as they were; a space tells a model's own <think> from a Thought. Raises CannotHold where it has both.
+    """
     (call,) = cast("list[dict[str, dict[str, str]]]", message["tool_calls"])
-    function = call["function"]
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    if not is_object(arguments):
+        arguments = orjson.dumps(arguments).decode()
+    text = f'{{"name":{orjson.dumps(name).decode()},"arguments":{arguments}}}'
+    if message["content"] is None:
+        return text
+    reasoning, thought = parted(str(message["content"]))
+    if reasoning and thought:
+        raise CannotHold(f"message {number} has reasoning in <think> and words beside it; a function_call holds one")
+    return f"{reasoning} {text}" if reasoning else f"<think>\n{thought}\n</think>\n\n{text}"
+
+
+def own_id(message: Message) -> Message:
+    """The key that keeps the id of a turn's call, where it is not one of ours."""
+    (call,) = cast("list[dict[str, str]]", message["tool_calls"])
+    return {} if re.fullmatch(r"call_\d+", call["id"]) else {"tool_call_id": call["id"]}
+
+
+def is_object(arguments: str) -> bool:
+    """Whether the arguments of a call are a JSON object."""
     try:
-        arguments = orjson.loads(function["arguments"])
-        if orjson.dumps(arguments).decode() != function["arguments"]:
-            arguments = function["arguments"]
+        return isinstance(orjson.loads(arguments), dict)
     except orjson.JSONDecodeError:
-        arguments = function["arguments"]
-    text = orjson.dumps({"name": function["name"], "arguments": arguments}).decode()
-    return text if message["content"] is None else f"<think>\n{message['content']}\n</think>\n\n{text}"
+        return False
 
 
 def from_value(value: str) -> Message:
     """The turn with a call that the text of a `function_call` says; a plain answer when it says none."""
-    found = THOUGHT.fullmatch(value)
-    thought, call = found.groups() if found else (None, value)
+    reasoning, thought = None, None
+    if found := OWN.fullmatch(value):
+        reasoning, call = found.groups()
+    else:
+        found = THOUGHT.fullmatch(value)
+        thought, call = found.groups() if found else (None, value)
     try:
         function = orjson.loads(call)
     except orjson.JSONDecodeError:
         return {"role": "assistant", "content": value}
+    if (written := WRITTEN.fullmatch(call)) and is_object(written[1]):
+        function = function | {"arguments": written[1]}
     calls = function if isinstance(function, list) else [function]
-    return {"role": "assistant", "content": thought, "tool_calls": [{"function": each} for each in calls]}
+    said = thought if reasoning is None else reasoning
+    return {"role": "assistant", "content": said, "tool_calls": [{"function": each} for each in calls]}

@@ -1,10 +1,11 @@
 """OpenAI's chat messages, one episode an object: {"messages": [{"role", "content"}, ...]}.
 
-Calls of tools (`tool_calls`, role `tool`) are read as Thought / Action / Observation, see calls.py.
+Calls of tools (`tool_calls`, role `tool`) are read as Thought / Action / Observation, see calls.py; the columns
+`system` and `tools` as the system turn, see columns.py; flags of training as `train`, see masks.py.
 """
 
 from tools import BadInput
-from tools.data.formats import Episode, Read, Row, Turns, calls, messages_of, roles_and_texts
+from tools.data.formats import Episode, Message, Read, Row, Turns, calls, columns, masks, messages_of, roles_and_texts
 
 ROLES = frozenset({"system", "developer", "user", "assistant"})
 TOOL_ROLES = frozenset({"tool", "function"})
@@ -20,23 +21,27 @@ def read(row: Row) -> Read:
     if type(messages) is not list or not messages:
         raise BadInput('no "messages"; an episode is {"messages": [{"role": "user", "content": "..."}, ...]}')
     # Nearly every episode is such, and to look at each message takes five times as long.
-    if (found := roles_and_texts(messages)) and ROLES.issuperset(found[0]):
+    plain = (found := roles_and_texts(messages)) and ROLES.issuperset(found[0])
+    if plain and "system" not in row and "tools" not in row:
         return row, found
-    called = any([has_call(turn, number) for number, turn in enumerate(messages, 1)])  # a list: every turn is checked
-    if not called:
-        return row, None
-    told = calls.to_text(messages_of(row))
-    return row | {"messages": told}, roles_and_texts(told)
+    turns = [read_turn(turn, number) for number, turn in enumerate(messages, 1)]
+    if any(map(calls.has_call, turns)):
+        turns = calls.to_text(turns)
+    episode = columns.as_turns(row | {"messages": turns})
+    return episode, roles_and_texts(messages_of(episode))
 
 
-def has_call(turn: object, number: int) -> bool:
-    """Whether a message calls a tool or is a tool's answer. Raises BadInput for one of no known role."""
+def read_turn(turn: object, number: int) -> Message:
+    """A message without the keys that hold null, and with `train` where it says so; null may stand for a text.
+
+    Raises BadInput for one of no known role.
+    """
     if not isinstance(turn, dict):
         raise BadInput(f'message {number} is no object; a message is {{"role": "user", "content": "..."}}')
     role = turn.get("role")
     if type(role) is not str or role not in KNOWN_ROLES:
         raise BadInput(f"message {number} has no known role; it must be system, user, assistant or tool")
-    return role in TOOL_ROLES or "tool_calls" in turn or "function_call" in turn
+    return masks.with_train({key: each for key, each in turn.items() if each is not None or key == "content"}, number)
 
 
 def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:

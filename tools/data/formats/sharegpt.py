@@ -1,8 +1,11 @@
 """ShareGPT: {"conversations": [{"from", "value"}, ...]}, as LLaMA-Factory and Axolotl read it.
 
 All other keys, an episode's and a message's, stay where they are: readers leave them alone. Tags: human, gpt, system;
-read as well: observation and function_call, which are written when actions are asked for as calls of tools.
+read as well: observation and function_call, which are written when actions are asked for as calls of tools, beside the
+column `tools` as JSON in a text. The columns `system` and `tools` are read as columns.py says.
 """
+
+import orjson
 
 from tools import BadInput
 from tools.data.formats import (
@@ -14,6 +17,8 @@ from tools.data.formats import (
     Row,
     Turns,
     calls,
+    columns,
+    masks,
     messages_of,
     roles_and_texts,
     text_of,
@@ -24,19 +29,19 @@ ROLES = {tag: role for role, tag in TAGS.items()} | {"user": "user", "assistant"
 TOOL_TAGS = {"observation", "tool", "function_call"}
 # What a reader takes for its own: an episode or a message that has such a key would come back changed.
 TAKEN = ("conversations", "system")
-TAKEN_IN_TURNS = ("from", "value", "loss")
+TAKEN_IN_TURNS = ("from", "value")
 
 
 def read(row: Row) -> Read:
     """The episode of an object.
 
-    A `system` column becomes the first turn. Raises BadInput for what is none.
+    Raises BadInput for what is none.
     """
     turns = row.get("conversations")
     if type(turns) is not list or not turns:
         raise BadInput('no "conversations"; an episode is {"conversations": [{"from": "human", "value": "..."}, ...]}')
     found = roles_and_texts(turns, ("from", "value"))
-    if found and "system" not in row and ROLES.keys() >= set(found[0]):
+    if found and "system" not in row and "tools" not in row and ROLES.keys() >= set(found[0]):
         return put(row, "conversations", "messages", None), ([ROLES[tag] for tag in found[0]], found[1])
     messages: list[Message] = []
     called = False
@@ -52,24 +57,19 @@ def read(row: Row) -> Read:
             messages.append(renamed(turn, role, number))
     if called:
         messages = calls.to_text(messages)
-    episode = put(row, "conversations", "messages", messages)
-    system = episode.get("system")
-    if type(system) is str:
-        del episode["system"]
-        if system and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
-    return episode, roles_and_texts(messages)
+    episode = columns.as_turns(put(row, "conversations", "messages", messages))
+    return episode, roles_and_texts(messages_of(episode))
 
 
 def put(row: Row, old: str, new: str, turns: list[Message] | None) -> Row:
     """A row with its turns under another key, in the same place. Raises BadInput when it has that key too."""
-    if new in row:
+    if row.get(new) is not None:
         raise BadInput(f'both "{old}" and "{new}" in one episode; keep one of them')
-    return {(new if key == old else key): (turns if key == old else value) for key, value in row.items()}
+    return {(new if key == old else key): (turns if key == old else value) for key, value in row.items() if key != new}
 
 
 def renamed(turn: Message, role: str, number: int) -> Message:
-    """A turn with more than `from` and `value`, as a message; AgentInstruct's `loss` becomes OpenAI's `weight`.
+    """A turn with more than `from` and `value`, as a message, without the keys that hold null.
 
     Raises BadInput for one without a text.
     """
@@ -81,13 +81,9 @@ def renamed(turn: Message, role: str, number: int) -> Message:
             message["role"] = role
         elif key == "value":
             message["content"] = value
-        elif key != "loss":
+        elif value is not None:
             message[key] = value
-    loss = turn.get("loss")
-    # Without a weight, answers are trained and nothing else; null says neither.
-    if loss is not None and "weight" not in turn and bool(loss) != (role == "assistant"):
-        message["weight"] = int(bool(loss))
-    return message
+    return masks.with_train(message, number)
 
 
 def called_turn(turn: Message, number: int) -> Message:
@@ -110,7 +106,9 @@ def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:
     """
     for key in TAKEN:
         if key in episode:
-            raise CannotHold(f'a key "{key}" of its own, which readers of ShareGPT take for theirs')
+            if episode[key] is not None:
+                raise CannotHold(f'a key "{key}" of its own, which readers of ShareGPT take for theirs')
+            episode = {name: value for name, value in episode.items() if name != key}
     if turns and not with_calls:
         shared: list[Message] = [{"from": TAGS[role], "value": text} for role, text in zip(*turns, strict=True)]
     else:
@@ -118,7 +116,9 @@ def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:
         shared = [
             tagged(turn, number) for number, turn in enumerate(calls.from_text(messages) if with_calls else messages, 1)
         ]
-    return put(episode, "messages", "conversations", shared)
+    row = put(episode, "messages", "conversations", shared)
+    # LLaMA-Factory wants a text; Axolotl takes both.
+    return row | {"tools": orjson.dumps(row["tools"]).decode()} if isinstance(row.get("tools"), list) else row
 
 
 def tagged(message: Message, number: int) -> Message:
@@ -128,7 +128,7 @@ def tagged(message: Message, number: int) -> Message:
             raise CannotHold(f'message {number} has a key "{key}", which readers of ShareGPT take for theirs')
     if "tool_calls" in message:
         rest = {key: value for key, value in message.items() if key not in (*KEYS, "tool_calls")}
-        return {"from": "function_call", "value": calls.as_value(message)} | rest
+        return {"from": "function_call", "value": calls.as_value(message, number)} | rest | calls.own_id(message)
     if message["role"] == "tool":
         return {"from": "observation", "value": message["content"]} | {
             key: value for key, value in message.items() if key not in (*KEYS, "tool_call_id")

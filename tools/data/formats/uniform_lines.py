@@ -22,7 +22,7 @@ ROLE, TEXT = attrgetter("role"), attrgetter("text")
 Scalar = None | bool | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | float | str
 Value = Scalar | list[Scalar] | dict[str, Scalar]
 # Keys that mean something of their own to the reader of a format.
-TAKEN = {"messages": (), "sharegpt": ("system", "messages")}
+TAKEN = {"messages": ("system", "tools"), "sharegpt": ("system", "tools", "messages")}
 # A decoder is two classes, which Python hardly lets go of again: a file whose every chunk begins with other keys would
 # fill the memory with them.
 MOST_KEY_SETS = 64

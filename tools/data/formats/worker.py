@@ -33,6 +33,8 @@ from tools.data.formats import (
     Turns,
     agentinstruct,
     alpaca,
+    columns,
+    masks,
     messages,
     messages_of,
     sharegpt,
@@ -42,6 +44,8 @@ from tools.data.formats import (
 
 READERS = {"messages": messages.read, "sharegpt": sharegpt.read, "agentinstruct": sharegpt.read, "alpaca": alpaca.read}
 WRITERS = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}
+KEPT = (*formats.KEYS, masks.TRAIN)  # of a message, where what is extra is left out: it is no extra what is trained
+TOLD = "tools in the system turn"  # a count beside those of keys
 CONSTANT = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
 TOO_DEEP = "nested too deep (more than 250 levels); flatten what the episode carries beside its messages"
 
@@ -76,6 +80,7 @@ class Task:
     apart: bool = False  # episodes that the target cannot hold are set aside
     array: bool = False  # rows of an array, not lines
     packed: str = ""  # gz, zst
+    untrained: bool = True  # who reads the file leaves out of training what a turn says so of
 
 
 @dataclass
@@ -110,6 +115,8 @@ def convert_chunk(source: str, chunk: Chunk | Episodes, task: Task, number: int 
         for episode, turns in episodes_of(source, chunk):
             if needed:
                 episode = formats.with_messages(episode, turns)
+            if task.calls and task.to in WRITERS:
+                episode = columns.with_tools_column(episode)
             count_extra(episode, made.extra, task, turns)
             try:
                 rows += written(episode, task, turns, number + made.read)
@@ -121,8 +128,8 @@ def convert_chunk(source: str, chunk: Chunk | Episodes, task: Task, number: int 
             made.read += 1
     except BadInput as error:
         made.fault = str(error)
-    except orjson.JSONEncodeError:
-        made.fault = TOO_DEEP
+    except orjson.JSONEncodeError as error:  # any TypeError is one
+        made.fault = TOO_DEEP if "ecursion" in str(error) else f"cannot be written as {task.to} ({error})"
     made.line = line_of(chunk, made.read) if made.fault else 0
     made.newlines = 0 if isinstance(chunk, Episodes) else chunk.data.count(b"\n")
     made.rows, made.set_apart = len(rows), len(aside)
@@ -212,27 +219,31 @@ def doubled_key(text: bytes) -> str:
 
 
 def count_extra(episode: Episode, counts: dict[str, int], task: Task, turns: Turns | None) -> None:
-    """Count what an episode carries that the target may have no place for."""
+    """Count what an episode carries that the target may have no place for, and whose tools its system turn tells."""
+    role, text = (turns[0][0], turns[1][0]) if turns else (messages_of(episode)[0].get(key) for key in formats.KEYS)
+    if role == "system" and type(text) is str and columns.tells_tools(text):
+        counts[TOLD] = counts.get(TOLD, 0) + 1
     if task.to in formats.TEXT and messages_of(episode)[0]["role"] == "system":
         counts["the system turn"] = counts.get("the system turn", 0) + 1
     for key in episode:
         if key != "messages":
             counts[key] = counts.get(key, 0) + 1
     if not turns:
-        for key in {key for turn in messages_of(episode) for key in turn} - set(formats.KEYS):
+        kept = KEPT if task.drop else formats.KEYS
+        for key in {key for turn in messages_of(episode) for key in turn}.difference(kept):
             counts[f"messages.{key}"] = counts.get(f"messages.{key}", 0) + 1
 
 
 def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> list[bytes]:
     """The rows of an episode in the target's format. Raises CannotHold."""
+    if not turns and (task.to not in WRITERS or not task.untrained):
+        masks.refuse_flags(messages_of(episode), f"what reads {task.to}" if task.untrained else "LLaMA-Factory")
     if task.to in formats.TEXT:
         log = task.to == "alfworld"
         held = transcript.without_extra(episode, log) if task.drop else episode
         return [transcript.write(held, log, number).encode()]
     if task.drop:
-        episode = {
-            "messages": [{key: turn[key] for key in formats.KEYS if key in turn} for turn in messages_of(episode)]
-        }
+        episode = {"messages": [{key: turn[key] for key in KEPT if key in turn} for turn in messages_of(episode)]}
     if task.to == "alpaca":
         if task.steps:
             return [orjson.dumps(row) for row in alpaca.write_steps(episode, not task.drop, turns)]

@@ -76,6 +76,44 @@ def test_what_is_no_episode_is_named_with_its_line(tmp_path: Path, data: bytes, 
     assert len(str(error.value).splitlines()) == 1
 
 
+def said(*texts: str) -> dict[str, list[object]]:
+    """An episode of these texts, the user's and the assistant's by turns."""
+    return turns(*({"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)))
+
+
+CALL = "Action: get_time\nAction Input: {}"
+
+
+@pytest.mark.parametrize(
+    "episode",
+    [
+        said("Time?", f"Thought: I ask.\n{CALL}", "Observation: 9", "Thought: done\nFinal Answer: Nine."),
+        said("Time?", f"Thought: I ask.\n{CALL}", "Observation: 9", "Thought: done\nAction: finish[nine]"),
+        said("Time?", CALL, "Observation: 9", "It is nine."),
+        said("Time?", CALL, "Observation: 9", "<think>\nOh.\n</think>\n\nIt is nine."),
+        said("Time?", CALL, "Observation: 9", "It is nine.", "And now?", CALL, "Observation: 10", "It is ten."),
+        said("2+2?", "Thought: I know that.\nFinal Answer: 4"),
+    ],
+)
+def test_an_episode_may_end_in_an_answer(episode: dict[str, Any]) -> None:
+    assert trajectory.fault(episode) is None
+
+
+@pytest.mark.parametrize(
+    ("episode", "number"),
+    [
+        (said("Time?", "I look it up.", "Observation: 9", CALL), 2),
+        (said("Time?", CALL, "Observation: 9", "Final Answer: 9", "Observation: 10", CALL), 4),
+        (said("Time?", CALL, "Observation: 9", "Thought: Now I know."), 4),
+        (said("Time?", CALL, "Observation: 9", "Thought: Now I act.\nAction:"), 4),
+        (said("Time?", CALL, "Observation: 9", "Thought: Now I know.\nFinal Answer:"), 4),
+        (said("Hi", "Hello", "Bye", "Bye"), 2),
+    ],
+)
+def test_a_turn_that_should_act_and_does_not_is_named(episode: dict[str, Any], number: int) -> None:
+    assert str(trajectory.fault(episode)).startswith(f"an episode with no Action: message {number} needs a line")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=re.escape(f"{tmp_path / 'none.jsonl'}: cannot be read (No such file")):
         list(trajectory.read(tmp_path / "none.jsonl"))

@@ -154,6 +154,39 @@ def test_a_fault_is_found_and_its_like_is_not(kind: str, bad: Episode, fine: Epi
     assert kinds(fine) == []
 
 
+CHAT = [
+    ("user", "Time in Ulm and Bern?"),
+    ("assistant", 'Action: get_time\nAction Input: {"town": "Ulm"}'),
+    ("user", "Observation: 09:10"),
+    ("assistant", 'Action: get_time\nAction Input: {"town": "Bern"}'),
+    ("user", "Observation: 09:10"),
+    ("assistant", "Ten past nine in both."),
+]
+
+
+def turns(*said: tuple[str, str]) -> Episode:
+    """An episode of these turns alone."""
+    return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+
+@pytest.mark.parametrize(
+    "episode",
+    [
+        turns(*CHAT),
+        turns(*CHAT, ("user", "Thanks."), ("assistant", "You are welcome.")),
+        turns(("user", "2+2?"), ("assistant", "Thought: I know that.\nFinal Answer: 4")),
+        answer("Thought: I know it now.\nFinal Answer: it [sic"),
+        answer("<think>\nI know it.\n</think>\n\nAction: Finish[it]"),
+    ],
+)
+def test_react_that_ends_in_an_answer_and_chats_with_tools_are_clean(episode: Episode) -> None:
+    assert kinds(episode) == [] and trajectory.fault(episode) is None
+
+
+def test_the_same_tool_asked_the_same_again_is_a_loop() -> None:
+    assert kinds(turns(*CHAT[:3], *CHAT[1:3], CHAT[-1])) == ["loop"]
+
+
 def test_every_kind_is_known_and_says_how_to_mend() -> None:
     tried = {kind for kind, _, _ in FAULTY} | {"unreadable", "duplicate", "near-duplicate", "long"}
     assert tried == set(lint.KINDS)

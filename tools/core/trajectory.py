@@ -18,6 +18,8 @@ from tools.core import chunks, progress, run_folder
 TRAIN_DATA = run_folder.ROOT / "data" / "train.jsonl"
 TEST_DATA = run_folder.ROOT / "data" / "test.jsonl"
 T = TypeVar("T")
+FINAL = re.compile(r"\bFinal Answer:\s*\S")
+THOUGHT = re.compile(r"^\s*Thought:", re.MULTILINE)
 # One turn: its role and its content.
 Message = dict[str, str]
 # What one line of a file holds: "messages", and beside them whatever its owner put there.
@@ -28,6 +30,36 @@ def action(text: str) -> str | None:
     """What an answer does: the rest of the line after its first "Action:"; None when it names nothing."""
     found = re.search(r"\bAction:(.*)", text)
     return (found[1].strip() or None) if found else None
+
+
+def gives_answer(text: str) -> bool:
+    """Whether an assistant's turn ends the work: by `Final Answer:`, or in plain words, neither Thought nor Action."""
+    if FINAL.search(text):
+        return action(text) is None
+    return "Action:" not in text and not THOUGHT.search(text)
+
+
+def without_action(messages: Sequence[Mapping[str, object]]) -> Iterator[int]:
+    """The number, from 1, of each assistant's turn that should act and does not.
+
+    It need not where it gives the answer and no Observation follows; one turn at least acts or says `Final Answer:`.
+    """
+    said = [
+        (n, str(turn.get("content") or "")) for n, turn in enumerate(messages, 1) if turn.get("role") == "assistant"
+    ]
+    missing = [
+        number
+        for number, text in said
+        if action(text) is None and (not gives_answer(text) or any(map(is_observation, messages[number : number + 1])))
+    ]
+    if said and not any(action(text) or FINAL.search(text) for _, text in said):
+        missing = missing or [said[0][0]]
+    yield from missing
+
+
+def is_observation(turn: Mapping[str, object]) -> bool:
+    """Whether a turn tells what an action did."""
+    return turn.get("role") == "user" and str(turn.get("content")).startswith(observation("").rstrip())
 
 
 def trained(turn: Mapping[str, object]) -> bool:
@@ -165,7 +197,7 @@ def fault(episode: object) -> str | None:
     """Why a value is not a ReAct episode, and how to fix it; None when it is one.
 
     It is one when an optional system turn is followed by user and assistant turns by turns, from the user's first to
-    the assistant's last, and each assistant turn has an action.
+    the assistant's last, and each assistant turn has an action, or gives the answer: see `without_action`.
     """
     messages = episode.get("messages") if isinstance(episode, dict) else None
     if not isinstance(messages, list) or not messages:
@@ -178,9 +210,8 @@ def fault(episode: object) -> str | None:
             return f'message {number} ({turn["role"]}) has no text; give it as "content"'
     if why := order(messages):
         return why
-    for number, turn in enumerate(messages, 1):
-        if turn["role"] == "assistant" and action(turn["content"]) is None:
-            return f"an episode with no Action: message {number} needs a line `Action: ...`"
+    for number in without_action(messages):
+        return f"an episode with no Action: message {number} needs a line `Action: ...`, or `Final Answer: ...` to end"
     if messages[-1]["role"] != "assistant":
         return "the last message must be the assistant's; drop what follows it"
     return None

@@ -31,7 +31,10 @@ KINDS: dict[str, tuple[Level, str]] = {
     "unreadable": ("error", 'one JSON object a line: {"messages": [{"role": "user", "content": "..."}, ...]}'),
     "roles": ("error", "an optional system turn, then user and assistant by turns"),
     "no-text": ("error", 'give the message its "content", or drop the episode'),
-    "no-action": ("error", "end the turn with a line `Action: ...`, or drop the episode"),
+    "no-action": (
+        "error",
+        "end the turn with a line `Action: ...`, the last with that or `Final Answer: ...`; or drop the episode",
+    ),
     "no-thought": ("warning", "begin the turn with `Thought: ...`"),
     "observation": ("error", "end the turn after its action (--fix does); what the world says is the user's turn"),
     "action": ("error", "write the action as the environment knows it, or drop the episode"),
@@ -121,8 +124,12 @@ def look_at_episode(episode: Episode, limits: Limits) -> Iterator[tuple[str, str
     for number, turn in enumerate(messages, 1):
         if not content_of(turn).strip():
             yield "no-text", f"message {number} ({turn.get('role')}) has no text"
+    for number in trajectory.without_action(messages):
+        if content_of(messages[number - 1]).strip():
+            yield "no-action", f"message {number} has no Action"
+    thinks = not is_tool_chat(messages)
     for number, answer in answers(messages):
-        yield from look_at_answer(number, answer)
+        yield from look_at_answer(number, answer, thinks)
     household = is_household(episode, limits.world)
     if household:
         yield from look_at_actions(messages)
@@ -134,15 +141,17 @@ def look_at_episode(episode: Episode, limits: Limits) -> Iterator[tuple[str, str
         yield "long", f"{tokens} tokens and the sequence holds {limits.sequence_len}"
 
 
-def look_at_answer(number: int, answer: str) -> Iterator[tuple[str, str]]:
-    """A thought, an action, and no word of the world's in one assistant turn."""
-    if not answer.strip():
-        return
-    before = answer.partition("Action:")[0]
-    if not re.search(r"\bThought:\s*\S", before):
+def is_tool_chat(messages: list[Message]) -> bool:
+    """Whether an episode is a chat with calls of tools, which nobody thinks aloud in: inputs of actions, no Thought."""
+    said = [answer for _, answer in answers(messages)]
+    return any("Action Input:" in answer for answer in said) and not any(map(trajectory.THOUGHT.search, said))
+
+
+def look_at_answer(number: int, answer: str, thinks: bool) -> Iterator[tuple[str, str]]:
+    """No word of the world's in one assistant turn, and before its action, where one `thinks`, a thought."""
+    before, action, _ = answer.partition("Action:")
+    if thinks and action and not re.search(r"\bThought:\s*\S|</think>", before):
         yield "no-thought", f"message {number} has no Thought before its action"
-    if trajectory.action(answer) is None:
-        yield "no-action", f"message {number} has no Action"
     if (start := made_up(answer)) is not None:
         yield "observation", f"message {number} makes up its own Observation: {quoted(answer[start:].strip())}"
 
@@ -163,7 +172,9 @@ def find_loop(messages: list[Message]) -> str | None:
     places: list[int] = []
     for number, answer in answers(messages):
         follows: Message = messages[number] if number < len(messages) else {}
-        if (action := trajectory.action(answer)) and follows.get("role") == "user":
+        if trajectory.action(answer) and follows.get("role") == "user":
+            # With its input: the same tool asked something else is another step.
+            action = " ".join(answer.partition("Action:")[2].split())
             steps.append((action, content_of(follows)))
             places.append(number)
     for size in range(1, min(LONGEST_CYCLE, len(steps) // 2) + 1):
@@ -184,7 +195,8 @@ def look_at_end(episode: Episode, household: bool) -> Iterator[tuple[str, str]]:
         return
     action = trajectory.action(content_of(last))
     if action is None:
-        yield "cut", "ends before its last action"
+        if household or not trajectory.gives_answer(content_of(last)):
+            yield "cut", "ends before its last action"
     elif any(action.count(left) > action.count(right) for left, right in ("[]", "()", "{}")):
         yield "cut", f"ends in the midst of an action: {quoted(action)}"
     failed = [key for key in OUTCOMES if key in episode and not episode[key]]

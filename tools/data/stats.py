@@ -25,6 +25,7 @@ PERCENTILES = (50, 95, 99)
 BINS = 24
 # Of many tasks or actions the page and the table show the most frequent.
 SHOWN = 12
+ANSWER = "(answer)"  # what a turn does that has no action
 
 
 class Histogram(TypedDict):
@@ -87,7 +88,8 @@ def measure(episodes: Iterable[Episode], count: Callable[[list[Message]], int] |
     """The lengths of episodes in tokens (by `count`) and in answers, how many each task has, and what their actions do.
 
     Without `count`, `tokens` and `mean_tokens` are None.
-    An action\'s name is its first word: "go to fridge 1" is go, "Search[Ada]" is Search.
+    An action\'s name is its first word: "go to fridge 1" is go, "Search[Ada]" is Search;
+    ANSWER is that of a turn without one.
     """
     tokens: list[int] = []
     turns: list[int] = []
@@ -101,7 +103,8 @@ def measure(episodes: Iterable[Episode], count: Callable[[list[Message]], int] |
         task = tasks.setdefault(str(episode.get("task", "")), [0, 0, 0])
         task[:] = task[0] + 1, task[1] + tokens[-1], task[2] + turns[-1]
         for _, answer in said:
-            actions[first_word(trajectory.action(answer) or "")] += 1
+            action = trajectory.action(answer)
+            actions[first_word(action) if action else ANSWER] += 1
     longer = {size: sum(each > size for each in tokens) for size in SEQUENCES}
     return {
         "episodes": len(tokens),

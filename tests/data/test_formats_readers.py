@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tools.data import convert
 from tools.data.formats.worker import Task
 from tools.gguf import find_base
 from tools.recipes import recipe
-from tools.training import data_checks
+from tools.training import data_checks, tokens
 
 LOCK = run_folder.ROOT / "tests" / "parts" / "locks" / "llamafactory.lock"
 ODD = [
@@ -87,6 +88,55 @@ def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(
     assert prepared(folder, [ours, sharegpt, steps], tmp_path) == [*expected, *expected, *every]
 
 
+BAD, GOOD = "Thought: bad.\nAction: go to moon", "Thought: done.\nAction: finish[it]"
+MASKED = [
+    {"role": "user", "content": "Find it."},
+    {"role": "assistant", "content": BAD, "weight": 0},
+    {"role": "user", "content": "Observation: It is.", "weight": None},
+    {"role": "assistant", "content": GOOD, "weight": 1},
+]
+
+
+def read_by_axolotl(
+    folder: Path, entry: Mapping[str, object], rows: list[Any], **settings: object
+) -> list[tuple[str, list[str]]]:
+    """The text of each row and of its trained spans, as Axolotl reads it by this entry of `datasets:`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    own = dict(recipe.open_recipe("smollm2-135m-lora").settings) | settings
+    made = tokens.tokenise(folder, entry, rows, 4096, own)
+    return [
+        (str(tokenizer.decode(ids)), [str(tokenizer.decode(span)) for span in data_checks.spans(ids, labels)])
+        for ids, labels in made
+    ]
+
+
+@pytest.mark.heavy
+def test_axolotl_leaves_out_what_says_so_in_each_format_it_reads(folder: Path, file_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(orjson.dumps({"messages": MASKED}) + b"\n")
+    (sharegpt,) = yaml.safe_load((file_set / "axolotl.yaml").read_text())["datasets"]
+    for to, entry in (("messages", recipe.open_recipe("smollm2-135m-lora").dataset), ("sharegpt", sharegpt)):
+        convert.convert_files([str(tmp_path / "in.jsonl")], str(tmp_path / f"{to}.jsonl"), Task(to))
+        rows = [orjson.loads(line) for line in (tmp_path / f"{to}.jsonl").read_bytes().splitlines()]
+        ((text, spans),) = read_by_axolotl(folder, entry, rows)
+        assert BAD in text and spans == [f"{GOOD}<|im_end|>"]
+
+
+@pytest.mark.heavy
+def test_axolotl_tells_tools_in_the_words_of_the_episode(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(orjson.dumps(CALLS[2]) + b"\n")
+    convert.convert_files([str(tmp_path / "in.jsonl")], str(tmp_path / "out.jsonl"), Task("messages"))
+    rows = [orjson.loads((tmp_path / "out.jsonl").read_bytes())]
+    entry = recipe.open_recipe("smollm2-135m-lora").dataset
+    ((text, spans),) = read_by_axolotl(folder, entry, rows, chat_template="qwen_25")
+    assert "<tools>" not in text and text.count('"name":"get_time"') == 1
+    assert spans[0].startswith('Thought: I look.\nAction: get_time\nAction Input: {"town":"Ulm"}')
+    # With `tools` beside them the template would tell them in its own words.
+    ((text, _),) = read_by_axolotl(folder, entry, [rows[0] | {"tools": [TOOL]}], chat_template="qwen_25")
+    assert "<tools>" in text
+
+
 @pytest.fixture(scope="module")
 def llamafactory() -> Path:
     """LLaMA-Factory's Python, in an environment of its own, made once from its lock."""
@@ -104,17 +154,21 @@ def llamafactory() -> Path:
     return where / "bin" / "python"
 
 
+def by_llamafactory(python: Path, script: str, folder: Path, model: Path, where: Path, entries: list[str]) -> Any:
+    """What a script of tests/parts, run by LLaMA-Factory's Python, says of these entries of a folder's files."""
+    command = [str(python), str(run_folder.ROOT / "tests" / "parts" / script), str(folder), str(model), "smollm2"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(where), "DISABLE_VERSION_CHECK": "0"}
+    done = subprocess.run([*command, *entries], cwd=where, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return orjson.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 def test_llamafactory_trains_on_the_assistant_s_turns_alone_in_every_format(
     folder: Path, file_set: Path, llamafactory: Path, tmp_path: Path
 ) -> None:
     entries = ["react_training", "react_training_sharegpt", "react_testing", "react_testing_sharegpt", "steps"]
-    script = run_folder.ROOT / "tests" / "parts" / "llamafactory_spans.py"
-    command = [str(llamafactory), str(script), str(file_set), str(folder), "smollm2", *entries]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "DISABLE_VERSION_CHECK": "0"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = orjson.loads(done.stdout.splitlines()[-1])
+    found = by_llamafactory(llamafactory, "llamafactory_spans.py", file_set, folder, tmp_path, entries)
     # Its templates end an answer with the newline after the token that ends the turn, and train on it.
     train, test = (
         [[f"{text}\n" for text in spans] for spans in answers(file_set / f"{split}.jsonl")]
@@ -123,3 +177,58 @@ def test_llamafactory_trains_on_the_assistant_s_turns_alone_in_every_format(
     assert found["react_training"] == found["react_training_sharegpt"] == train
     assert found["react_testing"] == found["react_testing_sharegpt"] == test
     assert found["steps"] == [[text] for spans in train for text in spans]
+
+
+TOWN = {"type": "object", "properties": {"town": {"type": "string", "description": "where"}}, "required": ["town"]}
+TOOL = {"type": "function", "function": {"name": "get_time", "description": "the time", "parameters": TOWN}}
+
+
+def tool_chat(content: str | None, arguments: object) -> dict[str, Any]:
+    """A chat with one call of a tool, which `content` stands beside."""
+    call = {"id": "a1", "type": "function", "function": {"name": "get_time", "arguments": arguments}}
+    turns = [
+        {"role": "user", "content": f"Time in {content}?"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a1", "content": "09:10"},
+        {"role": "assistant", "content": "Ten past nine."},
+    ]
+    return {"messages": turns, "tools": [TOOL]}
+
+
+CALLS = [
+    tool_chat(None, '{"town": "Ulm"}'),
+    tool_chat("", {"town": "Ulm", "days": [1, 2]}),
+    tool_chat("I look.", '{"town":"Ulm"}'),
+    tool_chat("<think>\nI look.\n</think>\n\n", '{ "town": "Ulm" }'),
+]
+
+
+@pytest.mark.slow
+def test_llamafactory_reads_calls_and_tools_as_they_were(folder: Path, llamafactory: Path, tmp_path: Path) -> None:
+    for split, rows in (("train", CALLS), ("test", [{"messages": ODD}])):
+        (tmp_path / f"{split}.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in rows))
+    inputs = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
+    convert.file_set(inputs, str(tmp_path / "set"), Task("llamafactory", calls=True))
+    entries = ["react_training_sharegpt", "react_testing_sharegpt"]
+    found = by_llamafactory(llamafactory, "llamafactory_rows.py", tmp_path / "set", folder, tmp_path, entries)
+    assert [row["_tools"] for row in found["react_testing_sharegpt"]] == [""]
+    for row, chat in zip(found["react_training_sharegpt"], CALLS, strict=True):
+        assert orjson.loads(row["_tools"]) == chat["tools"]
+        asked, called, seen, said = [*row["_prompt"], *row["_response"]]
+        assert [each["role"] for each in (asked, called, seen, said)] == [
+            "user",
+            "function",
+            "observation",
+            "assistant",
+        ]
+        assert seen["content"] == "09:10" and said["content"] == "Ten past nine."
+        thought, _, call = called["content"].rpartition("</think>")
+        (given,) = chat["messages"][1]["tool_calls"]
+        arguments = given["function"]["arguments"]
+        arguments = orjson.loads(arguments) if isinstance(arguments, str) else arguments
+        assert orjson.loads(call) == {"name": "get_time", "arguments": arguments}
+        assert ("I look." in thought) == ("I look." in (chat["messages"][1]["content"] or ""))
+    spans = by_llamafactory(llamafactory, "llamafactory_spans.py", tmp_path / "set", folder, tmp_path, entries[:1])
+    for (called, _), chat in zip(spans["react_training_sharegpt"], CALLS, strict=True):
+        assert called.count("<think>") == ("I look." in (chat["messages"][1]["content"] or ""))
+        assert '"town": "Ulm"' in called and "\\" not in called

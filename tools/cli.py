@@ -195,7 +195,9 @@ def convert(
     calls: Annotated[
         bool, typer.Option("--calls", help="write actions as tool calls: tool_calls, function_call")
     ] = False,
-    drop: Annotated[bool, typer.Option("--drop-extra", help="keep only the turns' roles and texts")] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop-extra", help="keep only the turns' roles and texts, and what is trained")
+    ] = False,
     apart: Annotated[
         str, typer.Option(help="write episodes that do not fit the format to this file; without it they are errors")
     ] = "",

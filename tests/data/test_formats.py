@@ -422,6 +422,89 @@ def test_what_a_target_cannot_hold_is_refused_with_the_reason_or_set_aside(
     assert orjson.loads(aside.apart) == episode
 
 
+def test_columns_of_null_are_absent() -> None:
+    nulls = {"tool_calls": None, "tool_call_id": None, "name": None, "train": None}
+    row = {"messages": [ROOM | nulls, STEP | nulls], "tools": None, "system": None}
+    assert rows("messages", row, "messages") == rows("messages", row, "messages", calls=False, drop=True)
+    assert rows("messages", row, "messages") == [{"messages": [ROOM, STEP]}]
+    (shared,) = rows("messages", {"messages": [ROOM, STEP]}, "sharegpt")
+    turns = [turn | {"weight": None, "name": None} for turn in shared["conversations"]]
+    row = {"conversations": turns, "tools": None, "system": None, "messages": None}
+    assert rows("sharegpt", row, "messages") == [{"messages": [ROOM, STEP]}]
+    assert rows("messages", {"messages": [ROOM, STEP], "conversations": None}, "sharegpt") == [shared]
+
+
+def test_a_system_column_is_the_first_turn_or_stops_the_conversion() -> None:
+    for row in (
+        {"system": "S", "messages": [ROOM, STEP]},
+        {"system": "S", "messages": [SYSTEM | {"content": "S"}, ROOM, STEP]},
+    ):
+        assert rows("messages", row, "messages") == [{"messages": [{"role": "system", "content": "S"}, ROOM, STEP]}]
+    for source, key in (("messages", "messages"), ("sharegpt", "conversations")):
+        (turns,) = rows("messages", {"messages": [SYSTEM, ROOM, STEP]}, source)
+        fault = made(source, [{"system": "S", key: turns[key]}], Task("messages")).fault
+        assert fault == '"system" says something else than the system turn; keep one of them'
+
+
+def called(content: object, **call: Any) -> list[dict[str, Any]]:
+    """A task and an answer that calls a tool."""
+    function = {"name": "search", "arguments": '{"q": "mug"}'} | call
+    return [
+        ROOM,
+        {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+        },
+    ]
+
+
+CALL = 'Action: search\nAction Input: {"q": "mug"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, CALL),
+        ("", CALL),
+        ("\n", CALL),
+        ("I look.", f"Thought: I look.\n{CALL}"),
+        ("<think>\nA mug.\n</think>\n\n", f"<think>\nA mug.\n</think>\n\n{CALL}"),
+        ("<think>\nA mug.\n</think>\n\nI look.", f"<think>\nA mug.\n</think>\n\nThought: I look.\n{CALL}"),
+        ("<think>A mug.</think>", f"<think>A mug.</think>\n\n{CALL}"),
+    ],
+)
+def test_what_stands_beside_a_call_stays_what_it_is(content: object, text: str) -> None:
+    (episode,) = rows("messages", {"messages": called(content)}, "messages")
+    assert episode["messages"][1] == {"role": "assistant", "content": text}
+    (again,) = rows("messages", episode, "messages", calls=True)
+    said = content if str(content).strip() and content else None
+    assert again["messages"][1]["content"] == (f"{said}\n\n" if text.startswith("<think>A") else said)
+    assert again["messages"][1]["tool_calls"] == called(content)[1]["tool_calls"]
+    shared = made("messages", [episode], Task("sharegpt", calls=True))
+    if shared.fault:
+        assert "message 2 has reasoning in <think> and words beside it" in shared.fault
+    else:
+        assert orjson.loads(back(shared.data, "sharegpt")) == episode
+
+
+@pytest.mark.parametrize("given", [{"q": "mug"}, '{"q":"mug"}', '{ "q" :\n"mug" }', "{}", "", None, "[1]", "a mug"])
+def test_arguments_are_an_object_for_llamafactory_wherever_they_are_one(given: object) -> None:
+    (episode,) = rows("messages", {"messages": called(None, arguments=given)}, "messages")
+    shared = made("messages", [episode], Task("sharegpt", calls=True))
+    value = orjson.loads(orjson.loads(shared.data)["conversations"][1]["value"])
+    whole = given if isinstance(given, dict) else given or "{}"
+    expected = orjson.loads(whole) if isinstance(whole, str) and whole[0] == "{" else whole
+    assert value == {"name": "search", "arguments": expected}
+    assert orjson.loads(back(shared.data, "sharegpt")) == episode
+
+
+def test_what_cannot_be_written_says_why() -> None:
+    chunk = worker.Episodes([(0, {"messages": [{"role": "user", "content": object()}]})])
+    fault = worker.convert_chunk("messages", chunk, Task("messages")).fault
+    assert fault.startswith("cannot be written as messages (Type is not JSON serializable")
+
+
 def test_several_calls_in_one_turn_are_refused() -> None:
     turn = CALLED["messages"][1]
     with pytest.raises(CannotHold, match="several calls"):

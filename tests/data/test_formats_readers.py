@@ -214,7 +214,7 @@ def test_llamafactory_reads_calls_and_tools_as_they_were(folder: Path, llamafact
     assert [row["_tools"] for row in found["react_testing_sharegpt"]] == [""]
     for row, chat in zip(found["react_training_sharegpt"], CALLS, strict=True):
         assert orjson.loads(row["_tools"]) == chat["tools"]
-        asked, called, seen, said = [*row["_prompt"], *row["_response"]]
+        asked, called, seen, said = row["_prompt"] + row["_response"]
         assert [each["role"] for each in (asked, called, seen, said)] == [
             "user",
             "function",

@@ -186,7 +186,7 @@ def file_set(
     return counts
 
 
-def render(name: str, folder: str, with_tools: Sequence[str]) -> str:
+def render(name: str, folder: str, with_tools: Sequence[str] = ()) -> str:
     """A template of templates/export/ for the files in `folder`; `with_tools`: the splits that have such a column."""
     from tools.core.templates import template
 

@@ -17,12 +17,12 @@ def by_default(turn: Message) -> bool:
 
 
 def with_train(turn: Message, number: int) -> Message:
-    """The message with its flag as `train`, where that says more than its role does.
+    """The message with its flag as `train`, where that says more than its role does; itself where it has it so.
 
     Raises BadInput for a flag that is neither true nor false, such as a weight of 0.5, and for two that differ.
     """
     said = {key: turn[key] for key in FLAGS if turn.get(key) is not None}
-    if not said:
+    if not said or (len(said) == 1 and type(said.get(TRAIN)) is bool):
         return turn
     for key, value in said.items():
         if value not in (0, 1):

@@ -4,6 +4,8 @@ Calls of tools (`tool_calls`, role `tool`) are read as Thought / Action / Observ
 `system` and `tools` as the system turn, see columns.py; flags of training as `train`, see masks.py.
 """
 
+from operator import is_
+
 from tools import BadInput
 from tools.data.formats import Episode, Message, Read, Row, Turns, calls, columns, masks, messages_of, roles_and_texts
 
@@ -27,12 +29,14 @@ def read(row: Row) -> Read:
     turns = [read_turn(turn, number) for number, turn in enumerate(messages, 1)]
     if any(map(calls.has_call, turns)):
         turns = calls.to_text(turns)
+    elif columns.COLUMNS.isdisjoint(row) and all(map(is_, turns, messages)):
+        return row, None
     episode = columns.as_turns(row | {"messages": turns})
     return episode, roles_and_texts(messages_of(episode))
 
 
 def read_turn(turn: object, number: int) -> Message:
-    """A message without the keys that hold null, and with `train` where it says so; null may stand for a text.
+    """A message without the keys that hold null, and with `train` where it says so; itself where it is so already.
 
     Raises BadInput for one of no known role.
     """
@@ -41,7 +45,8 @@ def read_turn(turn: object, number: int) -> Message:
     role = turn.get("role")
     if type(role) is not str or role not in KNOWN_ROLES:
         raise BadInput(f"message {number} has no known role; it must be system, user, assistant or tool")
-    return masks.with_train({key: each for key, each in turn.items() if each is not None or key == "content"}, number)
+    said = {key: each for key, each in turn.items() if each is not None or key == "content"}
+    return masks.with_train(turn if len(said) == len(turn) else said, number)
 
 
 def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:

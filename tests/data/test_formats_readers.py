@@ -210,7 +210,7 @@ def test_llamafactory_reads_calls_and_tools_as_they_were(folder: Path, llamafact
     inputs = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
     convert.file_set(inputs, str(tmp_path / "set"), Task("llamafactory", calls=True))
     entries = ["react_training_sharegpt", "react_testing_sharegpt"]
-    found = by_llamafactory(llamafactory, "llamafactory_rows.py", tmp_path / "set", folder, tmp_path, entries)
+    found = by_llamafactory(llamafactory, "llamafactory_turns.py", tmp_path / "set", folder, tmp_path, entries)
     assert [row["_tools"] for row in found["react_testing_sharegpt"]] == [""]
     for row, chat in zip(found["react_training_sharegpt"], CALLS, strict=True):
         assert orjson.loads(row["_tools"]) == chat["tools"]

@@ -1,6 +1,6 @@
-"""Run by LLaMA-Factory's own Python: the rows that its loader reads, as JSON on the last line of stdout.
+"""Run by LLaMA-Factory's own Python: the turns and columns that its loader reads, as JSON on the last line of stdout.
 
-python llamafactory_rows.py FOLDER MODEL TEMPLATE ENTRY...   each ENTRY of FOLDER/dataset_info.json
+python llamafactory_turns.py FOLDER MODEL TEMPLATE ENTRY...   each ENTRY of FOLDER/dataset_info.json
 """
 
 import json

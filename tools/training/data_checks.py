@@ -193,20 +193,23 @@ def packed_validation(recipe: Recipe, cfg: "DictDefault", held: "Dataset") -> It
 
 
 def flags(recipe: Recipe, episodes: list[Episode]) -> Iterator[Finding]:
-    """Turns that say by `train` whether they are trained: a recipe that does not read it, users' turns that are."""
-    data, reads = recipe.dataset["path"], recipe.dataset.get("message_field_training") == "train"
+    """Turns whose `train` says something else than their role, counted; an error where the recipe does not read it."""
+    data = recipe.dataset["path"]
     told = [
         (number, turn["role"])
         for number, episode in enumerate(episodes, 1)
         for turn in episode["messages"]
         if trajectory.trained(turn) != (turn["role"] == "assistant")
     ]
-    if told and not reads:
+    if told and recipe.dataset.get("message_field_training") != "train":
         what = f"{len(told)} turns say by `train` whether they are trained (the first: {data}:{told[0][0]})"
         where = recipe.at("datasets", 0, "message_field_training")
         yield Finding("error", f"{what}, and the recipe does not read it", where, "message_field_training: train")
-    others = [number for number, role in told if role != "assistant"]
-    if others and reads:
+        return
+    if masked := [number for number, role in told if role == "assistant"]:
+        what = f"{len(masked)} answers are not trained, as their `train: false` says"
+        yield Finding("advice", what, f"{data}:{masked[0]}", "leave the flag out to train them")
+    if others := [number for number, role in told if role != "assistant"]:
         what = f"{len(others)} turns that are no answers are trained, as their `train: true` says"
         yield Finding("advice", what, f"{data}:{others[0]}", "leave the flag out, unless they are to be learned")
 

@@ -118,7 +118,8 @@ def write(episode: Episode, with_calls: bool, turns: Turns | None) -> Row:
         ]
     row = put(episode, "messages", "conversations", shared)
     # LLaMA-Factory wants a text; Axolotl takes both.
-    return row | {"tools": orjson.dumps(row["tools"]).decode()} if isinstance(row.get("tools"), list) else row
+    tools = columns.listed(row.get("tools"))
+    return row | {"tools": orjson.dumps(tools).decode()} if tools else row
 
 
 def tagged(message: Message, number: int) -> Message:

@@ -27,7 +27,10 @@ from tools.data.formats.worker import Job, Made, Range, Task
 if TYPE_CHECKING:
     from zstandard import ZstdCompressionObj
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".log")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".log", ".parquet", ".arrow")
+PARQUET = ".parquet"
+# What stands beside rows in a folder that `datasets` saved, or LLaMA-Factory reads.
+NO_DATA = ("dataset_info.json", "dataset_dict.json", "state.json")
 PACKED = (".gz", ".zst")
 FILE_SET = "llamafactory"
 ALIASES = {"openai": "messages", "chatml": "messages", "trl": "messages", "vicuna": "sharegpt"}
@@ -131,9 +134,12 @@ def convert_files(inputs: list[str], out: str, task: Task, apart: str = "", forc
     if apart and os.path.realpath(apart) == os.path.realpath(out):
         raise BadInput(f"{apart}: both OUT and --apart; name two files")
     with contextlib.ExitStack() as stack:
-        handle = stack.enter_context(opened(out, force, paths))
         aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
-        counts = pour(paths, out, handle, aside, task)
+        if out.endswith(PARQUET):
+            counts = pour_as_parquet(paths, out, aside, task, force)
+        else:
+            handle = stack.enter_context(opened(out, force, paths))
+            counts = pour(paths, out, handle, aside, task)
     counts.not_read = copies
     return counts
 
@@ -171,6 +177,26 @@ def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: 
         output.put(b"\n]\n")
     output.close()
     counts.seconds = time.monotonic() - began
+    return counts
+
+
+def pour_as_parquet(paths: Sequence[Path | None], out: str, aside: int, task: Task, force: bool) -> Counts:
+    """Convert files to a Parquet file: to lines first, which stand beside it meanwhile. Raises as `convert_files`."""
+    from tools.data.formats import tables
+
+    if task.to not in formats.JSON:
+        raise BadInput(f"{out}: Parquet holds {', '.join(formats.JSON)}, not {task.to}")
+    with files.output(out, force, paths) as whole, files.scratch(Path(os.path.realpath(out))) as folder:
+        lines = folder / "lines.jsonl"
+        with lines.open("wb", buffering=0) as file:
+            counts = pour(paths, str(lines), file.fileno(), aside, task)
+        began = time.monotonic()
+        with progress.step("convert: writing Parquet"):
+            try:
+                tables.write(lines, whole)
+            except BadInput as error:
+                raise BadInput(f"{out}: {error}") from error
+        counts.seconds += time.monotonic() - began
     return counts
 
 
@@ -346,7 +372,7 @@ def read_once(paths: list[Path | None]) -> tuple[list[Path | None], list[str]]:
 def is_data(name: str) -> bool:
     """Whether a file in a folder is taken for episodes, by its name."""
     stem, suffix = os.path.splitext(name)
-    return (stem if suffix in PACKED else name).endswith(SUFFIXES) and name != "dataset_info.json"
+    return (stem if suffix in PACKED else name).endswith(SUFFIXES) and name not in NO_DATA
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One input: its format recognised, its bytes cut into chunks of complete episodes."""
+"""One input: its format recognised, its bytes or rows cut into chunks of complete episodes."""
 
 import codecs
 import contextlib
@@ -17,7 +17,7 @@ import orjson
 from tools import BadInput
 from tools.core import chunks
 from tools.data import formats
-from tools.data.formats import Episode, Row, alpaca, rows, transcript
+from tools.data.formats import Episode, Row, alpaca, rows, tables, transcript
 from tools.data.formats.worker import Episodes, Job, Range, loaded
 
 # An object that holds all rows in one of its keys, and at most plain values before it.
@@ -51,14 +51,20 @@ class Source:
         Raises BadInput when it cannot be read.
         """
         try:
+            if self.path and tables.is_hub_id(self.path):
+                yield from self.cut(tables.hub_rows(str(self.path)), False)
+                return
             with contextlib.ExitStack() as stack:
                 # Unbuffered: a pipe is read as it comes, and Ctrl-C is met between two reads.
                 opened = self.path.open("rb", 0) if self.path else os.fdopen(os.dup(0), "rb", 0)
                 file: BinaryIO = stack.enter_context(opened)
                 facts = os.fstat(file.fileno())
                 self.size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+                head = os.pread(file.fileno(), 8, 0) if self.path and self.size else b""
+                table, packed = tables.is_table(head), head.startswith((chunks.GZIP, chunks.ZSTD))
                 try:
-                    yield from self.cut(file, ranges and bool(self.path and self.size))
+                    pieces = self.rows_of_table() if table else self.read(file)
+                    yield from self.cut(pieces, ranges and bool(head) and not table and not packed)
                 except BadInput as error:
                     yield chunks.Fault(str(error))
         except OSError as error:
@@ -71,9 +77,15 @@ class Source:
                 self.done = file.tell()
             yield piece
 
-    def cut(self, file: BinaryIO, ranges: bool) -> Iterator[Job]:
-        """The chunks of its open file. Raises BadInput for one that holds nothing known."""
-        pieces = self.read(file)
+    def rows_of_table(self) -> Iterator[bytes]:
+        """The rows of a Parquet or Arrow file as lines of JSON; `done` follows."""
+        assert self.path
+        for share, piece in tables.pieces(self.path):
+            self.done = int(share * self.size)
+            yield piece
+
+    def cut(self, pieces: Iterator[bytes], ranges: bool) -> Iterator[Job]:
+        """The chunks of its bytes. Raises BadInput where they hold nothing known."""
         head = first_bytes(pieces)
         every = chain([head], pieces)
         if not self.format and head.lstrip()[:1] not in (b"[", b"{"):
@@ -84,10 +96,9 @@ class Source:
         first = first_row(head)
         self.format = self.format or (rows.format_of(first) if first else "") or "messages"
         cut = cutter(head)
-        packed = os.pread(file.fileno(), 4, 0).startswith((chunks.GZIP, chunks.ZSTD)) if ranges else False
         if first is not None and alpaca.is_step(first):
             yield from steps(cut(every))
-        elif ranges and cut is chunks.lines and not packed:
+        elif ranges and cut is chunks.lines:
             for begin in range(0, self.size, chunks.SIZE):
                 self.done = min(begin + chunks.SIZE, self.size)
                 yield Range(str(self.path), begin, self.done)
@@ -137,6 +148,8 @@ def first_bytes(pieces: Iterator[bytes]) -> bytes:
         head = head.lstrip() + piece if head.isspace() else head + piece
         if len(head) >= chunks.SIZE or (b"\n" in head and not head.isspace()):
             break
+    if tables.is_table(head):
+        raise BadInput("Parquet and Arrow cannot be read from a pipe; name the file")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise BadInput("UTF-16 text; save the file as UTF-8 (iconv -f utf-16 -t utf-8)")
     head = head.removeprefix(chunks.BOM)

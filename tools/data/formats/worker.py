@@ -122,7 +122,7 @@ def convert_chunk(source: str, chunk: Chunk | Episodes, task: Task, number: int 
         made.read += 1
         if bad and task.on_error == "stop":
             break
-    made.bad = [tuple(each) for each in located(chunk, bad, task.on_error == "apart")]
+    made.bad = [(*each,) for each in located(chunk, bad, task.on_error == "apart")]
     made.rows = len(out)
     if task.array:
         made.data = b",\n".join(out)

@@ -184,31 +184,32 @@ def stats(
 @app.command(epilog="Example: convert my.json my.jsonl --to messages")
 def convert(
     inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="files, folders, globs, or - for stdin")],
-    out: Annotated[str, typer.Argument(help="the file to write, or - for stdout")],
+    out: Annotated[str, typer.Argument(help="the file, or - for stdout; .json: an array, .jsonl: lines; .gz, .zst")],
     to: Annotated[
-        str, typer.Option("--to", help="messages, sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory")
+        str,
+        typer.Option("--to", help="messages (openai), sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory"),
     ],
-    wanted: Annotated[str, typer.Option("--from", help="the input's format, if it is not recognised")] = "",
-    per: Annotated[
-        str, typer.Option(help="Alpaca: one row per episode (earlier turns in history), or one per step")
-    ] = "episode",
-    calls: Annotated[
-        bool, typer.Option("--calls", help="write actions as tool calls: tool_calls, function_call")
-    ] = False,
-    drop: Annotated[bool, typer.Option("--drop-extra", help="keep only the turns' roles and texts")] = False,
-    apart: Annotated[
-        str, typer.Option(help="write episodes that do not fit the format to this file; without it they are errors")
+    wanted: Annotated[
+        str, typer.Option("--from", help="the rows' format, as in --to; by default each row is recognised")
     ] = "",
+    per: Annotated[str, typer.Option(help="Alpaca: a row per episode (with history) or step")] = "episode",
+    calls: Annotated[bool, typer.Option("--calls", help="write actions as tool calls")] = False,
+    drop: Annotated[bool, typer.Option("--drop-extra", help="keep only the turns' roles and texts")] = False,
+    role: Annotated[list[str], typer.Option("--role", help="whose turns a role names: bot=assistant")] = [],  # noqa: B006
+    trim: Annotated[bool, typer.Option("--trim", help="cut the turns after the assistant's last")] = False,
+    on_error: Annotated[str, typer.Option(help="at a bad row: stop, skip, or set it apart")] = "stop",
+    apart: Annotated[str, typer.Option(help="the file for bad rows: place, cause, row")] = "",
     as_json: Json = False,
     force: Replace = False,
 ) -> None:
     """Convert episodes from any format to any other; llamafactory writes its usual files into a folder."""
     from tools.core import trajectory
     from tools.data import convert
+    from tools.data.formats import variants
     from tools.data.formats.worker import Task
 
-    task = Task(to, calls, convert.per_step(per), drop)
-    convert.convert_and_report(trajectory.paths(inputs), out, task, wanted, apart, as_json, force)
+    task = Task(to, calls, convert.per_step(per), drop, on_error, trim, wanted, variants.parse_roles(role))
+    convert.convert_and_report(trajectory.paths(inputs), out, task, apart, as_json, force)
 
 
 @app.command(epilog="Example: episodes my.jsonl --count 1000")

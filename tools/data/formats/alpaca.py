@@ -114,6 +114,9 @@ def exchanges(episode: Episode, turns: Turns | None) -> tuple[str, list[tuple[st
     system = roles[0] == "system"
     pairs = len(roles) // 2
     if not pairs or roles != ["system"] * system + ["user", "assistant"] * pairs:
+        before = roles[system:-1]
+        if roles[-1] == "user" and before == ["user", "assistant"] * (len(before) // 2):
+            raise CannotHold("last turn is the user's; --trim (TRIM=1) cuts it")
         raise CannotHold("turns out of order: a row holds a system turn, then user and assistant by turns")
     texts = turns[1] if turns else [text_of(turn, number) for number, turn in enumerate(messages_of(episode), 1)]
     if system and not texts[0]:

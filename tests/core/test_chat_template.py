@@ -258,7 +258,7 @@ def in_a_fork(_: int) -> tuple[str, int]:
 def test_a_process_that_was_killed_is_started_again() -> None:
     rendered(PLAIN)
     assert chat_template.SANDBOX.process
-    (child,) = psutil.Process(chat_template.SANDBOX.process.pid).children()
+    child = psutil.Process(chat_template.SANDBOX.process.pid).children()[0]
     child.kill()
     chat_template.SANDBOX.process.wait()
     assert rendered("{{ 1 }}") == "1"
@@ -289,7 +289,7 @@ def test_secrets_are_kept_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     chat_template.SANDBOX.stop()
     rendered(PLAIN)
     assert chat_template.SANDBOX.process
-    (child,) = psutil.Process(chat_template.SANDBOX.process.pid).children()
+    child = psutil.Process(chat_template.SANDBOX.process.pid).children()[0]
     assert "HF_TOKEN" not in child.environ()
 
 

@@ -77,8 +77,10 @@ process.KEEPER = file.name
 
 
 # A program and its child, which says its id and outlives its parent by itself.
-PAIR = f"import os, subprocess, time; child = subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(100)'])"
-PAIR += "; print(child.pid, flush=True); time.sleep(100)"
+PAIR = """import subprocess, time
+print(subprocess.Popen(["sleep", "100"]).pid, flush=True)
+time.sleep(100)
+"""
 
 
 @pytest.mark.parametrize("with_us", [False, True])
@@ -93,8 +95,9 @@ def test_what_a_program_started_ends_even_when_its_keeper_is_killed(with_us: boo
     below = psutil.Process(parent.pid).children(recursive=True)
     assert child in [each.pid for each in below]
     (keeper,) = psutil.Process(parent.pid).children()
-    for each in [keeper, *([parent] if with_us else [])]:
-        each.kill()
+    keeper.kill()
+    if with_us:
+        parent.kill()
     assert gone([each.pid for each in below], 5), [each for each in below if each.is_running()]
     parent.kill()
     parent.wait()

@@ -5,8 +5,9 @@
 LIFELINE is the reading end of a pipe whose other end PARENT alone holds: it closes when PARENT ends, even by kill -9.
 A program's own children may live in groups and sessions of their own (torchrun's do), so they are looked for in the
 table of processes; on Linux those whose parent has ended become ours (prctl(2), PR_SET_CHILD_SUBREAPER). Signals that
-reach us are passed on to the program; we end as it ends. Should we be killed by -9 ourselves, a shell that waits for our
-end kills the program's group: Ollama's llama-servers are in it. It imports little, since one starts with each program.
+reach us are passed on to the program; we end as it ends. Should we be killed by -9 ourselves, a shell that waits for
+our end kills the program's group: Ollama's llama-servers are in it. It imports little, since one starts with each
+program.
 """
 
 import contextlib
@@ -80,12 +81,16 @@ def watch_us(program: int) -> int:
     It waits at a pipe whose other end we alone hold, in a session of its own; it is no Python, so that a kill -9 of all
     Python programs, us included, leaves it.
     """
-    waiting, held = os.pipe()
+    waiting, _ = os.pipe()
     child = os.fork()
     if not child:
-        os.setsid()
-        os.dup2(waiting, 0)
-        os.execvp("sh", ["sh", "-c", 'exec >/dev/null 2>&1; read -r _; kill -s KILL -- "-$1"', "guard", str(program)])
+        try:
+            os.setsid()
+            os.dup2(waiting, 0)
+            script = 'exec >/dev/null 2>&1; read -r _; kill -s KILL -- "-$1"'
+            os.execv("/bin/sh", ["sh", "-c", script, "guard", str(program)])
+        finally:
+            os._exit(127)
     os.close(waiting)
     return child
 

@@ -90,11 +90,11 @@ def start(
 
 @app.command()
 def setup() -> None:
-    """Build llama.cpp and install Ollama into the cache, where they are missing."""
+    """Have llama.cpp and Ollama here; nothing is compiled where an Ollama brings its own llama.cpp."""
     from tools.gguf import llamacpp
     from tools.serving import ollama
 
-    llamacpp.build()
+    llamacpp.set_up()
     ollama.install()
 
 
@@ -108,7 +108,7 @@ def doctor() -> None:
     from tools.serving import ollama
 
     programs = {name: llamacpp.find(name) for name in llamacpp.PROGRAMS} | {"ollama": ollama.find()}
-    findings = machine.examine(programs)
+    findings = machine.examine(programs, llamacpp.described())
     Console().print(machine.table(findings))
     if any(finding.needed and not finding.found for finding in findings):
         raise typer.Exit(1)

@@ -155,6 +155,7 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
         server.free(client, wanted)
     # Heavy, and not needed where all is there.
     from tools.core import chat_template
+    from tools.gguf import llamacpp
     from tools.parity import choose_template, prove
 
     tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
@@ -167,6 +168,7 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, test_set())
         prove.raise_if_different(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
+        notes["llama.cpp"] = llamacpp.described()
         if client is not None:
             notes |= {"template": tried.family or "in the GGUF"}
             asked = {"the first prompt": first, "an observation": episode[:4]}

@@ -16,9 +16,9 @@ from tools.gguf.tuned_folder import copy_tokenizer
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer|\.original_module)?\.weight$")
+EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.token_adapter)?(\.base_layer|\.original_module)?\.weight$")
 # How far logits may be apart before and after a merge, as a share of the largest: float32 sums in another order are
 # some 1e-6 (measured with 12 kinds of adapters).
 CLOSE = 1e-3
@@ -49,7 +49,7 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     What a person should know of the adapter is said on stderr.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     plan: lora.Plan = {}
@@ -59,8 +59,9 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     for remark in lora.remarks(plan, tensors) if plan else ():
         print(f"{adapter}: {remark}", file=sys.stderr)
     logging.disable_progress_bar()
-    dtype = AutoConfig.from_pretrained(base_model, trust_remote_code=False).dtype or torch.bfloat16
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(base_model, trust_remote_code=False)
+    dtype = config.dtype or torch.bfloat16
+    model: PreTrainedModel = model_class(config).from_pretrained(
         base_model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     left = prepare_embeddings(model, tensors.load(), lora.HEAD in plan and lora.HEAD not in lora.shapes(base_model))
@@ -69,6 +70,14 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     for name, weight in merged.named_parameters():
         lora.check_values(name, weight, math.inf)
     return merged
+
+
+def model_class(config: "PretrainedConfig") -> type["AutoModelForCausalLM"] | type["AutoModelForImageTextToText"]:
+    """The automatic class of transformers for a model: of text alone, else of one that also sees images."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
 
 
 def fitted(base_model: Path, adapter: Path) -> lora.Plan:
@@ -95,6 +104,8 @@ def prepare_embeddings(
     import torch
 
     twice = {name for name in tensors if lora.again(name, tensors)}
+    if model.config.get_text_config().tie_word_embeddings and not untie:  # peft has the trained tokens once
+        twice |= {name for name in tensors if ".lm_head.token_adapter." in name}
     originals = {name for name in tensors if lora.ORIGINAL.fullmatch(name)}
     rows = next((len(each) for name, each in tensors.items() if EMBEDDINGS.search(name)), 0)
     if rows and rows != embedding_rows(model):
@@ -135,7 +146,7 @@ def merged_by_peft(
     wanted = trial_logits(tuned)
     try:
         merged = cast("PreTrainedModel", tuned.merge_and_unload())
-    except NotImplementedError as error:
+    except RuntimeError as error:
         raise BadInput(f"{kind} cannot be merged into its base: {error}") from error
     apart = float((trial_logits(merged) - wanted).abs().max() / wanted.abs().max())
     if not apart < CLOSE:

@@ -22,6 +22,7 @@ EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer|\.original_modul
 # How far logits may be apart before and after a merge, as a share of the largest: float32 sums in another order are
 # some 1e-6 (measured with 12 kinds of adapters).
 CLOSE = 1e-3
+KIND = "an adapter of this kind"
 # The largest file of merged weights: small enough to be sent again when its sending breaks off.
 SHARD = "4GB"
 
@@ -49,7 +50,20 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     What a person should know of the adapter is said on stderr.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    tuned = with_adapter(base_model, adapter, torch.float32)
+    merged = merged_by_peft(tuned, adapter)
+    dtype = AutoConfig.from_pretrained(base_model, trust_remote_code=False).dtype or torch.bfloat16
+    merged.to(dtype)  # type: ignore[arg-type, call-arg]
+    for name, weight in merged.named_parameters():
+        lora.check_values(name, weight, math.inf)
+    return merged
+
+
+def with_adapter(base_model: Path, adapter: Path, dtype: "torch.dtype") -> "PeftModel":
+    """A base in `dtype` with its adapter beside it, as it was in training; raises as `merged_model`, and says as it."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     plan: lora.Plan = {}
@@ -62,16 +76,11 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     for remark in lora.remarks(plan, tensors) if plan else ():
         print(f"{adapter}: {remark}", file=sys.stderr)
     logging.disable_progress_bar()
-    dtype = AutoConfig.from_pretrained(base_model, trust_remote_code=False).dtype or torch.bfloat16
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        base_model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        base_model, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
     left = prepare_embeddings(model, tensors.load(), lora.HEAD in plan and lora.HEAD not in shapes)
-    merged = merged_by_peft(model, base_model, adapter, left)
-    merged.to(dtype)  # type: ignore[arg-type, call-arg]
-    for name, weight in merged.named_parameters():
-        lora.check_values(name, weight, math.inf)
-    return merged
+    return adapted(model, base_model, adapter, left)
 
 
 def prepare_embeddings(
@@ -100,35 +109,39 @@ def prepare_embeddings(
     return {name: each for name, each in tensors.items() if name not in twice and name not in originals}
 
 
-def merged_by_peft(
+def adapted(
     model: "PreTrainedModel", base_model: Path, adapter: Path, tensors: "dict[str, torch.Tensor]"
-) -> "PreTrainedModel":
-    """A base with the adapter's tensors merged into its weights, in memory.
-
-    Raises Failed when they do not fit the base, BadInput for a kind that peft does not merge, or merges into a model
-    that computes something else than base and adapter side by side.
-    """
+) -> "PeftModel":
+    """A base with the adapter's tensors beside its weights. Raises Failed when they do not fit it, BadInput."""
     from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
     try:
         tuned = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
     except ValueError as error:  # none of the modules that it names is in the base
         raise Failed(f"{adapter} does not fit {base_model}: {str(error).splitlines()[0]}") from error
-    kind = f"{adapter}: an adapter of this kind"
     if not isinstance(tuned, PeftModel) or not hasattr(tuned.base_model, "merge_and_unload"):
-        raise BadInput(f"{kind} changes no weights of its base, so nothing can be merged; peft runs it")
+        raise BadInput(f"{adapter}: {KIND} changes no weights of its base, so nothing can be merged; peft runs it")
     tensors = by_pefts_names(tensors, tuned)
     if differences := misfits(tuned, tensors):
         raise Failed(misfit(adapter, base_model, differences))
     set_peft_model_state_dict(tuned, tensors)
+    return tuned
+
+
+def merged_by_peft(tuned: "PeftModel", adapter: Path) -> "PreTrainedModel":
+    """The adapter merged into the weights of its base, in memory.
+
+    Raises BadInput for a kind that peft does not merge, or merges into a model that computes something else than base
+    and adapter side by side.
+    """
     wanted = trial_logits(tuned)
     try:
         merged = cast("PreTrainedModel", tuned.merge_and_unload())
     except NotImplementedError as error:
-        raise BadInput(f"{kind} cannot be merged into its base: {error}") from error
+        raise BadInput(f"{adapter}: {KIND} cannot be merged into its base: {error}") from error
     apart = float((trial_logits(merged) - wanted).abs().max() / wanted.abs().max())
     if not apart < CLOSE:
-        raise BadInput(f"{kind} is not merged right by peft: logits differ by {apart:.2g} of the largest")
+        raise BadInput(f"{adapter}: {KIND} is not merged right by peft: logits differ by {apart:.2g} of the largest")
     return merged
 
 

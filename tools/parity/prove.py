@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired
 
+import jinja2
 import orjson
 
 from tools import BadInput, Failed
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.core.trajectory import Episode, Message
 from tools.gguf import adapter_config, base, header, llamacpp
-from tools.parity import compare, diagnose, greedy, vocabulary
+from tools.parity import compare, diagnose, greedy, values, vocabulary
 from tools.recipes.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -28,9 +29,13 @@ CONTEXT = 4096
 
 
 class Parity(compare.Compared):
-    """parity.json: what was found of the tokenizer, of tokens and, where they were compared too, of answers."""
+    """parity.json: what was found of the tokenizer, of tokens and, where they were compared, of weights and answers.
+
+    `weights`: None where a person left them out.
+    """
 
     tokenizer: NotRequired[vocabulary.Tables]
+    weights: NotRequired[values.Values | None]
     greedy: NotRequired[greedy.Answers]
 
 
@@ -98,6 +103,23 @@ def together(tables: vocabulary.Tables, found: compare.Compared) -> Parity:
                 first["kind"], first["cause"], first["fix"] = each["kind"], each["cause"], each["fix"]
                 break
     return Parity(**found | {"equal": found["equal"] and tables["equal"]}, tokenizer=tables)
+
+
+def weights(
+    folder: Path, adapter: Path | None, source: Path, gguf: Path, test_set: Iterable[Episode], log: Path
+) -> values.Values:
+    """Compare what training's model and a GGUF expect next on held-out conversations: see values.compare_values.
+
+    `source`: the folder with the tokenizer and chat template of training.
+    """
+    tokenizer = chat_template.tokenizer(source)
+    talks = []
+    for episode in test_set:
+        with contextlib.suppress(jinja2.TemplateError):  # It refuses turns out of order.
+            talks.append(list(tokenizer.apply_chat_template(episode["messages"], return_dict=False)))
+        if len(talks) == values.CONVERSATIONS:
+            break
+    return values.compare_values(folder, adapter, gguf, talks, log)
 
 
 def answers(
@@ -181,5 +203,7 @@ def raise_if_different(found: Parity, so: str = "") -> None:
         told.append(compare.words(first))
     if told:
         raise Failed(f"training and serving differ, {so}{'; '.join(told)}")
+    if (weighed := found.get("weights")) and not weighed["equal"]:
+        raise Failed(f"the GGUF is not what was trained, {so}{values.words(weighed)}")
     if "greedy" in found and not found["greedy"]["equal"]:
         raise Failed(f"the same prompts, other answers: {greedy.words(found['greedy'])}")

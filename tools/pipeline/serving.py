@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tools.evaluation.play import Chat
     from tools.serving.ollama import Spec
 
+# What is proven of a model before it gets its name: its tokens and weights, or its tokens alone.
+WEIGHTS, TOKENS = "weights", "tokens"
 # The first prompt that people try.
 CLASSIC = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
@@ -91,17 +93,19 @@ def sampling(folder: Path, family: str) -> tuple[dict[str, float], str]:
     return facts.always.values, ""
 
 
-def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False) -> None:
+def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False, proof: str = WEIGHTS) -> None:
     """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
 
-    `force`: also in place of another model of that name, and when its answers do not end.
+    `force`: also in place of another model of that name, and when its answers do not end. `proof`: see `publish`.
     """
-    with player(model, quant.upper(), "tuned", called, force):
+    with player(model, quant.upper(), "tuned", called, force, proof):
         pass
 
 
 @contextlib.contextmanager
-def player(model: Tuned, quant: str, who: str, called: str, force: bool = False) -> Iterator["Chat"]:
+def player(
+    model: Tuned, quant: str, who: str, called: str, force: bool = False, proof: str = WEIGHTS
+) -> Iterator["Chat"]:
     """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
     from tools.core import chat_template
     from tools.evaluation import play
@@ -121,37 +125,40 @@ def player(model: Tuned, quant: str, who: str, called: str, force: bool = False)
         except server.NoOllama as missing:
             print(f"{missing}: the chain ends in llama-server")
             if who == "tuned":
-                publish(None, model, wanted)
+                publish(None, model, wanted, proof=proof)
             tokens = int(wanted.parameters["num_ctx"])
             yield play.openai_chat(stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL)))
             return
         if who == "tuned":
-            publish(session.client, model, wanted, force)
+            publish(session.client, model, wanted, force, proof)
         else:
             server.create(session.client, wanted)
         yield play.ollama_chat(session.client, wanted.name)
 
 
-def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False) -> None:
+def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False, proof: str = WEIGHTS) -> None:
     """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
 
-    Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
-    stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
+    Proven are its tokens, its weights (but where `proof` is TOKENS) and that its answers end. The name is given at
+    once, by a copy within Ollama: when this is stopped or killed, there is no half-made model under it. Raises BadInput
+    when the name is another model's.
     """
     files.need_space(model.run.folder, 0.01)
     with model.run.held("ollama"):
-        prove_and_name(client, model, wanted, force)
+        prove_and_name(client, model, wanted, force, proof)
 
 
-def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force: bool) -> None:
+def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force: bool, proof: str) -> None:
     """The work of `publish`, which holds the lock of its stage."""
     from tools.serving import ollama as server
 
     this, inputs = model.run, proof_inputs(wanted)
     there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
     if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
-        print(f"{wanted.name}: there, its tokens proven before")
-        return
+        before = files.read_object(this.parity).get("weights")
+        if before or proof == TOKENS:
+            print(f"{wanted.name}: there, its tokens{' and weights' if before else ''} proven before")
+            return
     if client is not None and not force:
         server.free(client, wanted)
     # Heavy, and not needed where all is there.
@@ -167,6 +174,11 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
     ):
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, test_set())
         prove.raise_if_different(found, "so the model gets no name: ")
+        data = test_set()
+        given = (model.base, model.adapter, model.tokenizer, wanted.gguf, data, this.folder / "weights.log")
+        found["weights"] = None if proof == TOKENS else prove.weights(*given)
+        files.write_json(this.parity, found)
+        prove.raise_if_different(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
         if client is not None:
             notes |= {"template": tried.family or "in the GGUF"}
@@ -179,7 +191,7 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
         if client is None:
             return
         client.copy(tried.name, wanted.name)
-    print(f"{wanted.name}: in Ollama, its tokens proven")
+    print(f"{wanted.name}: in Ollama, its tokens{' and weights' if found['weights'] else ''} proven")
 
 
 def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: bool, held_out: str = "") -> None:

@@ -153,8 +153,11 @@ def test_bad_use_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[
         (["new", "qwen7b"], "new: METHOD is missing; for example: react-recipes new qwen7b qlora my.yaml"),
         (["diff", "a"], "diff: B is missing; for example: react-recipes diff qwen7b-lora my.yaml"),
         (["check"], "check: name a recipe, or --all; for example: react-recipes check"),
-        (["gguf"], "no model named: give a recipe (RECIPE=qwen7b-qlora) or an adapter's folder (ADAPTER=my-lora)"),
-        (["merge", "a", "--adapter", "b"], "an adapter or a recipe, not both: b (ADAPTER=) and a; leave one out"),
+        (
+            ["gguf"],
+            "no model named: give a recipe (RECIPE=qwen7b-qlora), an adapter's folder (ADAPTER=my-lora) or a whole",
+        ),
+        (["merge", "a", "--adapter", "b"], "a folder or a recipe, not both: b and a; leave one out"),
         (["parity", "a", "--gguf", "b"], "a GGUF or a recipe, not both"),
         (["parity", "--gguf", "b"], "b: --base (BASE=) must name the model"),
         (["plan", "a", "--sec", "1"], "No such option '--sec'"),

@@ -56,4 +56,7 @@ def test_weights_that_are_not_finite_stop_the_quantiser(converters: Converters, 
     save_file(tensors, broken / "adapter_model.safetensors")
     (broken / "adapter_config.json").write_bytes((wide_rows / "adapter" / "adapter_config.json").read_bytes())
     said = converters.ours(wide_rows / "base", wide_rows / "out.gguf", broken, "Q8_0")
-    assert said == "error: a weight is not a finite number: the adapter or its base is broken"
+    assert (
+        said.startswith("error: model.layers.")
+        and "down_proj.weight: values of the adapter or its base are not" in said
+    )

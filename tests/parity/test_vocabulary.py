@@ -11,7 +11,6 @@ import pytest
 from tests.parts import models
 from tests.parts.metadata import with_metadata
 from tools import BadInput
-from tools.core import chat_template
 from tools.gguf import convert, find_base
 from tools.parity import vocabulary
 from tools.parity.vocabulary import KEYS, Tokenizer
@@ -170,16 +169,3 @@ def test_a_file_is_compared_with_the_folder_that_trained(gguf: Path, tmp_path: P
     assert kinds == ["template_missing", "special_token", "ends"]
     assert len(vocabulary.words(tables).splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"alone", "broken.gguf"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", models.KINDS)
-def test_the_right_gguf_of_each_family_has_no_finding(family: str, tmp_path: Path) -> None:
-    """With the tokenizer of the base, and with one that training saved beside an adapter."""
-    base = models.make(family, tmp_path / family)
-    adapter = models.make_adapter(tmp_path / "adapter", base)
-    chat_template.tokenizer(base).save_pretrained(adapter)
-    for tuned in (None, adapter):
-        convert.to_gguf(base, tmp_path / "model.gguf", adapter=tuned)
-        tables = vocabulary.compare_tokenizers(base, tuned, tmp_path / "model.gguf", tmp_path / "log")
-        assert tables["differences"] == [] and tables["tokens"] > 30000

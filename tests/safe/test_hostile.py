@@ -143,7 +143,7 @@ def test_a_change_that_no_one_would_ask_for_is_one_line_at_once(pair: str, says:
         (("check", "BOMB"), "BOMB:"),
         (("train", "BOMB", "--dry-run"), "BOMB:"),
         (("submit", "slurm", "BOMB"), "BOMB:"),
-        (("plan", "qwen7b-qlora", "--seq", "1" + "0" * 22), "is more than 16777216"),
+        (("plan", "qwen7b-qlora", "--seq", "1" + "0" * 22), "the context of Qwen2.5-7B-Instruct ends at 32768 tokens"),
         (("plan", "qwen7b-qlora", "--micro-batch", "1" + "0" * 22), "is more than 65536"),
         (("plan", "qwen7b-qlora", "--gpus", "1" + "0" * 22), "1024 are the most"),
         (("plan", "qwen7b-qlora", "--gpu", "rtx4090", "--gpus", "1" + "0" * 22), "1024 are the most"),

@@ -248,17 +248,16 @@ def by_message(pair: Pair, messages: list[Message]) -> Reason | None:
     side, (mine, theirs) = pair.side, pair.texts
     at, (lost, added) = common(mine, theirs), edit(mine, theirs)
     fewer = sum(i in pair.control for i in pair.served) < sum(i in pair.control for i in pair.trained)
-    for turn in messages:
-        words = turn["content"].strip()
-        if not words or mine.count(words) <= theirs.count(words):
-            continue
+    written = [(turn["role"], turn["content"].strip()) for turn in messages]
+    less = [(role, words) for role, words in written if words and mine.count(words) > theirs.count(words)]
+    for role, words in less:
         begin = mine.rfind(words, 0, at + len(words))
         inside = -1 < begin < at < begin + len(words)
-        if fewer or not inside:
-            return lost_turn(turn["role"], side, words)
+        if fewer or not inside:  # Where other turns are lost too, it is not the system turn alone.
+            return lost_turn(*next((each for each in less if each[0] != "system"), (role, words)), side)
         rest = mine[at : begin + len(words)]
         if len(rest) > ENOUGH and rest[-ENOUGH:] not in theirs and len(theirs) <= len(mine) - len(rest) + WINDOW:
-            return named("message_cut", side, who=turn["role"], token=f"{at - begin:,}", stops=f"{len(words):,}")
+            return named("message_cut", side, who=role, token=f"{at - begin:,}", stops=f"{len(words):,}")
         return named("text_changed", side, token=lost, stops=added)
     return None
 
@@ -274,11 +273,11 @@ def by_role(pair: Pair, messages: list[Message]) -> Reason | None:
     if there not in {turn["role"] for turn in messages} | {"assistant"}:
         return named("role", pair.side, token=here, stops=there)
     if here in {turn["role"] for turn in messages} and len(theirs) < len(mine):
-        return lost_turn(here, pair.side, next(turn["content"] for turn in messages if turn["role"] == here))
+        return lost_turn(here, next(turn["content"] for turn in messages if turn["role"] == here), pair.side)
     return None
 
 
-def lost_turn(role: str, side: str, words: str) -> Reason:
+def lost_turn(role: str, words: str, side: str) -> Reason:
     """A lost message of a role; a lost system turn has a name of its own."""
     return named("system_lost" if role == "system" else "message_lost", side, who=role, token=words[:ENOUGH])
 

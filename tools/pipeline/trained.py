@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,8 @@ class Tuned:
         with files.atomic(both) as partial:
             partial.mkdir()
             tuned_folder.copy_tokenizer_files(self.base, self.adapter, partial)
+            if (self.adapter / "generation_config.json").is_file():
+                shutil.copy2(self.adapter / "generation_config.json", partial)
         return both
 
     @cached_property

@@ -80,7 +80,7 @@ def by_us(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
         before |= load_file(path)
     plan, lines = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
     assert lines == []
-    read = adapter_tensors.of_adapter(adapter).reader()
+    read = adapter_tensors.of_adapter(adapter).read
     after = {name: lora.changed(before.get(name, before[lora.EMBEDDING]), steps, read) for name, steps in plan.items()}
     return before | after
 

@@ -191,7 +191,6 @@ BREAKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "' ' in training is '\\t' in llama-server",
     ),
     "a line feed more": ("prompt_long", parts(ask=PARTS["ask"].replace("ant\\n", "ant\\n\\n")), "goes on with '\\n'"),
-    "a line feed less": ("prompt_short", parts(ask=PARTS["ask"].replace("ant\\n", "ant")), "without '\\n'"),
     "a role renamed": (
         "role",
         parts(turn=PARTS["turn"].replace("m['role']", "m['role'].replace('user', 'human')")),

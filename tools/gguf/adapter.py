@@ -81,7 +81,7 @@ def prepare(adapter: Path, pairs: dict[str, lora.LowRank], folder: Path) -> None
     """
     from safetensors.torch import save_file
 
-    read = adapter_tensors.of_adapter(adapter).reader()
+    read = adapter_tensors.of_adapter(adapter).read
     alpha = files.read_object(adapter / "adapter_config.json").get("lora_alpha", 8)  # peft's own
     tensors = {}
     for target, pair in pairs.items():

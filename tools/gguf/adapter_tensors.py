@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,9 @@ class AdapterTensors:
     shapes: Mapping[str, tuple[int, ...]]
     stored: Mapping[str, str]
 
-    def reader(self) -> "Callable[[str], torch.Tensor]":
-        """A function that reads one tensor by peft's name."""
+    @cached_property
+    def read(self) -> "Callable[[str], torch.Tensor]":
+        """Reads one tensor by peft's name; the file is opened once."""
         from safetensors import safe_open
 
         file = safe_open(self.path, framework="pt")
@@ -36,8 +38,7 @@ class AdapterTensors:
 
     def load(self) -> "dict[str, torch.Tensor]":
         """All tensors by peft's names."""
-        read = self.reader()
-        return {name: read(name) for name in self.stored}
+        return {name: self.read(name) for name in self.stored}
 
 
 def of_adapter(folder: Path) -> AdapterTensors:

@@ -134,9 +134,14 @@ def refuse_code(folder: Path) -> None:
     hf_folder.check_folder(folder)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's file is in a folder."""
+    return any((folder / item).is_file() for item in TOKENIZER_FILES)
+
+
 def need_tokenizer(folder: Path) -> None:
     """Raise BadInput unless a tokenizer's file is in a base's folder."""
-    if not any((folder / item).is_file() for item in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise BadInput(f"{folder}: a base folder without a tokenizer: none of {', '.join(TOKENIZER_FILES)}")
 
 

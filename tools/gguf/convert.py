@@ -145,12 +145,8 @@ def four_bits(folder: Path, adapter: Path | None) -> bool:
 
 def unsupported(base_model: Path, adapter: Path) -> str | None:
     """What of an adapter cannot be added in one pass, None when all can. Raises Failed when it is another base's."""
-    shapes = lora.shapes(base_model)
     try:
-        plan, differences = lora.fit(lora.plan(adapter), shapes, adapter)
-        if differences:
-            raise Failed(merge.misfit(adapter, base_model, differences))
-        lora.rows_after(plan, shapes, adapter)
+        merge.fitted(base_model, adapter)
     except adapter_config.Unsupported as why:
         return str(why)
     return None
@@ -171,13 +167,20 @@ def one_pass(
     paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run_folder.ROOT)])
     environment = without_secrets() | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     with files.atomic(out) as partial:
-        asked = request(folder, partial, metadata, adapter, quant, work)
-        asked["vocabulary"] = vocabulary
+        asked = request(folder, partial, metadata, adapter, quant, work, vocabulary)
         command = [sys.executable, "-m", "tools.gguf.converter_hook", json.dumps(asked)]
         follow(command, f"{out.name}: converting", environment)
 
 
-def request(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | None, quant: str, work: Path) -> Request:
+def request(
+    folder: Path,
+    out: Path,
+    metadata: dict[str, str],
+    adapter: Path | None,
+    quant: str,
+    work: Path,
+    vocabulary: bool = False,
+) -> Request:
     """What converter_hook.py is asked to write `out`. Raises Failed where llama.cpp is not there."""
     return {
         "converter": str(llamacpp.source() / "convert_hf_to_gguf.py"),
@@ -190,7 +193,7 @@ def request(folder: Path, out: Path, metadata: dict[str, str], adapter: Path | N
         "threads": machine.cores(),
         "program": str(llamacpp.program("llama-quantize")),
         "library": str(llamacpp.home() / "bin" / llamacpp.LIBRARY),
-        "vocabulary": False,
+        "vocabulary": vocabulary,
     }
 
 

@@ -152,7 +152,6 @@ def changed(
     lazy: "type[LazyTorchTensor]",
 ) -> "Source":
     """One tensor after its changes, not computed yet. `largest`: the number that the file can hold; see `change`."""
-    read = tensors.reader()
 
     def after() -> "LazyTorchTensor":
         base = before()
@@ -164,7 +163,7 @@ def changed(
         return lazy(meta=meta, args=(base,), func=compute)
 
     def compute(weight: "torch.Tensor") -> "torch.Tensor":
-        result = lora.changed(weight, steps, read)
+        result = lora.changed(weight, steps, tensors.read)
         lora.check_values(target, result, largest)
         return result
 

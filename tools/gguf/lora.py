@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools import BadInput
-from tools.core import hf_folder
+from tools.core import files, hf_folder
 from tools.core.hf_folder import Settings
 from tools.gguf import adapter_config, adapter_tensors
 from tools.gguf.adapter_config import Unsupported
@@ -252,7 +252,7 @@ def refuse_missing(plan: Plan, base: Collection[str], folder: Path) -> None:
 
     A layer is looked for where the same part of another layer has an adapter. A `target_modules` of text is a pattern.
     """
-    config = adapter_config.check_adapter(folder)
+    config = files.read_object(folder / "adapter_config.json")  # checked as the plan was made
     there = {target for target, steps in plan.items() if any(isinstance(each, LowRank) for each in steps)}
     kinds = {adapter_config.LAYER.sub(".N.", name, count=1) for name in there if adapter_config.LAYER.search(name)}
     alike = [name for name in base if name not in there and adapter_config.LAYER.sub(".N.", name, count=1) in kinds]
@@ -375,7 +375,7 @@ def remarks(plan: Plan, tensors: AdapterTensors) -> Iterator[str]:
             yield f"tensors are taken by the names that the base has: {name} is of {module}"
             break
     steps = itertools.chain.from_iterable(plan.values())
-    if not any(changes_something(step, tensors.reader()) for step in steps):
+    if not any(changes_something(step, tensors.read) for step in steps):
         yield "it changes nothing (its B or lora_alpha is zero): what answers is the base"
 
 

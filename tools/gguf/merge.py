@@ -67,20 +67,31 @@ def with_adapter(base_model: Path, adapter: Path, dtype: "torch.dtype") -> "Peft
     from transformers.utils import logging
 
     plan: lora.Plan = {}
-    shapes, tensors = lora.shapes(base_model), adapter_tensors.of_adapter(adapter)
+    tensors = adapter_tensors.of_adapter(adapter)
     with contextlib.suppress(adapter_config.Unsupported):
-        plan, differences = lora.fit(lora.plan(adapter), shapes, adapter)
-        if differences:
-            raise Failed(misfit(adapter, base_model, differences))
-        lora.rows_after(plan, shapes, adapter)
+        plan = fitted(base_model, adapter)
     for remark in lora.remarks(plan, tensors) if plan else ():
         print(f"{adapter}: {remark}", file=sys.stderr)
     logging.disable_progress_bar()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base_model, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
-    left = prepare_embeddings(model, tensors.load(), lora.HEAD in plan and lora.HEAD not in shapes)
+    left = prepare_embeddings(model, tensors.load(), lora.HEAD in plan and lora.HEAD not in lora.shapes(base_model))
     return adapted(model, base_model, adapter, left)
+
+
+def fitted(base_model: Path, adapter: Path) -> lora.Plan:
+    """What an adapter changes of a base, by the names of its tensors.
+
+    Raises BadInput for an adapter that cannot be read or merged, Failed when it is another base's, Unsupported for one
+    that peft must merge.
+    """
+    shapes = lora.shapes(base_model)
+    plan, differences = lora.fit(lora.plan(adapter), shapes, adapter)
+    if differences:
+        raise Failed(misfit(adapter, base_model, differences))
+    lora.rows_after(plan, shapes, adapter)
+    return plan
 
 
 def prepare_embeddings(

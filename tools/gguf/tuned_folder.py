@@ -46,8 +46,7 @@ def assemble_tokenizer(base_model: Path, adapter: Path, out: Path) -> None:
     """
     out.mkdir(parents=True)
     config = hf_folder.text_settings(files.read_object(base_model / "config.json"))
-    trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
-    tokens = len(chat_template.tokenizer(adapter if trained else base_model))
+    tokens = len(chat_template.tokenizer(adapter if base.has_tokenizer(adapter) else base_model))
     copy_settings(base_model, adapter, out, max(int(config["vocab_size"]), tokens))
 
 
@@ -96,8 +95,7 @@ def copy_tokenizer_files(base_model: Path, adapter: Path, out: Path) -> Path:
     A chat template that was not saved with it is the base's. Raises BadInput for templates none of which is the
     default.
     """
-    trained = any((adapter / name).is_file() for name in base.TOKENIZER_FILES)
-    source = adapter if trained else base_model
+    source = adapter if base.has_tokenizer(adapter) else base_model
     for name in TOKENIZER_PARTS:
         if (source / name).is_dir():
             shutil.copytree(source / name, out / name)

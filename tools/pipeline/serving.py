@@ -116,9 +116,8 @@ def player(
     if who == "tuned":
         print(context_line(wanted))
     else:
-        chat_template.tokenizer(
-            model.before or model.base
-        )  # The base's own template, which training may not have used, is tried.
+        # The base's own template, which training may not have used, is tried.
+        chat_template.tokenizer(model.before or model.base)
     with contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(server.session())

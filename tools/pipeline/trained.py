@@ -50,7 +50,7 @@ class Tuned:
         Where a chat template was not saved beside the adapter's tokenizer, a folder of the run has both, with the
         base's template; that is said on stderr. Raises BadInput for templates none of which is the default.
         """
-        if not self.adapter or not any((self.adapter / name).is_file() for name in base.TOKENIZER_FILES):
+        if not self.adapter or not base.has_tokenizer(self.adapter):
             return self.base
         if chat_template.default_text(self.adapter) or not chat_template.default_text(self.base):
             return self.adapter
@@ -150,8 +150,8 @@ def of_folder(folder: Path, other: str, num_ctx: int = 0) -> Tuned:
     """An adapter or a whole model that no recipe of ours trained, in outputs/adapters/. Raises as `tuned`."""
     from tools.training import run_axolotl
 
-    this, served = named_by_folder(folder)
     hashes = {"adapter": files.sha256(folder)}
+    this, served = named_by_folder(folder, hashes["adapter"])
     if whole(folder):
         before = find_base.resolve(other) if other else None
         own = hf_folder.settings(folder / "config.json").get("_name_or_path")
@@ -183,14 +183,14 @@ def base_of(folder: Path, own: str, other: str) -> Path:
     return source
 
 
-def named_by_folder(folder: Path) -> tuple[Run, str]:
+def named_by_folder(folder: Path, sha256: str) -> tuple[Run, str]:
     """The run of an adapter or a whole model of this folder, kept apart from others by its hash; its name in Ollama."""
     from tools.serving import ollama
 
     where = folder.resolve()
     called = f"{where.parent.name}-{where.name}" if COMMON_NAME.fullmatch(where.name) else where.name
     called = quote.plain_name(called, "an adapter")
-    this = Run(run_folder.outputs() / "adapters" / f"{called}-{files.sha256(folder)[:8]}")
+    this = Run(run_folder.outputs() / "adapters" / f"{called}-{sha256[:8]}")
     return this, ollama.PREFIX + re.sub(r"[^\w.-]", "-", called)
 
 
@@ -201,7 +201,8 @@ def run_and_name(name: str, folder: str = "", tier: str = "") -> tuple[Run, str]
     """
     check_one(name, folder, tier)
     if folder:
-        return named_by_folder(located(folder))
+        where = located(folder)
+        return named_by_folder(where, files.sha256(where))
     recipe = open_recipe(name, tier)
     return recipe.run, name_of(recipe)
 

@@ -22,7 +22,6 @@ EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer|\.original_modul
 # How far logits may be apart before and after a merge, as a share of the largest: float32 sums in another order are
 # some 1e-6 (measured with 12 kinds of adapters).
 CLOSE = 1e-3
-KIND = "an adapter of this kind"
 # The largest file of merged weights: small enough to be sent again when its sending breaks off.
 SHARD = "4GB"
 
@@ -61,8 +60,11 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     return merged
 
 
-def with_adapter(base_model: Path, adapter: Path, dtype: "torch.dtype") -> "PeftModel":
-    """A base in `dtype` with its adapter beside it, as it was in training; raises as `merged_model`, and says as it."""
+def with_adapter(base_model: Path, adapter: Path, dtype: "torch.dtype | str") -> "PeftModel":
+    """A base in `dtype` with its adapter beside it, as it was in training; raises and tells what `merged_model` does.
+
+    `dtype`: "auto" for that of its file.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -131,7 +133,8 @@ def adapted(
     except ValueError as error:  # none of the modules that it names is in the base
         raise Failed(f"{adapter} does not fit {base_model}: {str(error).splitlines()[0]}") from error
     if not isinstance(tuned, PeftModel) or not hasattr(tuned.base_model, "merge_and_unload"):
-        raise BadInput(f"{adapter}: {KIND} changes no weights of its base, so nothing can be merged; peft runs it")
+        why = "changes no weights of its base, so nothing can be merged; peft runs it"
+        raise BadInput(f"{adapter}: an adapter of this kind {why}")
     tensors = by_pefts_names(tensors, tuned)
     if differences := misfits(tuned, tensors):
         raise Failed(misfit(adapter, base_model, differences))
@@ -145,14 +148,14 @@ def merged_by_peft(tuned: "PeftModel", adapter: Path) -> "PreTrainedModel":
     Raises BadInput for a kind that peft does not merge, or merges into a model that computes something else than base
     and adapter side by side.
     """
-    wanted = trial_logits(tuned)
+    wanted, kind = trial_logits(tuned), f"{adapter}: an adapter of this kind"
     try:
         merged = cast("PreTrainedModel", tuned.merge_and_unload())
     except NotImplementedError as error:
-        raise BadInput(f"{adapter}: {KIND} cannot be merged into its base: {error}") from error
+        raise BadInput(f"{kind} cannot be merged into its base: {error}") from error
     apart = float((trial_logits(merged) - wanted).abs().max() / wanted.abs().max())
     if not apart < CLOSE:
-        raise BadInput(f"{adapter}: {KIND} is not merged right by peft: logits differ by {apart:.2g} of the largest")
+        raise BadInput(f"{kind} is not merged right by peft: logits differ by {apart:.2g} of the largest")
     return merged
 
 

@@ -2,47 +2,51 @@
 
 Equal tokens prove nothing of the weights. Here llama-server and training's own model, the base with its adapter beside
 it, read the same tokens; how far apart their distributions over the next token may be belongs to the quantisation
-(catalog/value_bounds.yaml).
+(catalog/value_bounds.yaml). What one wrong tensor or setting hardly moves is looked for in the file itself.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-import psutil
-
 from tools import BadInput, Failed
 from tools.core import catalog, files, progress
-from tools.gguf import convert, header, llamacpp, merge
-from tools.parity.greedy import BROKEN
+from tools.gguf import convert, header, llamacpp, lora
+from tools.parity import trained
+from tools.parity.greedy import TIE
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
     from gguf import GGUFReader
-    from transformers import PreTrainedModel
 
-# Conversations and places in each: 48 in all. The tokens of a conversation that are read, at most, and the first place.
-CONVERSATIONS, PLACES = 6, 8
-LONGEST, FIRST = 320, 48
+# Conversations and places in each: 40 in all. The tokens of a conversation that are read, at most, and the first place.
+CONVERSATIONS, PLACES = 5, 8
+LONGEST, FIRST = 192, 40
 # Likeliest tokens of the server at each place; the rest counts as one more.
 CHOICES = 40
-# Share of a tensor's values, by their norm, that a quantisation may change: 2-bit ones change some 0.35.
-APART = 0.6
+# Rows of a tensor that are looked at first to see whether it is all zeros.
+ROWS = 8
+# Keys that say nothing of what a model computes, or that its tensors say.
+UNTOLD = ("GGUF.", "general.", "tokenizer.", "react_recipes.", "quantize.")
+BY_TENSORS = (".vocab_size",)
 
 
 class Bound(catalog.Part):
-    """Nats of KL divergence, on average at most, and the share of places with one likeliest token, at least.
+    """What a right file of some quantisations keeps to.
 
-    `quants`: the quantisations that it is for. `measured`: what was found of a right file.
+    `kl`: nats of KL divergence, on average, at most. `agree`: the share of places with one likeliest token, at least.
+    `tensor`: how far one tensor may be from training's, at most, as a share of its norm. `measured`: of right files.
     """
 
     quants: list[str]
     kl: float
     agree: float
+    tensor: float
     measured: str
 
 
@@ -79,32 +83,28 @@ def bound_of(gguf: Path) -> tuple[str, Bound]:
 def compare_values(folder: Path, adapter: Path | None, gguf: Path, talks: Sequence[list[int]], log: Path) -> Values:
     """Compare what training's model and a GGUF expect next at places of conversations, given as token ids.
 
-    `folder`: the weights that the adapter is added to, or a whole model's. `log`: of the server. Where they differ, the
-    cause is looked for in the file itself, see `cause`. Raises BadInput when memory is too short, Failed when the
-    server or transformers fails.
+    `folder`: the weights that the adapter is added to, or a whole model's. `log`: of the server. A setting that is not
+    training's, and a tensor of zeros that is none there, are differences by themselves. Where the two differ, `cause`
+    says by what. Raises BadInput without a conversation that is long enough, Failed when the server or transformers
+    fails, or training's own model computes NaN.
     """
     quant, bound = bound_of(gguf)
     read = [ids[:LONGEST] for ids in talks if len(ids) > FIRST + PLACES][:CONVERSATIONS]
+    if not read:
+        raise BadInput(f"no conversation has more than {FIRST + PLACES} tokens, which a proof of the weights needs")
     where = [places(len(ids)) for ids in read]
-    with progress.bar("parity: proving the weights", CONVERSATIONS * (PLACES + 1), "places") as shown:
-        served = []
-        with llamacpp.server(gguf, LONGEST + 1, log=log) as url:
-            for ids, wanted in zip(read, where, strict=True):
-                for place in wanted:
-                    served.append(expected_next(url, ids[:place]))
-                    shown.advance()
-        trained = training_model(folder, adapter)
-        own = []
-        for ids, wanted in zip(read, where, strict=True):
-            own += log_probabilities(trained, ids, wanted)
-            shown.advance()
+    served = served_choices(gguf, read, where, log)
+    with progress.step("parity: loading the model of training"):
+        model = trained.load(folder, adapter)
+    own = trained.log_probabilities(model, read, where)
+    del model
     found = [apart(mine, theirs) for mine, theirs in zip(own, served, strict=True)]
     kl = sum(each for each, _ in found) / len(found)
     agree = sum(same for _, same in found) / len(found)
-    equal = math.isfinite(kl) and kl <= bound.kl and agree >= bound.agree
-    why = None if equal else cause(folder, adapter, gguf)
+    within = math.isfinite(kl) and kl <= bound.kl and agree >= bound.agree
+    why = cause(folder, adapter, gguf, bound.tensor, within)
     return {
-        "equal": equal,
+        "equal": within and why is None,
         "places": len(found),
         "quant": quant,
         "kl": round(kl, 6),
@@ -122,10 +122,27 @@ def places(length: int) -> list[int]:
     return [round(FIRST + number * step) for number in range(PLACES)]
 
 
+def served_choices(
+    gguf: Path, talks: Sequence[list[int]], where: Sequence[list[int]], log: Path
+) -> list[dict[int, float]]:
+    """What llama-server with a GGUF expects after so many tokens of each talk, see `expected_next`."""
+    total = sum(len(each) for each in where)
+    found = []
+    with (
+        progress.bar("parity: what the GGUF expects next", total, "places") as shown,
+        llamacpp.server(gguf, LONGEST + 1, log=log) as url,
+    ):
+        for ids, wanted in zip(talks, where, strict=True):
+            for place in wanted:
+                found.append(expected_next(url, ids[:place]))
+                shown.advance()
+    return found
+
+
 def expected_next(url: str, ids: list[int]) -> dict[int, float]:
     """The CHOICES tokens that llama-server finds likeliest after these, with their log-probabilities, likeliest first.
 
-    A model that computes NaN has none: then NaN for the token that it gives.
+    A model that computes NaN has none: then NaN for no token.
     """
     body = {"prompt": ids, "n_predict": 1, "n_probs": CHOICES, "temperature": 0, "top_k": 1, "cache_prompt": True}
     given = llamacpp.post(f"{url}/completion", body | {"repeat_penalty": 1.0, "return_tokens": True})
@@ -136,54 +153,11 @@ def expected_next(url: str, ids: list[int]) -> dict[int, float]:
     return {each["id"]: float(each["logprob"]) for each in likely}
 
 
-def training_model(folder: Path, adapter: Path | None) -> "PreTrainedModel":
-    """Training's own model on the CPU, the adapter beside its base, in float32, or bfloat16 where memory is short.
-
-    Raises BadInput where there is too little for either, Failed where transformers cannot read it.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    size = sum(item.stat().st_size for item in folder.glob("*.safetensors"))  # of 16 bits a weight
-    free = psutil.virtual_memory().available
-    dtype = torch.float32 if 2 * size * 1.2 < free else torch.bfloat16
-    if size * 1.2 > free:
-        raise BadInput(
-            f"{folder}: {size * 1.2 / 2**30:.0f} GiB of memory prove the weights; PROOF=tokens leaves it out"
-        )
-    logging.disable_progress_bar()
-    if adapter:
-        tuned: PreTrainedModel = merge.with_adapter(folder, adapter, dtype).eval()  # type: ignore[assignment]
-        return tuned
-    try:
-        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # the settings of a model of any origin, in the hands of a class of any
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise Failed(f"{folder}: transformers cannot read the model: {first}") from error
-    return whole.eval()
-
-
-def log_probabilities(trained: "PreTrainedModel", ids: list[int], where: Sequence[int]) -> "list[torch.Tensor]":
-    """What training's model gives each token after `where` tokens of a conversation, float32 [vocabulary] each.
-
-    Raises Failed when it computes NaN.
-    """
-    import torch
-
-    with torch.inference_mode():
-        logits = trained(input_ids=torch.tensor([ids[: max(where)]])).logits[0].float()
-    if logits.isnan().any():
-        raise Failed(f"the base with its adapter, in transformers, {BROKEN}")
-    return [torch.log_softmax(logits[place - 1], dim=-1) for place in where]
-
-
 def apart(mine: "torch.Tensor", theirs: Mapping[int, float]) -> tuple[float, bool]:
     """KL divergence in nats of the server's distribution from training's, and whether both have one likeliest token.
 
     Over the server's likeliest tokens, all others counted as one: at most the divergence of the whole distributions.
+    Two tokens that training's model finds as likely as greedy.TIE count as one.
     """
     ids = list(theirs)
     if not all(math.isfinite(value) for value in theirs.values()):
@@ -192,45 +166,77 @@ def apart(mine: "torch.Tensor", theirs: Mapping[int, float]) -> tuple[float, boo
     given = [math.exp(theirs[each]) for each in ids]
     pairs = [*zip(own.tolist(), given, strict=True), (1 - float(own.sum()), 1 - sum(given))]
     kl = sum(p * math.log(p / max(q, 1e-9)) for p, q in pairs if p > 1e-12)
-    return max(kl, 0.0), int(mine.argmax()) == ids[0]
+    return max(kl, 0.0), float(mine.max() - mine[ids[0]]) <= TIE
 
 
-def cause(folder: Path, adapter: Path | None, gguf: Path) -> str | None:
-    """What is wrong in a GGUF whose values are: the first setting or tensor that is not as the conversion makes it.
+def cause(folder: Path, adapter: Path | None, gguf: Path, most: float, within: bool) -> str | None:
+    """What is wrong in a GGUF: its first setting or tensor that is not as the conversion makes it; None for nothing.
 
-    It is made again, in 16 bits, beside the file and for as long as this takes. None where nothing is found.
+    `most`: how far a tensor may be off, see Bound. Settings cost little. For the tensors the GGUF is made again in 16
+    bits, beside the file and for as long as this takes: where what it expects is not `within` its bound, or it has a
+    tensor of zeros.
     """
     from gguf import GGUFReader
 
-    with files.scratch(gguf) as work, progress.step("parity: looking for what is wrong in the weights"):
-        work.mkdir(parents=True, exist_ok=True)
+    with files.scratch(gguf) as work, progress.step("parity: the settings and tensors in the GGUF") as shown:
+        right = work / "settings.gguf"
+        convert.tokenizer_to_gguf(folder, adapter, right)
+        if wrong := next(settings_apart(header.metadata(right), header.metadata(gguf)), None):
+            return wrong
+        served = GGUFReader(gguf)
+        if within and not has_zeros(served):
+            return None
+        shown.update(title="parity: looking for what is wrong in the weights")
         right = work / "right.gguf"
-        convert.to_gguf(folder, right, adapter=adapter)
-        return next(differences(GGUFReader(right), GGUFReader(gguf)), None)
+        try:
+            weights = sum(math.prod(shape) for shape in lora.shapes(folder).values())
+            files.need_space(work, weights * convert.UNQUANTISED["F16"] / 2**30)
+            convert.to_gguf(folder, right, adapter=adapter)
+        except (BadInput, Failed) as why:
+            return None if within else f"where it is wrong could not be looked for: {why}"
+        return next(tensors_apart(GGUFReader(right), served, most), None)
 
 
-def differences(right: "GGUFReader", served: "GGUFReader") -> Iterator[str]:
-    """How a GGUF's settings and tensors differ from the right ones, in the order in which a model uses them."""
+def settings_apart(right: Mapping[str, header.Value], served: Mapping[str, header.Value]) -> Iterator[str]:
+    """How a GGUF's settings differ from those of the conversion, where both say something."""
+    for key, wanted in right.items():
+        if key.startswith(UNTOLD) or key.endswith(BY_TENSORS) or key not in served:
+            continue
+        there = served[key]
+        numbers = isinstance(wanted, int | float) and isinstance(there, int | float)
+        if not (math.isclose(wanted, there, rel_tol=1e-6) if numbers else wanted == there):
+            yield f"{key} is {there:g} and was {wanted:g} in training" if numbers else f"{key} is {there}, not {wanted}"
+
+
+def has_zeros(served: "GGUFReader") -> bool:
+    """Whether a matrix in a GGUF is all zeros."""
+    for tensor in served.tensors:
+        if len(tensor.shape) < 2:
+            continue
+        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+        if not widened(rows[:: max(1, len(rows) // ROWS)], tensor.tensor_type).any():
+            if not widened(rows, tensor.tensor_type).any():
+                return True
+    return False
+
+
+def tensors_apart(right: "GGUFReader", served: "GGUFReader", most: float) -> Iterator[str]:
+    """How a GGUF's tensors differ from the right ones, in the order in which a model uses them."""
     import numpy as np
 
-    for key, field in right.fields.items():
-        if key.startswith(("GGUF.", "general.", "tokenizer.", "react_recipes.")):
-            continue
-        wanted, there = field.contents(), served.fields[key].contents() if key in served.fields else None
-        if wanted != there:
-            yield f"{key} is {there} in the GGUF and {wanted} by training's conversion"
     have = {each.name: each for each in served.tensors}
     for tensor in sorted(right.tensors, key=lambda each: layer(each.name)):
         if tensor.name not in have:
             yield f"{tensor.name} is not in the GGUF"
             continue
-        wanted_values, values = (widened(each.data, each.tensor_type) for each in (tensor, have[tensor.name]))
-        if wanted_values.shape != values.shape:
-            yield f"{tensor.name} has the shape {values.shape} in the GGUF and {wanted_values.shape} by conversion"
+        wanted, values = (widened(each.data, each.tensor_type) for each in (tensor, have[tensor.name]))
+        if wanted.shape != values.shape:
+            yield f"{tensor.name} is {list(values.shape)} in the GGUF and {list(wanted.shape)} in training"
         elif not np.isfinite(values).all():
-            yield f"{tensor.name} has values in the GGUF that are no numbers"
-        elif (off := distance(wanted_values, values)) > APART:
-            yield f"{tensor.name} is another in the GGUF: {off:.0%} off training's" + (" (zeros)" * (not values.any()))
+            yield f"{tensor.name} has values that are not numbers (NaN or infinite)"
+        elif (off := distance(wanted, values)) > most:
+            zeros = ", it is all zeros" if not values.any() else ""
+            yield f"{tensor.name} differs from training's by {off:.0%} of its norm{zeros}"
 
 
 def layer(name: str) -> tuple[int, str]:
@@ -258,10 +264,10 @@ def distance(wanted: "npt.NDArray[np.float32]", values: "npt.NDArray[np.float32]
 
 
 def words(found: Values) -> str:
-    """What was found, in one line."""
+    """What was found, in one line, what is wrong first."""
     allowed = f"{found['quant']}: {found['bound_kl']:g} at most, {found['bound_agree']:.0%} at least"
     line = (
-        f"the weights at {found['places']} places: KL {found['kl']:.4f} nats on average, the likeliest token the same "
-        f"at {found['agree']:.0%} ({allowed})"
+        f"at {found['places']} places of held-out conversations the KL is {found['kl']:.4f} nats on average, and the "
+        f"likeliest token the same at {found['agree']:.0%} ({allowed})"
     )
-    return line if found["equal"] or not found["cause"] else f"{found['cause']}; {line}"
+    return f"{found['cause']}; {line}" if found["cause"] else line

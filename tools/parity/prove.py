@@ -99,7 +99,8 @@ def together(tables: vocabulary.Tables, found: compare.Compared) -> Parity:
     first = found["first_difference"]
     if first is not None and first["side"] == diagnose.LLAMA_SERVER:
         for each in tables["differences"]:
-            if each["kind"] == "template_missing" or first["kind"] in SHOWN_IN_TABLES:
+            by_table = first["kind"] in SHOWN_IN_TABLES and each["kind"] != "setting"
+            if each["kind"] == "template_missing" or by_table:
                 first["kind"], first["cause"], first["fix"] = each["kind"], each["cause"], each["fix"]
                 break
     return Parity(**found | {"equal": found["equal"] and tables["equal"]}, tokenizer=tables)
@@ -129,8 +130,7 @@ def answers(
 
     `gguf`: the base with that adapter, in 16 bits. Raises BadInput for a quantised GGUF, and where memory is too short.
     """
-    if not greedy.unquantised(gguf):
-        raise BadInput(f"{gguf}: quantised, so its answers differ; give the f16 GGUF, or --no-greedy")
+    refuse_quantised(gguf)
     tokenizer = chat_template.tokenizer(adapter or folder)
     talks = compare.conversations(test_set, tokenizer)[: compare.COUNT]
     asked = compare.prompts(talks, compare.transformers_side(tokenizer), greedy.PROMPTS)
@@ -141,8 +141,14 @@ def answers(
         return greedy.compare_answers(trained, url, asked, tokenizer)
 
 
+def refuse_quantised(gguf: Path) -> None:
+    """Raise BadInput for a GGUF whose answers cannot be compared token by token."""
+    if not greedy.unquantised(gguf):
+        raise BadInput(f"{gguf}: quantised, so its answers differ; give the f16 GGUF, or --no-greedy")
+
+
 def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: str, with_answers: bool) -> Parity:
-    """Compare a GGUF that we did not make with the base that it came from: its tokens and, if asked, its answers.
+    """Compare the tokens of a GGUF that we did not make with its base's and, if asked, its weights and answers.
 
     `name`: the base, a folder or a hub id, of which its tokenizer alone is needed, unless answers are compared.
     `data`: conversations, one a line. `adapter`: one that is in the GGUF. `in_ollama`: a model's name there. Raises
@@ -154,6 +160,8 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
     if not gguf.is_file():
         raise BadInput(f"{gguf}: no such file")
     found_header = header.metadata(gguf)
+    if with_answers:
+        refuse_quantised(gguf)
     if adapter:
         adapter_config.check_adapter(adapter)
     tokenizer = chat_template.tokenizer(adapter or folder)
@@ -168,7 +176,10 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
         tables = vocabulary.compare_tokenizers(folder, adapter, gguf, log_of(gguf))
         found = together(tables, compare.compare_with_training(talks, adapter or folder, seen, tokenizer=tokenizer))
     if found["equal"] and with_answers:
-        found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
+        weighed = weights(folder, adapter, adapter or folder, gguf, trajectory.read(data), log_of(gguf))
+        found["weights"] = weighed
+        if weighed["equal"]:
+            found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
     return found
 
 
@@ -189,6 +200,8 @@ def print_result(found: Parity, as_json: bool) -> None:
         if "tokenizer" in found:
             same = found["tokenizer"]
             print(f"the same tokenizer: {same['tokens']:,} tokens, {same['merges']:,} merges, all special tokens")
+        if weighed := found.get("weights"):
+            print(f"the same weights: {values.words(weighed)}")
         if "greedy" in found:
             print(greedy.words(found["greedy"]))
     raise_if_different(found)

@@ -2,10 +2,9 @@
 
 Equal tokens prove nothing of the weights. Here llama-server and training's own model, the base with its adapter beside
 it, read the same tokens; how far apart their distributions over the next token may be belongs to the quantisation
-(catalog/value_bounds.yaml). What one wrong tensor or setting hardly moves is looked for in the file itself.
+(catalog/value_bounds.yaml). A tensor of zeros may move them little: it is looked for in the file itself.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 from tools import BadInput, Failed
 from tools.core import catalog, files, progress
 from tools.gguf import convert, header, llamacpp, lora
-from tools.parity import trained
+from tools.parity import training_model
 from tools.parity.greedy import TIE
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ LONGEST, FIRST = 192, 40
 CHOICES = 40
 # Rows of a tensor that are looked at first to see whether it is all zeros.
 ROWS = 8
-# Keys that say nothing of what a model computes, or that its tensors say.
-UNTOLD = ("GGUF.", "general.", "tokenizer.", "react_recipes.", "quantize.")
-BY_TENSORS = (".vocab_size",)
 
 
 class Bound(catalog.Part):
@@ -83,10 +79,9 @@ def bound_of(gguf: Path) -> tuple[str, Bound]:
 def compare_values(folder: Path, adapter: Path | None, gguf: Path, talks: Sequence[list[int]], log: Path) -> Values:
     """Compare what training's model and a GGUF expect next at places of conversations, given as token ids.
 
-    `folder`: the weights that the adapter is added to, or a whole model's. `log`: of the server. A setting that is not
-    training's, and a tensor of zeros that is none there, are differences by themselves. Where the two differ, `cause`
-    says by what. Raises BadInput without a conversation that is long enough, Failed when the server or transformers
-    fails, or training's own model computes NaN.
+    `folder`: the weights that the adapter is added to, or a whole model's. `log`: of the server. A matrix of zeros that
+    is none in training is a difference by itself. Where the two differ, `cause` says by what. Raises BadInput without a
+    conversation that is long enough, Failed when the server or transformers fails, or training's model computes NaN.
     """
     quant, bound = bound_of(gguf)
     read = [ids[:LONGEST] for ids in talks if len(ids) > FIRST + PLACES][:CONVERSATIONS]
@@ -95,8 +90,8 @@ def compare_values(folder: Path, adapter: Path | None, gguf: Path, talks: Sequen
     where = [places(len(ids)) for ids in read]
     served = served_choices(gguf, read, where, log)
     with progress.step("parity: loading the model of training"):
-        model = trained.load(folder, adapter)
-    own = trained.log_probabilities(model, read, where)
+        model = training_model.load(folder, adapter)
+    own = training_model.log_probabilities(model, read, where)
     del model
     found = [apart(mine, theirs) for mine, theirs in zip(own, served, strict=True)]
     kl = sum(each for each, _ in found) / len(found)
@@ -170,42 +165,25 @@ def apart(mine: "torch.Tensor", theirs: Mapping[int, float]) -> tuple[float, boo
 
 
 def cause(folder: Path, adapter: Path | None, gguf: Path, most: float, within: bool) -> str | None:
-    """What is wrong in a GGUF: its first setting or tensor that is not as the conversion makes it; None for nothing.
+    """What is wrong in a GGUF: its first tensor that is not as the conversion makes it; None for nothing.
 
-    `most`: how far a tensor may be off, see Bound. Settings cost little. For the tensors the GGUF is made again in 16
-    bits, beside the file and for as long as this takes: where what it expects is not `within` its bound, or it has a
-    tensor of zeros.
+    `most`: how far a tensor may be off, see Bound. It is made again in 16 bits, beside the file and for as long as this
+    takes: where what it expects is not `within` its bound, or it has a matrix of zeros.
     """
     from gguf import GGUFReader
 
-    with files.scratch(gguf) as work, progress.step("parity: the settings and tensors in the GGUF") as shown:
-        right = work / "settings.gguf"
-        convert.tokenizer_to_gguf(folder, adapter, right)
-        if wrong := next(settings_apart(header.metadata(right), header.metadata(gguf)), None):
-            return wrong
-        served = GGUFReader(gguf)
-        if within and not has_zeros(served):
-            return None
-        shown.update(title="parity: looking for what is wrong in the weights")
+    served = GGUFReader(gguf)
+    if within and not has_zeros(served):
+        return None
+    with files.scratch(gguf) as work, progress.step("parity: looking for the tensor that is wrong"):
         right = work / "right.gguf"
         try:
             weights = sum(math.prod(shape) for shape in lora.shapes(folder).values())
             files.need_space(work, weights * convert.UNQUANTISED["F16"] / 2**30)
             convert.to_gguf(folder, right, adapter=adapter)
         except (BadInput, Failed) as why:
-            return None if within else f"where it is wrong could not be looked for: {why}"
+            return None if within else f"which tensor is wrong could not be looked for: {why}"
         return next(tensors_apart(GGUFReader(right), served, most), None)
-
-
-def settings_apart(right: Mapping[str, header.Value], served: Mapping[str, header.Value]) -> Iterator[str]:
-    """How a GGUF's settings differ from those of the conversion, where both say something."""
-    for key, wanted in right.items():
-        if key.startswith(UNTOLD) or key.endswith(BY_TENSORS) or key not in served:
-            continue
-        there = served[key]
-        numbers = isinstance(wanted, int | float) and isinstance(there, int | float)
-        if not (math.isclose(wanted, there, rel_tol=1e-6) if numbers else wanted == there):
-            yield f"{key} is {there:g} and was {wanted:g} in training" if numbers else f"{key} is {there}, not {wanted}"
 
 
 def has_zeros(served: "GGUFReader") -> bool:
@@ -214,9 +192,9 @@ def has_zeros(served: "GGUFReader") -> bool:
         if len(tensor.shape) < 2:
             continue
         rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-        if not widened(rows[:: max(1, len(rows) // ROWS)], tensor.tensor_type).any():
-            if not widened(rows, tensor.tensor_type).any():
-                return True
+        some = rows[:: max(1, len(rows) // ROWS)]
+        if not any(widened(each, tensor.tensor_type).any() for each in (some, rows)):
+            return True
     return False
 
 

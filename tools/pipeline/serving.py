@@ -5,7 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, quote, trajectory
-from tools.core.trajectory import test_set
+from tools.core.trajectory import Episode, test_set
 from tools.gguf import base
 from tools.pipeline import context
 from tools.pipeline.model import f16_told, make_adapter_gguf, make_gguf, merge_adapter
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ollama import Client
 
     from tools.evaluation.play import Chat
+    from tools.parity.values import Values
     from tools.serving.ollama import Spec
 
 # What is proven of a model before it gets its name: its tokens and weights, or its tokens alone.
@@ -173,9 +174,7 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
     ):
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, test_set())
         prove.raise_if_different(found, "so the model gets no name: ")
-        data = test_set()
-        given = (model.base, model.adapter, model.tokenizer, wanted.gguf, data, this.folder / "weights.log")
-        found["weights"] = None if proof == TOKENS else prove.weights(*given)
+        found["weights"] = None if proof == TOKENS else weigh(model, wanted.gguf, test_set())
         files.write_json(this.parity, found)
         prove.raise_if_different(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
@@ -193,10 +192,18 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
     print(f"{wanted.name}: in Ollama, its tokens{' and weights' if found['weights'] else ''} proven")
 
 
-def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: bool, held_out: str = "") -> None:
-    """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
+def weigh(model: Tuned, gguf: Path, episodes: Iterable[Episode]) -> "Values":
+    """Compare what training's model and a GGUF expect next on held-out conversations: see values.compare_values."""
+    from tools.parity import prove
 
-    `held_out`: a file of conversations in place of the committed test set. Raises Failed with the first difference.
+    return prove.weights(model.base, model.adapter, model.tokenizer, gguf, episodes, model.run.folder / "weights.log")
+
+
+def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: bool, held_out: str = "") -> None:
+    """Compare the tuned model's tokens in training and in every server and, if asked, its weights and answers.
+
+    parity.json has what is found. `held_out`: a file of conversations in place of the committed test set. Raises Failed
+    with the first difference.
     """
     from tools.core import chat_template
     from tools.parity import prove
@@ -215,11 +222,13 @@ def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: 
         _, seen = stack.enter_context(prove.sides(client, wanted, tokenizer, episode))
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, trajectory.read(data))
     if answers and found["equal"]:
-        with f16_told(this):
-            with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
-                make_gguf(model, "F16")
-            found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), trajectory.read(data))
-            files.write_json(this.parity, found)
+        found["weights"] = weighed = weigh(model, wanted.gguf, trajectory.read(data))
+        if weighed["equal"]:
+            with f16_told(this):
+                with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
+                    make_gguf(model, "F16")
+                found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), trajectory.read(data))
+        files.write_json(this.parity, found)
     prove.print_result(found, as_json)
 
 

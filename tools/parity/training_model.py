@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from tools import BadInput, Failed
 from tools.core import progress
 from tools.gguf import merge
-from tools.parity.greedy import BROKEN
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+BROKEN = "answers NaN in place of probabilities: its weights are broken; check the loss in train.log and train again"
 
 
 def load(folder: Path, adapter: Path | None) -> "PreTrainedModel":
@@ -79,7 +80,9 @@ def widen_as_used(model: "PreTrainedModel", done: Callable[[], None]) -> int:
     def hook(module: Module) -> None:
         before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def begin(_: Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        def begin(
+            _: Module, args: tuple[object, ...], kwargs: dict[str, object]
+        ) -> tuple[tuple[object, ...], dict[str, object]]:
             for each in module.parameters(recurse=False):
                 if each.dtype in narrow:
                     before.append((each, each.data))

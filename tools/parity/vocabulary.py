@@ -32,7 +32,8 @@ BYTE_LEVEL = {"bos_token_id": 11, "eos_token_id": 11}
 BEGINS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
 BEGINS |= {"tekken", "chameleon"}
 SWITCHES = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
-# Of the model's own settings, what its tensors say, and what a longer context does not change.
+# Of the model's own settings: what llama.cpp takes where they are not there; what the tensors say; what may be larger.
+USUAL = {".rope.freq_base": 10000.0, ".rope.scaling.factor": 1.0}
 BY_TENSORS, CONTEXT = ".vocab_size", ".context_length"
 SPECIAL = ("bos_token_id", "eos_token_id", "padding_token_id")
 # Tokens that llama.cpp finds by their texts where no key names them, from the same place.
@@ -165,13 +166,19 @@ def differences(mine: Tokenizer, theirs: Tokenizer) -> Iterator[TableDifference]
         apart = [Entry(at=None, trained=mine.named(number), served=None) for number in sorted(ours - others)]
         apart += [Entry(at=None, trained=None, served=theirs.named(number)) for number in sorted(others - ours)]
         yield told("ends", "tokens that end an answer", apart, len(ours | others))
-    for key, one in mine.model.items():
-        if not same_setting(key, one, theirs.model.get(key, one)):
-            yield told("setting", key, [Entry(at=None, trained=str(one), served=str(theirs.model[key]))], 1)
+    for key in dict.fromkeys([*mine.model, *theirs.model]):
+        one, other = (each.model.get(key, usual(key)) for each in (mine, theirs))
+        if one is not None and other is not None and not same_setting(key, one, other):
+            yield told("setting", key, [Entry(at=None, trained=str(one), served=str(other))], 1)
+
+
+def usual(key: str) -> Value | None:
+    """What llama.cpp takes for a setting of the model that a header does not have; None where it is not compared."""
+    return next((value for end, value in USUAL.items() if key.endswith(end)), None)
 
 
 def same_setting(key: str, mine: Value, theirs: Value) -> bool:
-    """Whether a setting of the model is training's; what the header does not say is not compared."""
+    """Whether a setting of the model does what training's does."""
     if key.endswith(BY_TENSORS):
         return True
     if isinstance(mine, int | float) and isinstance(theirs, int | float):

@@ -550,12 +550,12 @@ def parity(
         ),
     ] = "",
     greedy: Annotated[
-        bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
+        bool | None, typer.Option(help="compare weights and answers too; by default with a recipe, not with --gguf")
     ] = None,
     as_json: Json = False,
     num_ctx: NumCtx = 0,
 ) -> None:
-    """Compare the tokens, and answers, of training and of serving; show the first difference and its cause."""
+    """Compare tokens, weights and answers of training and of serving; show the first difference and its cause."""
     from tools.pipeline.serving import check_file_parity, check_parity
     from tools.pipeline.trained import tuned
 

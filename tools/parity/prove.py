@@ -106,6 +106,11 @@ def together(tables: vocabulary.Tables, found: compare.Compared) -> Parity:
     return Parity(**found | {"equal": found["equal"] and tables["equal"]}, tokenizer=tables)
 
 
+def with_weights(found: Parity, weighed: values.Values) -> Parity:
+    """What was found of tokens, and of weights beside it."""
+    return Parity(**found | {"equal": found["equal"] and weighed["equal"], "weights": weighed})
+
+
 def weights(
     folder: Path, adapter: Path | None, source: Path, gguf: Path, test_set: Iterable[Episode], log: Path
 ) -> values.Values:
@@ -176,9 +181,9 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
         tables = vocabulary.compare_tokenizers(folder, adapter, gguf, log_of(gguf))
         found = together(tables, compare.compare_with_training(talks, adapter or folder, seen, tokenizer=tokenizer))
     if found["equal"] and with_answers:
-        weighed = weights(folder, adapter, adapter or folder, gguf, trajectory.read(data), log_of(gguf))
-        found["weights"] = weighed
-        if weighed["equal"]:
+        source = adapter or folder
+        found = with_weights(found, weights(folder, adapter, source, gguf, trajectory.read(data), log_of(gguf)))
+        if found["equal"]:
             found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
     return found
 

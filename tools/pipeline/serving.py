@@ -1,4 +1,4 @@
-"""A tuned model behind its server: what Ollama is told of it, and no name for it before its tokens are proven."""
+"""A tuned model behind its server: what Ollama is told of it, and no name before its tokens and weights are proven."""
 
 import contextlib
 import os
@@ -174,7 +174,10 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
     ):
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, test_set())
         prove.raise_if_different(found, "so the model gets no name: ")
-        found["weights"] = None if proof == TOKENS else weigh(model, wanted.gguf, test_set())
+        if proof == TOKENS:
+            found["weights"] = None
+        else:
+            found = prove.with_weights(found, weigh(model, wanted.gguf, test_set()))
         files.write_json(this.parity, found)
         prove.raise_if_different(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
@@ -189,7 +192,7 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
         if client is None:
             return
         client.copy(tried.name, wanted.name)
-    print(f"{wanted.name}: in Ollama, its tokens{' and weights' if found['weights'] else ''} proven")
+    print(f"{wanted.name}: in Ollama, its tokens{'' if proof == TOKENS else ' and weights'} proven")
 
 
 def weigh(model: Tuned, gguf: Path, episodes: Iterable[Episode]) -> "Values":
@@ -222,8 +225,8 @@ def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: 
         _, seen = stack.enter_context(prove.sides(client, wanted, tokenizer, episode))
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, trajectory.read(data))
     if answers and found["equal"]:
-        found["weights"] = weighed = weigh(model, wanted.gguf, trajectory.read(data))
-        if weighed["equal"]:
+        found = prove.with_weights(found, weigh(model, wanted.gguf, trajectory.read(data)))
+        if found["equal"]:
             with f16_told(this):
                 with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
                     make_gguf(model, "F16")

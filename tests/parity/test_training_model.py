@@ -29,8 +29,10 @@ def test_an_adapter_of_each_kind_beside_its_base(tmp_path: Path, kind: str, tied
     tuned = models.make_peft(base, **KINDS[kind])
     tuned.save_pretrained(str(tmp_path / "adapter"))
     loaded = training_model.load(base, tmp_path / "adapter")
+    # Tensors that an adapter has whole are rounded to the base's type, as they are in the GGUF.
+    rounded = bool({"modules_to_save", "bias", "trainable_token_indices"} & KINDS[kind].keys())
     for mine, theirs in zip(training_model.log_probabilities(loaded, TALKS, WHERE), wanted(tuned), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(mine, theirs, atol=0.02 if rounded else 1e-4, rtol=1e-4)
 
 
 @pytest.mark.heavy

@@ -33,7 +33,6 @@ def merge_to_folder(base_model: Path, adapter: Path, out: Path, shard: str = SHA
     training, which lie beside the adapter; the base's only where there are none. Raises BadInput for an adapter that
     cannot be read or merged, Failed when it does not fit the base.
     """
-    adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(base_model), adapter)
     with progress.step("merging the adapter into its base") as shown, files.atomic(out) as partial:
         merged = merged_model(base_model, adapter)
         shown.update(title="writing the merged model")
@@ -68,6 +67,7 @@ def with_adapter(base_model: Path, adapter: Path, dtype: "torch.dtype | str") ->
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(base_model), adapter)
     plan: lora.Plan = {}
     tensors = adapter_tensors.of_adapter(adapter)
     with contextlib.suppress(adapter_config.Unsupported):

@@ -9,7 +9,7 @@ import psutil
 
 from tools import BadInput, Failed
 from tools.core import progress
-from tools.gguf import adapter_config, base, header, llamacpp, lora, merge
+from tools.gguf import base, header, llamacpp, merge
 from tools.parity import training_model
 from tools.parity.diagnose import text
 
@@ -79,8 +79,6 @@ def model(folder: Path, adapter: Path | None) -> "PreTrainedModel":
     fit.
     """
     base.check_folder(folder)
-    if adapter:
-        adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(folder), adapter)
     need = 2 * sum(item.stat().st_size for item in folder.glob("*.safetensors"))  # 16 bits there, 32 here
     if need * 1.2 > psutil.virtual_memory().available:
         raise BadInput(

@@ -116,8 +116,9 @@ def weights(
 ) -> values.Values:
     """Compare what training's model and a GGUF expect next on held-out conversations: see values.compare_values.
 
-    `source`: the folder with the tokenizer and chat template of training.
+    `source`: the folder with the tokenizer and chat template of training. Raises BadInput for a folder without a model.
     """
+    base.check_folder(folder)
     tokenizer = chat_template.tokenizer(source)
     talks = []
     for episode in test_set:

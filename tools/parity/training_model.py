@@ -67,26 +67,27 @@ def log_probabilities(
 def widen_as_used(model: "PreTrainedModel", done: Callable[[], None]) -> int:
     """Have each module that holds 16-bit tensors compute in float32; how many do. `done` is called after each.
 
-    Its tensors are widened as it begins and are what they were when it has ended.
+    Its tensors are widened as it begins and are what they were when it has ended. A module of an adapter is one with
+    the base's module in it, whose tensors it may read by itself.
     """
     import torch
-    from torch.nn import Module
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.nn import Module, Parameter
 
     narrow = (torch.bfloat16, torch.float16)
 
     def wide(value: object) -> object:
         return value.float() if isinstance(value, torch.Tensor) and value.dtype in narrow else value
 
-    def hook(module: Module) -> None:
-        before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    def hook(module: Module, held: list[Parameter]) -> None:
+        before: list[tuple[Parameter, torch.Tensor]] = []
 
         def begin(
             _: Module, args: tuple[object, ...], kwargs: dict[str, object]
         ) -> tuple[tuple[object, ...], dict[str, object]]:
-            for each in module.parameters(recurse=False):
-                if each.dtype in narrow:
-                    before.append((each, each.data))
-                    each.data = each.data.float()
+            for each in held:
+                before.append((each, each.data))
+                each.data = each.data.float()
             return tuple(wide(each) for each in args), {key: wide(each) for key, each in kwargs.items()}
 
         def end(_: Module, __: tuple[object, ...], result: object) -> object:
@@ -99,7 +100,13 @@ def widen_as_used(model: "PreTrainedModel", done: Callable[[], None]) -> int:
         module.register_forward_pre_hook(begin, with_kwargs=True)
         module.register_forward_hook(end)
 
-    hooked = [each for each in model.modules() if any(one.dtype in narrow for one in each.parameters(recurse=False))]
-    for each in hooked:
-        hook(each)
-    return len(hooked)
+    adapters = [each for each in model.modules() if isinstance(each, BaseTunerLayer)]
+    inside = {id(part) for each in adapters for part in each.modules()}
+    alone = [each for each in model.modules() if id(each) not in inside]
+    count = 0
+    for module in (*adapters, *alone):
+        parts = module.parameters(recurse=isinstance(module, BaseTunerLayer))
+        if held := [each for each in parts if each.dtype in narrow]:
+            hook(module, held)
+            count += 1
+    return count

@@ -69,12 +69,19 @@ def test_a_right_file_is_within_the_bound_of_its_quantisation(real_f16: Path, tm
 @pytest.mark.heavy
 @pytest.mark.parametrize("quant", ["F16", "Q4_K_M"])
 def test_a_small_random_model_is_proven_too(small_base: Path, small_adapter: Path, tmp_path: Path, quant: str) -> None:
-    """All that it expects is about as likely: its likeliest token tells what the divergence cannot."""
+    """Nearly all tokens are about as likely to it, so that a divergence is small: the likeliest token tells."""
     file = tmp_path / "tuned.gguf"
     convert.to_gguf(small_base, file, adapter=small_adapter, quant=quant)
     assert weighed(small_base, file, small_adapter)["equal"]
-    without = weighed(small_base, file)  # another model
-    assert not without["equal"] and without["agree"] < 0.3 and without["cause"]
+    wrong = with_metadata(file, tmp_path / "wrong.gguf", {}, tensors={"token_embd.weight": upside_down})
+    found = weighed(small_base, wrong, small_adapter)
+    assert not found["equal"] and found["agree"] < 0.3 and "token_embd.weight" in str(found["cause"])
+
+
+@pytest.mark.heavy
+def test_the_base_is_not_what_was_trained(small_base: Path, small_adapter: Path, small_f16: Path) -> None:
+    found = weighed(small_base, small_f16, small_adapter)
+    assert not found["equal"] and "blk.0." in str(found["cause"])
 
 
 @pytest.mark.heavy

@@ -124,10 +124,10 @@ ray: .venv/.ready ## the same for a Ray cluster (RECIPE= TIER= NODES=)
 gguf: $(if $(value ADAPTER)$(value MODEL),setup,train) ## adapter and base to GGUF in one pass (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1)
 	@$(TOOLS) gguf
 
-ollama: gguf ## import the model into Ollama, its tokens proven (RECIPE= QUANT= NAME= NUM_CTX= FORCE=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1 OLLAMA_BASE=)
+ollama: gguf ## import the model into Ollama, its tokens and weights proven (RECIPE= QUANT= NAME= NUM_CTX= PROOF=tokens FORCE=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1 OLLAMA_BASE=)
 	@$(TOOLS) ollama
 
-parity: $(if $(value GGUF),setup,gguf) ## the same tokens and answers in training and in every server, or the first difference (RECIPE= GREEDY=0 JSON=1; GGUF= BASE= of any)
+parity: $(if $(value GGUF),setup,gguf) ## the same tokens, weights and answers in training and in every server, or the first difference (RECIPE= GREEDY=0 JSON=1; GGUF= BASE= of any)
 	@$(TOOLS) parity
 
 quality: $(if $(value ADAPTER)$(value MODEL),setup,train) ## what quantising costs: size, perplexity, KL against f16 (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)

@@ -69,6 +69,12 @@ Quants = Annotated[
 NumCtx = Annotated[
     int, typer.Option("--num-ctx", min=0, help="tokens that the model remembers; 0: chosen by data and memory")
 ]
+Proof = Annotated[
+    str,
+    typer.Option(
+        "--proof", click_type=click.Choice(["weights", "tokens"]), help="what is proven before it gets its name"
+    ),
+]
 HeldOut = Annotated[str, typer.Option("--held-out", help="a file of episodes in place of data/test.jsonl")]
 
 
@@ -514,8 +520,9 @@ def ollama(
     adapter_only: AdapterOnly = False,
     ollama_base: Annotated[str, typer.Option(help="with --adapter-only: a base model that Ollama already has")] = "",
     num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
 ) -> None:
-    """Import the model into Ollama, after proof that it sees the tokens of training and that its answers end."""
+    """Import the model into Ollama, once its tokens and weights are proven to be training's, and its answers to end."""
     from tools.pipeline.serving import give_adapter_to_ollama, give_to_ollama
     from tools.pipeline.trained import tuned
 
@@ -523,7 +530,7 @@ def ollama(
     if adapter_only:
         give_adapter_to_ollama(model, quant, name, ollama_base, force)
     else:
-        give_to_ollama(model, quant, name, force)
+        give_to_ollama(model, quant, name, force, proof)
 
 
 @app.command(epilog="Example: parity qwen7b-qlora --quant Q4_K_M")
@@ -544,12 +551,12 @@ def parity(
         ),
     ] = "",
     greedy: Annotated[
-        bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
+        bool | None, typer.Option(help="compare weights and answers too; by default with a recipe, not with --gguf")
     ] = None,
     as_json: Json = False,
     num_ctx: NumCtx = 0,
 ) -> None:
-    """Compare the tokens, and answers, of training and of serving; show the first difference and its cause."""
+    """Compare tokens, weights and answers of training and of serving; show the first difference and its cause."""
     from tools.pipeline.serving import check_file_parity, check_parity
     from tools.pipeline.trained import tuned
 
@@ -569,12 +576,13 @@ def eval(
     adapter: Folder = "",
     name: Name = "",
     num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
 ) -> None:
     """Let the base and the tuned model play the same unseen rooms."""
     from tools.pipeline.evaluation import play_games
     from tools.pipeline.trained import tuned
 
-    play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name)
+    play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name, proof)
 
 
 @app.command(epilog="Example: demo smollm2-135m-lora")

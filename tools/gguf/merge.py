@@ -33,7 +33,6 @@ def merge_to_folder(base_model: Path, adapter: Path, out: Path, shard: str = SHA
     training, which lie beside the adapter; the base's only where there are none. Raises BadInput for an adapter that
     cannot be read or merged, Failed when it does not fit the base.
     """
-    adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(base_model), adapter)
     with progress.step("merging the adapter into its base") as shown, files.atomic(out) as partial:
         merged = merged_model(base_model, adapter)
         shown.update(title="writing the merged model")
@@ -50,8 +49,25 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     """
     import torch
     from transformers import AutoConfig
+
+    tuned = with_adapter(base_model, adapter, torch.float32)
+    merged = merged_by_peft(tuned, adapter)
+    dtype = AutoConfig.from_pretrained(base_model, trust_remote_code=False).dtype or torch.bfloat16
+    merged.to(dtype)  # type: ignore[arg-type, call-arg]
+    for name, weight in merged.named_parameters():
+        lora.check_values(name, weight, math.inf)
+    return merged
+
+
+def with_adapter(base_model: Path, adapter: Path, dtype: "torch.dtype | str") -> "PeftModel":
+    """A base in `dtype` with its adapter beside it, as it was in training; raises and tells what `merged_model` does.
+
+    `dtype`: "auto" for that of its file.
+    """
+    from transformers import AutoConfig
     from transformers.utils import logging
 
+    adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(base_model), adapter)
     plan: lora.Plan = {}
     tensors = adapter_tensors.of_adapter(adapter)
     with contextlib.suppress(adapter_config.Unsupported):
@@ -60,16 +76,11 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
         print(f"{adapter}: {remark}", file=sys.stderr)
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(base_model, trust_remote_code=False)
-    dtype = config.dtype or torch.bfloat16
     model: PreTrainedModel = model_class(config).from_pretrained(
-        base_model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        base_model, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
     left = prepare_embeddings(model, tensors.load(), lora.HEAD in plan and lora.HEAD not in lora.shapes(base_model))
-    merged = merged_by_peft(model, base_model, adapter, left)
-    merged.to(dtype)  # type: ignore[arg-type, call-arg]
-    for name, weight in merged.named_parameters():
-        lora.check_values(name, weight, math.inf)
-    return merged
+    return adapted(model, base_model, adapter, left)
 
 
 def model_class(config: "PretrainedConfig") -> type["AutoModelForCausalLM"] | type["AutoModelForImageTextToText"]:
@@ -122,28 +133,33 @@ def prepare_embeddings(
     return {name: each for name, each in tensors.items() if name not in twice and name not in originals}
 
 
-def merged_by_peft(
+def adapted(
     model: "PreTrainedModel", base_model: Path, adapter: Path, tensors: "dict[str, torch.Tensor]"
-) -> "PreTrainedModel":
-    """A base with the adapter's tensors merged into its weights, in memory.
-
-    Raises Failed when they do not fit the base, BadInput for a kind that peft does not merge, or merges into a model
-    that computes something else than base and adapter side by side.
-    """
+) -> "PeftModel":
+    """A base with the adapter's tensors beside its weights. Raises Failed when they do not fit it, BadInput."""
     from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
     try:
         tuned = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
     except ValueError as error:  # none of the modules that it names is in the base
         raise Failed(f"{adapter} does not fit {base_model}: {str(error).splitlines()[0]}") from error
-    kind = f"{adapter}: an adapter of this kind"
     if not isinstance(tuned, PeftModel) or not hasattr(tuned.base_model, "merge_and_unload"):
-        raise BadInput(f"{kind} changes no weights of its base, so nothing can be merged; peft runs it")
+        why = "changes no weights of its base, so nothing can be merged; peft runs it"
+        raise BadInput(f"{adapter}: an adapter of this kind {why}")
     tensors = by_pefts_names(tensors, tuned)
     if differences := misfits(tuned, tensors):
         raise Failed(misfit(adapter, base_model, differences))
     set_peft_model_state_dict(tuned, tensors)
-    wanted = trial_logits(tuned)
+    return tuned
+
+
+def merged_by_peft(tuned: "PeftModel", adapter: Path) -> "PreTrainedModel":
+    """The adapter merged into the weights of its base, in memory.
+
+    Raises BadInput for a kind that peft does not merge, or merges into a model that computes something else than base
+    and adapter side by side.
+    """
+    wanted, kind = trial_logits(tuned), f"{adapter}: an adapter of this kind"
     try:
         merged = cast("PreTrainedModel", tuned.merge_and_unload())
     except RuntimeError as error:

@@ -190,8 +190,10 @@ def stats(
 
 @app.command(epilog="Example: convert my.json my.jsonl --to messages")
 def convert(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="files, folders, globs, - for stdin, or a hub data set")],
-    out: Annotated[str, typer.Argument(help="the file, or - for stdout: .json an array, .jsonl lines, .parquet; .gz, .zst")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IN...", help="files, folders, globs, - (stdin), a hub data set")
+    ],
+    out: Annotated[str, typer.Argument(help="- or a file: .json an array, .jsonl lines, .parquet; .gz, .zst")],
     to: Annotated[
         str,
         typer.Option("--to", help="messages (openai), sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory"),

@@ -125,7 +125,7 @@ def test_a_role_is_mapped_by_name(tmp_path: Path) -> None:
     [
         (
             {"messages": [ASKED, {"role": "narrator", "content": "x"}]},
-            "turn 2 has role 'narrator'; --role 'narrator=user'",
+            "turn 2 has role 'narrator'; --role NAME=user",
         ),
         ({"conversations": [{"value": "x"}]}, "turn 1 has no role"),
         ({"messages": [ASKED, "Hello"]}, "turn 2 is no object"),

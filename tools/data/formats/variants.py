@@ -123,8 +123,7 @@ def role_of(name: object, number: int, roles: Mapping[str, str]) -> str:
         return ROLES[roles[name]]
     found = ROLES.get(name.strip().casefold().replace("-", "_").replace(" ", "_"))
     if not found:
-        short = name[:40]
-        raise BadInput(f"turn {number} has role {short!r}; --role '{short}=user' (ROLE=) says whose it is")
+        raise BadInput(f"turn {number} has role {name[:40]!r}; --role NAME=user (ROLE=) says whose it is")
     return found
 
 

@@ -76,7 +76,7 @@ split: .venv/.ready ## split into train, validation and test; no room in two (DA
 stats: setup ## lengths in tokens, turns, tasks, actions, as a table and a page (DATA="a.jsonl ..." BASE= HTML= FORCE=1)
 	@$(TOOLS) stats $(if $(value HTML),,--html=outputs/stats.html --force)
 
-convert: .venv/.ready ## episodes to another format (IN=... OUT=... TO=alpaca|sharegpt|messages|llamafactory FROM= PER=step APART= FORCE=1)
+convert: .venv/.ready ## episodes to another format (IN=... OUT=my.jsonl|.json|.parquet TO=messages|sharegpt|alpaca|llamafactory FROM= ON_ERROR=skip APART= TRIM=1 ROLE= PER=step TEST=0.1 FORCE=1)
 	@$(TOOLS) convert
 
 episodes: .venv/.ready ## more household episodes (OUT=my.jsonl COUNT=1000 SEED=0 TASKS=put,look PLACES=kitchen STYLE=terse SLIP=0.2 ALFWORLD=train FORCE=1)

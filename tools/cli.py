@@ -32,6 +32,13 @@ def one_quant(text: str) -> str:
     return convert.check_quant(text)
 
 
+def as_messages(data: str) -> str:
+    """A file of episodes in any format as one of messages; see data.convert."""
+    from tools.data import convert
+
+    return convert.as_messages(data) if data else ""
+
+
 def quants(text: str) -> str:
     """Several quantisations, each as `one_quant`."""
     return " ".join(map(one_quant, text.split()))
@@ -45,8 +52,8 @@ TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by defa
 GpuName = Annotated[str, typer.Option("--gpu", help="a GPU by name (rtx4090) to take the tier from, with --gpus")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's; may be repeated")]
 Seq = Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens, planned to fit; 0: the recipe's")]
-Data = Annotated[str, typer.Option("--data", help="training data in place of the recipe's: messages as JSONL")]
-Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode per line")]
+Data = Annotated[str, typer.Option("--data", help="training data in place of the recipe's, in any format")]
+Files = Annotated[list[str], typer.Argument(help="files of episodes, in any format")]
 Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as many as the tier has devices")]
 Nodes = Annotated[int, typer.Option(min=1, help="machines")]
 Force = Annotated[bool, typer.Option("--force", help="train in spite of errors found; replace another run's results")]
@@ -189,8 +196,10 @@ def stats(
 
 @app.command(epilog="Example: convert my.json my.jsonl --to messages")
 def convert(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="files, folders, globs, or - for stdin")],
-    out: Annotated[str, typer.Argument(help="the file, or - for stdout; .json: an array, .jsonl: lines; .gz, .zst")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IN...", help="files, folders, globs, - (stdin), a hub data set")
+    ],
+    out: Annotated[str, typer.Argument(help="- or a file: .json an array, .jsonl lines, .parquet; .gz, .zst")],
     to: Annotated[
         str,
         typer.Option("--to", help="messages (openai), sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory"),
@@ -205,6 +214,7 @@ def convert(
     trim: Annotated[bool, typer.Option("--trim", help="cut the turns after the assistant's last")] = False,
     on_error: Annotated[str, typer.Option(help="at a bad row: stop, skip, or set it apart")] = "stop",
     apart: Annotated[str, typer.Option(help="the file for bad rows: place, cause, row")] = "",
+    test: Annotated[float, typer.Option(help="llamafactory: share of the episodes for its test set")] = 0.0,
     as_json: Json = False,
     force: Replace = False,
 ) -> None:
@@ -215,7 +225,7 @@ def convert(
     from tools.data.formats.worker import Task
 
     task = Task(to, calls, convert.per_step(per), drop, on_error, trim, wanted, variants.parse_roles(role))
-    convert.convert_and_report(trajectory.paths(inputs), out, task, apart, as_json, force)
+    convert.convert_and_report(trajectory.paths(inputs), out, task, apart, as_json, force, test)
 
 
 @app.command(epilog="Example: episodes my.jsonl --count 1000")
@@ -329,7 +339,7 @@ def fit(
     """Write a recipe that fits your episodes: sequence, batch, epochs; say what it cuts and takes."""
     from tools.pipeline import fit
 
-    fit.fit_recipe(data, model, out, method, tier, gpu, gpus, base, seq, force)
+    fit.fit_recipe(as_messages(data), model, out, method, tier, gpu, gpus, base, seq, force)
 
 
 @app.command(epilog="Example: diff qwen7b-lora my.yaml")
@@ -377,7 +387,7 @@ def check(
     elif not recipe:
         raise click.UsageError("check: name a recipe, or --all", click.get_current_context())
     else:
-        check_recipe(commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data), force, as_json)
+        check_recipe(commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, as_messages(data)), force, as_json)
 
 
 @app.command(epilog="Example: train qwen7b-qlora --data my.jsonl")
@@ -407,7 +417,7 @@ def train(
     from tools.recipes import commands
     from tools.training.run_axolotl import Launch
 
-    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data)
+    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, as_messages(data))
     asked = on_gpu(asked) if demo else asked
     launch = Launch(gpus, nodes, rank, master, port)
     if dry_run:
@@ -434,7 +444,7 @@ def submit(
     from tools.recipes import commands
     from tools.training.run_axolotl import Launch
 
-    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data)
+    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, as_messages(data))
     submit_recipe(asked, Launch(gpus, nodes), to)
 
 
@@ -474,7 +484,7 @@ def quality(
     from tools.pipeline.model import score_quality
     from tools.pipeline.trained import tuned
 
-    score_quality(tuned(recipe, base, adapter, tier), quant, imatrix, chunks, held_out)
+    score_quality(tuned(recipe, base, adapter, tier), quant, imatrix, chunks, as_messages(held_out))
 
 
 @app.command(epilog="Example: merge qwen7b-qlora")
@@ -560,6 +570,7 @@ def parity(
     from tools.pipeline.serving import check_file_parity, check_parity
     from tools.pipeline.trained import tuned
 
+    held_out = as_messages(held_out)
     if gguf:
         check_file_parity(gguf, recipe, base, held_out, adapter, name, bool(greedy), as_json)
     else:

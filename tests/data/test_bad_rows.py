@@ -25,7 +25,7 @@ def damaged(tmp_path: Path) -> Path:
 
 
 def test_the_first_bad_row_stops_and_the_message_names_how_to_see_all(damaged: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="in.jsonl:2: no turns; .*--on-error skip .ON_ERROR=skip. goes on"):
+    with pytest.raises(BadInput, match="in.jsonl:2: no turns; .*--on-error skip. .ON_ERROR=skip. leaves such rows out"):
         to(tmp_path / "out.jsonl", damaged, target="alpaca")
 
 

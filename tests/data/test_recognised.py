@@ -67,6 +67,12 @@ def test_calls_of_tools_as_swift_writes_them_are_read(tmp_path: Path) -> None:
     assert said == ["Hi", 'Action: get_time\nAction Input: {"town":"Ulm"}', "Observation: 09:10", "Hello"]
 
 
+def test_a_call_without_the_function_around_it_is_read(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "get_time", "arguments": {"town": "Ulm"}}]}
+    (row,) = read(tmp_path, lines({"messages": [ASKED, call, {"role": "tool", "content": "09:10"}, ANSWERED]}))
+    assert 'Action: get_time\nAction Input: {"town":"Ulm"}' in row["messages"][1]["content"]
+
+
 EPISODE = {"id": "a", "messages": TURNS}
 TEXT = orjson.dumps(EPISODE).decode()
 PRETTY = orjson.dumps(EPISODE, option=orjson.OPT_INDENT_2).decode()
@@ -119,7 +125,7 @@ def test_a_role_is_mapped_by_name(tmp_path: Path) -> None:
     [
         (
             {"messages": [ASKED, {"role": "narrator", "content": "x"}]},
-            "turn 2 has role 'narrator'; --role 'narrator=user'",
+            "turn 2 has role 'narrator'; --role NAME=user",
         ),
         ({"conversations": [{"value": "x"}]}, "turn 1 has no role"),
         ({"messages": [ASKED, "Hello"]}, "turn 2 is no object"),

@@ -1,7 +1,6 @@
 """Any format of episodes to any other: recognised, streamed, in order, and under its name only when it is complete."""
 
 import contextlib
-import glob
 import marshal
 import os
 import re
@@ -19,26 +18,23 @@ import orjson
 
 from tools import BadInput, Failed
 from tools.core import files, process, progress, quote, run_folder
-from tools.data import formats
-from tools.data.formats import worker
+from tools.data import formats, reader, split
+from tools.data.formats import tables, worker
 from tools.data.formats.source import Source
 from tools.data.formats.worker import Job, Made, Range, Task
+from tools.data.inputs import PACKED, input_files, read_once
 
 if TYPE_CHECKING:
     from zstandard import ZstdCompressionObj
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".log", ".parquet", ".arrow")
 PARQUET = ".parquet"
-# What stands beside rows in a folder that `datasets` saved, or LLaMA-Factory reads.
-NO_DATA = ("dataset_info.json", "dataset_dict.json", "state.json")
-PACKED = (".gz", ".zst")
 FILE_SET = "llamafactory"
 ALIASES = {"openai": "messages", "chatml": "messages", "trl": "messages", "vicuna": "sharegpt"}
 ON_ERROR = ("stop", "skip", "apart")
 # From so many bytes on, several processes win more than their start costs.
 LARGE = 8 * 2**20
 MOST_CAUSES = 50  # that are told apart
-STOPPED = "; --on-error skip (ON_ERROR=skip) goes on, and lists all bad rows by cause"
+STOPPED = "; `convert --on-error skip` (ON_ERROR=skip) leaves such rows out and lists all by cause"
 WORKERS = 4  # more would wait for the disk, and each takes 20 MB of memory
 # A process frees what a chunk took when it is written; glibc would give it back, and the kernel would have to clear it
 # again for the next: a fifth of all the time. See mallopt(3).
@@ -78,6 +74,16 @@ class Counts:
         for counts, more in ((self.extra, made.extra), (self.formats, made.formats)):
             for key, count in more.items():
                 counts[key] = counts.get(key, 0) + count
+
+    def add_counts(self, other: "Counts") -> None:
+        """Add what another conversion counted."""
+        self.add(Made(read=other.read, written=other.written, rows=other.rows, trimmed=other.trimmed))
+        for counts, more in ((self.extra, other.extra), (self.formats, other.formats)):
+            for key, count in more.items():
+                counts[key] = counts.get(key, 0) + count
+        for cause, found in other.causes.items():
+            self.add_bad(cause, found["first"], found["count"])
+        self.seconds += other.seconds
 
     def add_bad(self, why: str, where: str, count: int = 1) -> None:
         """Count a bad row."""
@@ -182,8 +188,6 @@ def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: 
 
 def pour_as_parquet(paths: Sequence[Path | None], out: str, aside: int, task: Task, force: bool) -> Counts:
     """Convert files to a Parquet file: to lines first, which stand beside it meanwhile. Raises as `convert_files`."""
-    from tools.data.formats import tables
-
     if task.to not in formats.JSON:
         raise BadInput(f"{out}: Parquet holds {', '.join(formats.JSON)}, not {task.to}")
     with files.output(out, force, paths) as whole, files.scratch(Path(os.path.realpath(out))) as folder:
@@ -225,42 +229,67 @@ def causes_in_words(counts: Counts) -> str:
     return ", ".join(f"{cause} {found['count']:,}" for cause, found in ranked)
 
 
-def file_set(inputs: list[str], folder: str, task: Task, apart: str = "", force: bool = False) -> Counts:
+def file_set(
+    inputs: list[str], folder: str, task: Task, apart: str = "", force: bool = False, test: float = 0.0
+) -> Counts:
     """Write the classic files of a training and a test set into `folder`: all of them or none.
 
     Alpaca and ShareGPT of both, the entries of dataset_info.json that tell LLaMA-Factory of them (what else stands in
     it stays), and axolotl.yaml, the `datasets:` of an Axolotl recipe. An input belongs to the test set when its name
-    says test. Raises BadInput as `convert_files` does, and when there are not inputs of both kinds.
+    says test; with `test`, a share of the episodes, they are split so that no room is in both (see split.py). Raises
+    BadInput as `convert_files` does, and when there are not inputs of both kinds.
     """
-    every, copies = read_once(input_files(inputs))
-    paths = [path for path in every if path]
-    parts = {
-        split: [each for each in paths if ("test" in each.name) == (split == "test")] for split in ("train", "test")
+    paths, copies = read_once(input_files(inputs))
+    named = {
+        part: [each for each in paths if each and ("test" in each.name) == (part == "test")]
+        for part in ("train", "test")
     }
-    if not all(parts.values()):
-        raise BadInput(f"{' '.join(inputs)}: needs files for training and, named test, for testing")
+    if not test and not all(named.values()):
+        raise BadInput(
+            f"{' '.join(inputs)}: needs files for training and, named test, for testing; or --test 0.1 (TEST=) splits"
+        )
     info = Path(folder) / "dataset_info.json"
     known = files.read_object(info) if info.exists() else {}
     counts = Counts(not_read=copies)
     with contextlib.ExitStack() as stack:
         handles = {
-            (split, to): stack.enter_context(opened(f"{folder}/react_{split}_{to}.json", force, paths))
-            for split in parts
+            (part, to): stack.enter_context(opened(f"{folder}/react_{part}_{to}.json", force, paths))
+            for part in named
             for to in ("alpaca", "sharegpt")
         }
         stanza = stack.enter_context(files.output(f"{folder}/axolotl.yaml", force, paths))
         aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
-        for split, chosen in parts.items():
-            for to in ("alpaca", "sharegpt"):
-                each = pour(chosen, f"{to}.json", handles[split, to], aside, replace(task, to=to))
-                counts.seconds += each.seconds
-                for cause, found in each.causes.items():  # what neither holds stands there twice
-                    counts.add_bad(cause, found["first"], found["count"])
-            # Both formats were made of the same episodes: they count once.
-            counts.add(Made(read=each.read, written=each.written, rows=each.rows, extra=each.extra))
+        scratch = stack.enter_context(files.scratch(Path(folder).absolute() / "axolotl.yaml"))
+        # First all as lines of messages, where bad rows are found; then each format of them.
+        for part, chosen in {"all": paths}.items() if test else named.items():
+            with (scratch / f"{part}.jsonl").open("wb", buffering=0) as file:
+                counts.add_counts(pour(chosen, f"{part}.jsonl", file.fileno(), aside, task))
+        if test:
+            split_lines(scratch, test)
+        for part, to in handles:
+            made = Task(to, task.calls, task.steps)
+            counts.seconds += pour([scratch / f"{part}.jsonl"], f"{to}.json", handles[part, to], -1, made).seconds
         stanza.write_bytes(render("axolotl.yaml.j2", folder).encode())
         files.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder)))
     return counts
+
+
+def split_lines(folder: Path, test: float) -> None:
+    """Split all.jsonl of a folder into train.jsonl and test.jsonl there, no room in both; `test`: a share.
+
+    Raises BadInput for a share that is none, and where all episodes must stay together.
+    """
+    if not 0 < test < 1:
+        raise BadInput(f"--test {test:g}: it must be a share between 0 and 1")
+    every = folder / "all.jsonl"
+    found = split.survey(each for _, each in reader.rows([every]) if not isinstance(each, str))
+    if len(set(found.groups)) < 2:
+        raise BadInput(f"{len(found.groups)} episodes of one room must stay together: give more rooms, or no --test")
+    parts = split.assign(found, {"train": 1 - test, "test": test}, seed=0)
+    with every.open("rb") as lines, contextlib.ExitStack() as stack:
+        written = {part: stack.enter_context((folder / f"{part}.jsonl").open("wb")) for part in ("train", "test")}
+        for part, line in zip(parts, lines, strict=True):
+            written[part].write(line)
 
 
 def render(name: str, folder: str) -> str:
@@ -314,7 +343,26 @@ def format_named(name: str, known: Sequence[str], option: str) -> str:
     return found
 
 
-def convert_and_report(inputs: list[str], out: str, task: Task, apart: str, as_json: bool, force: bool) -> None:
+def as_messages(name: str) -> str:
+    """A file of messages, an episode a line, that holds what a file of any format does: itself, if it is one.
+
+    Else it is converted into the cache, once, which is said. "" and a name of nothing stay as they are. Raises BadInput
+    as `convert_files`.
+    """
+    path = Path(os.path.expanduser(name))
+    if not name or not (os.path.lexists(path) or tables.is_hub_id(path)) or reader.is_messages(path):
+        return name
+    key = files.sha256(path)[:16] if path.exists() else "hub"
+    out = run_folder.cache() / "data" / f"{path.name}-{key}.jsonl"
+    if not out.exists():
+        counts = convert_files([str(path)], str(out), Task("messages"))
+        progress.say(quote.visible(f"{name}: recognised {', '.join(counts.formats)}; read as messages from {out}"))
+    return str(out)
+
+
+def convert_and_report(
+    inputs: list[str], out: str, task: Task, apart: str, as_json: bool, force: bool, test: float = 0.0
+) -> None:
     """Convert, and print the counts: on stderr when the data go to stdout. Raises as `convert_files`."""
     known = (*formats.JSON, *formats.TEXT)
     task = replace(task, to=format_named(task.to, (*known, FILE_SET), "--to"))
@@ -326,53 +374,14 @@ def convert_and_report(inputs: list[str], out: str, task: Task, apart: str, as_j
         task = replace(task, on_error="apart")
     elif task.on_error == "apart":
         raise BadInput("--on-error apart: name the file for the bad rows with --apart (APART=)")
-    counts = (file_set if task.to == FILE_SET else convert_files)(inputs, out, task, apart, force)
+    if task.to == FILE_SET:
+        counts = file_set(inputs, out, task, apart, force, test)
+    elif test:
+        raise BadInput("--test splits for llamafactory; the command split does it for messages")
+    else:
+        counts = convert_files(inputs, out, task, apart, force)
     said = orjson.dumps(asdict(counts)).decode() if as_json else report(counts, out, task, apart)
     print(quote.visible(said, keep="\n"), file=sys.stderr if out == "-" else sys.stdout)
-
-
-def input_files(inputs: list[str]) -> list[Path | None]:
-    """The files that inputs name, in order; None for stdin. Raises BadInput for one that names none."""
-    paths: list[Path | None] = []
-    for each in inputs:
-        path = Path(each)
-        if each == "-":
-            paths.append(None)
-        elif os.path.isdir(path):  # False, too, for what may not be looked at: to read it will say so
-            inside = [item for item in sorted(path.rglob("*")) if item.is_file() and is_data(item.name)]
-            if not inside:
-                raise BadInput(
-                    f"{each}: a folder without a file of episodes ({', '.join(SUFFIXES)}, also .gz and .zst)"
-                )
-            paths += inside
-        elif not os.path.lexists(path) and glob.has_magic(each):
-            matching = [Path(name) for name in sorted(glob.glob(each, recursive=True)) if not os.path.isdir(name)]
-            if not matching:
-                raise BadInput(f"{each}: no file has such a name")
-            paths += matching
-        else:
-            paths.append(path)
-    return paths
-
-
-def read_once(paths: list[Path | None]) -> tuple[list[Path | None], list[str]]:
-    """The files without those that hold the same episodes as another one, and the names of these.
-
-    They are the Alpaca files of a set that `file_set` wrote, where the ShareGPT files beside them are read too.
-    """
-    copies = {
-        path.with_name(f"react_{split}_alpaca.json")
-        for split in ("train", "test")
-        for path in paths
-        if path and path.name == f"react_{split}_sharegpt.json"
-    }
-    return [path for path in paths if path not in copies], [str(path) for path in paths if path in copies]
-
-
-def is_data(name: str) -> bool:
-    """Whether a file in a folder is taken for episodes, by its name."""
-    stem, suffix = os.path.splitext(name)
-    return (stem if suffix in PACKED else name).endswith(SUFFIXES) and name not in NO_DATA
 
 
 @contextlib.contextmanager

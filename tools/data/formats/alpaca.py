@@ -26,6 +26,7 @@ from tools.data.formats import (
 
 OWN = ("instruction", "input", "output", "system", "history", "extra")
 SHAPE = '{"instruction": "...", "input": "", "output": "...", "history": [["question", "answer"], ...]}'
+KEPT_ROLES = ("system", "developer", "user", "assistant")
 STEP = "step_of"  # in `extra` of a row a step: [which, of how many]
 NOT_KEPT = '"extra" holds "messages" that do not belong to this row; remove it'
 
@@ -74,7 +75,7 @@ def restored(messages: list[Message], kept: object) -> list[Message]:
         raise BadInput(NOT_KEPT)
     for number, each in enumerate(kept):
         if each is not None:
-            if not isinstance(each, dict):
+            if not isinstance(each, dict) or each.get("role", "user") not in KEPT_ROLES:
                 raise BadInput(NOT_KEPT)
             text = {"content": messages[number]["content"]}
             messages[number] = each | text if "role" in each else messages[number] | each

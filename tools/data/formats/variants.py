@@ -107,7 +107,11 @@ def turn_of(turn: object, number: int, roles: Mapping[str, str], shared: bool) -
         rest = {key: value for key, value in turn.items() if key not in (role_key, text_key)}
         return calls.from_value(text or "") | rest
     names = ("from", "value") if shared else ("role", "content")
-    new = {role_key: (names[0], TAGS[role] if shared else role), text_key: (names[1], text)}
+    new: dict[str, tuple[str, object]] = {text_key: (names[1], text)}
+    new[role_key] = (names[0], TAGS[role] if shared else role)
+    if isinstance(bare := turn.get("tool_calls"), list):  # some write a call without the "function" around it
+        within = [{"function": each} if isinstance(each, dict) and "name" in each else each for each in bare]
+        new["tool_calls"] = ("tool_calls", within)
     return dict(new.get(key, (key, value)) for key, value in turn.items())
 
 
@@ -119,8 +123,7 @@ def role_of(name: object, number: int, roles: Mapping[str, str]) -> str:
         return ROLES[roles[name]]
     found = ROLES.get(name.strip().casefold().replace("-", "_").replace(" ", "_"))
     if not found:
-        short = name[:40]
-        raise BadInput(f"turn {number} has role {short!r}; --role '{short}=user' (ROLE=) says whose it is")
+        raise BadInput(f"turn {number} has role {name[:40]!r}; --role NAME=user (ROLE=) says whose it is")
     return found
 
 

@@ -33,6 +33,7 @@ from tools.data.formats import (
     messages_of,
     pairs,
     rows,
+    sharegpt,
     transcript,
     uniform_lines,
 )
@@ -297,6 +298,10 @@ def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> l
         episode = {
             "messages": [{key: turn[key] for key in formats.KEYS if key in turn} for turn in messages_of(episode)]
         }
+    if task.to == "llamafactory":  # whose files are made of these messages
+        alpaca.write(episode, not task.drop, turns)
+        sharegpt.write(episode, task.calls, turns)
+        return [encoded(episode)]
     if task.to == "alpaca":
         if task.steps:
             return [encoded(row) for row in alpaca.write_steps(episode, not task.drop, turns)]

@@ -9,11 +9,14 @@ import pytest
 from tests.parts.converters import Converters
 from tests.serving.test_ollama import spec_of
 from tools import Failed
-from tools.core import machine
+from tools.core import machine, run_folder
 from tools.gguf import bundled, convert, libggml, llamacpp
 from tools.serving import ollama
 
 pytestmark = pytest.mark.heavy
+
+# The real one, while a test has its own.
+CACHE = run_folder.cache()
 
 # A libggml that calls all types NAME, and does WHAT in place of quantising to q8_0.
 LIBRARY = """#include <cstdlib>
@@ -34,6 +37,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     No compiler is on PATH, and the cache is empty but for the converter.
     """
+    llamacpp.build()
     built, source = llamacpp.home() / "bin", llamacpp.source()
     llamacpp.unfit.cache_clear()
     folder = tmp_path / "usr"
@@ -116,7 +120,7 @@ def test_its_quantisers_make_the_bytes_of_our_build(
     assert converters.ours(small_base, straight, None, quant) == ""
     convert.quantize_gguf(small_f16, two_steps, quant)
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("REACT_RECIPES_CACHE")
+        patch.setenv("REACT_RECIPES_CACHE", str(CACHE))
         assert llamacpp.library() == llamacpp.home() / "bin" / llamacpp.LIBRARY
         assert converters.ours(small_base, ours, None, quant) == ""
     assert straight.read_bytes() == two_steps.read_bytes() == ours.read_bytes()
@@ -167,7 +171,7 @@ def test_it_serves_a_model_by_itself_and_behind_ollama(
     with llamacpp.server(smollm2_gguf, context=256, log=tmp_path / "log") as url:
         assert llamacpp.tokenize(url, "<|im_start|>") == [1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("REACT_RECIPES_CACHE")
+        patch.setenv("REACT_RECIPES_CACHE", str(CACHE))
         if not (own := ollama.home() / "bin" / "ollama").exists():
             pytest.skip("Ollama is not in the cache")
     shutil.copy2(own, theirs / "bin" / "ollama")

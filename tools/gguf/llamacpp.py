@@ -53,7 +53,6 @@ FLAGS = (
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 
 
-ELSE = "or install Ollama 0.30 or later, which brings it: https://ollama.com/download"
 # What the build takes of one core: 8.2 minutes for two of the four programs (2 cores of a Xeon, Ninja, 210 files).
 BUILD_MINUTES = 10
 # Files that a compiler writes, with those in bin/; one may be cut short that is so many seconds older than the last.
@@ -182,7 +181,10 @@ def build(why: str = "it is not there") -> None:
         return
     missing = [name for name, found in (("cmake", machine.cmake()), ("c++", machine.compiler())) if not found]
     if missing:
-        raise Failed(f"llama.cpp needs {' and '.join(missing)} to be built: {machine.install(*missing)}; {ELSE}")
+        raise Failed(
+            f"llama.cpp needs {' and '.join(missing)} to be built: {machine.install(*missing)}; or install Ollama 0.30 "
+            "or later, which brings llama-server and llama-quantize: https://ollama.com/download"
+        )
     files.need_space(run_folder.cache(), 1.5)
     with files.locked(home()):
         if home().exists():  # Another process built it while this one waited.

@@ -44,11 +44,11 @@ def make_missing(model: Tuned, inputs: dict[str, str], wanted: Sequence[str], gu
         missing.insert(0, "F16")  # one pass over the weights, for all of them
     for quant in sorted(missing, key=lambda quant: quant != "F16"):
         with model.run.stage(f"gguf-{quant.lower()}", inputs) as notes:
-            notes["llama.cpp"] = llamacpp.described()
             for who, weights, adapter in sources(model):
                 file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
                 guide = imatrix_of(model.run, who) if guided and quant not in convert.UNQUANTISED else None
                 convert.build_gguf(weights, adapter, file, quant, model.metadata, f16, guide)
+            notes["llama.cpp"] = llamacpp.described()
 
 
 def sources(model: Tuned) -> list[tuple[str, Path, Path | None]]:

@@ -78,6 +78,8 @@ def check_adapter(folder: Path) -> Settings:
         raise BadInput(
             f"{folder}: adapter_model.bin is pickle, which can run code: save the adapter as adapter_model.safetensors"
         )
+    if several := sorted(folder.glob("adapter_model-*-of-*.safetensors")):
+        raise BadInput(f"{folder}: {several[0].name}: peft reads one adapter_model.safetensors; put the parts into one")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise BadInput(f"{folder}: not an adapter: it has no {name}; `make train` makes one")

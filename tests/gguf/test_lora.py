@@ -377,6 +377,28 @@ def test_what_is_no_whole_adapter_is_refused(tmp_path: Path) -> None:
         adapter_config.check_adapter(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "kind", [{"peft_type": "OFT", "r": 0}, {"peft_type": "ADALORA", "rank_pattern": {"q_proj.lora_E": [True, False]}}]
+)
+def test_keys_of_lora_are_not_held_against_other_kinds(tmp_path: Path, kind: dict[str, Any]) -> None:
+    with pytest.raises(adapter_config.Unsupported, match=f"its kind is {kind['peft_type']}"):
+        lora.plan(configured(tmp_path, kind))
+    with pytest.raises(BadInput, match=r"adapter_config\.json: (r|rank_pattern) is .* what peft has there"):
+        lora.plan(configured(tmp_path, kind | {"peft_type": "LORA"}))
+
+
+def test_tensors_that_were_not_gathered_are_told(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base)
+    edited(adapter, {}, lambda _, each: each.new_zeros(0))
+    with pytest.raises(BadInput, match=r"lora_A\.weight is empty, as DeepSpeed ZeRO-3 leaves it"):
+        lora.plan(adapter)
+    weights = adapter / "adapter_model.safetensors"
+    weights.rename(adapter / "adapter_model-00001-of-00002.safetensors")
+    with pytest.raises(BadInput, match=r"adapter_model-00001-of-00002\.safetensors: peft reads one"):
+        adapter_config.check_adapter(adapter)
+
+
 def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = models.make_adapter(tmp_path / "adapter", base)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.parts import models
-from tools.gguf import convert, merge
+from tools.gguf import adapter_tensors, convert, lora, merge
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
@@ -80,12 +80,14 @@ def test_experts_are_merged_to_the_model_that_was_trained(tmp_path: Path, option
 
 def test_an_adapter_of_single_experts_is_added_to_each(tmp_path: Path) -> None:
     """As transformers 4 and peft saved it: every expert's matrices under its own number."""
+    from peft import PeftModel
     from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
 
     base = make_experts(tmp_path / "base", torch.float32)
     adapter = models.make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
-    tensors = {}
-    for name, weight in load_file(base / "model.safetensors").items():
+    tensors, before = {}, load_file(base / "model.safetensors")
+    for name, weight in before.items():
         if ".experts." in name:
             for part, shape in (("A", (4, weight.shape[1])), ("B", (weight.shape[0], 4))):
                 tensors[f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight"] = torch.randn(shape)
@@ -93,4 +95,13 @@ def test_an_adapter_of_single_experts_is_added_to_each(tmp_path: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_bytes())
     config["target_modules"] = ["gate_proj", "up_proj", "down_proj"]
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert convert.unsupported(base, adapter) is None
+    plan, _ = lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+    read = adapter_tensors.of_adapter(adapter).read
+    after = before | {name: lora.changed(before[name], steps, read) for name, steps in plan.items()}
+    shutil.copytree(base, tmp_path / "merged")
+    save_file(after, tmp_path / "merged" / "model.safetensors", metadata={"format": "pt"})
+    plain, merged = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("base", "merged"))
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(plain, str(adapter)).eval()(ids).logits
+        assert (merged(ids).logits - wanted).abs().max() < 1e-4

@@ -48,6 +48,10 @@ Names = list[str] | None
 Rows_ = list[Annotated[int, Field(ge=0, le=2**31, strict=True)]]
 
 
+# Keys of adapter_config.json that mean the same in every kind of adapter.
+ANY_KIND = ("peft_type", "base_model_name_or_path", "target_modules", "exclude_modules", "modules_to_save")
+
+
 class Unsupported(Exception):
     """A good adapter that the arithmetic here does not cover; the text says what of it."""
 
@@ -78,6 +82,8 @@ def check_adapter(folder: Path) -> Settings:
         raise BadInput(
             f"{folder}: adapter_model.bin is pickle, which can run code: save the adapter as adapter_model.safetensors"
         )
+    if several := sorted(folder.glob("adapter_model-*-of-*.safetensors")):
+        raise BadInput(f"{folder}: {several[0].name}: peft reads one adapter_model.safetensors; put the parts into one")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise BadInput(f"{folder}: not an adapter: it has no {name}; `make train` makes one")
@@ -85,8 +91,10 @@ def check_adapter(folder: Path) -> Settings:
     hf_folder.check_folder(folder)
     path = folder / "adapter_config.json"
     config = files.read_object(path)
+    # Other kinds have other values under some of LoRA's keys: OFT an r of 0, AdaLoRA lists in rank_pattern.
+    ours = config if config.get("peft_type") == "LORA" else {key: config.get(key) for key in ANY_KIND}
     try:
-        Config.model_validate(config)
+        Config.model_validate(ours)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
@@ -167,7 +175,8 @@ def check_patterns(config: Settings, names: Iterable[str], folder: Path) -> None
                 expression = re.compile(config[key])
                 any(expression.fullmatch(each) for each in modules)
         for key in ("rank_pattern", "alpha_pattern"):
-            any(pattern(each).match(name) for each in config.get(key) or {} for name in modules)
+            if isinstance(config.get(key), dict):
+                any(pattern(each).match(name) for each in config[key] for name in modules)
 
 
 @contextlib.contextmanager

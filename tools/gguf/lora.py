@@ -166,6 +166,8 @@ def low_rank_change(
     if b not in ranks:
         raise BadInput(f"{folder}: {a} has no {b.rpartition('model.')[2]} beside it")
     rank, scale = adapter_config.scaling(config, module)
+    if not ranks[a]:
+        raise BadInput(f"{folder}: {a} is empty, as DeepSpeed ZeRO-3 leaves it until it is gathered; save it again")
     if rank != ranks[a]:
         raise BadInput(f"{folder}: {a} has rank {ranks[a]}, and {rank} in adapter_config.json")
     magnitude = next((each for each in magnitudes(a) if each in ranks), None)

@@ -501,7 +501,11 @@ def export(
     recipe: Tuned = "",
     tier: TierName = "",
     to: Annotated[
-        list[str], typer.Option("--to", help="lmstudio, vllm, llama-server, huggingface; all by default")
+        list[str],
+        typer.Option(
+            "--to",
+            help="lmstudio, vllm, llama-server, huggingface; all by default. llamafactory: the recipe, to train there",
+        ),
     ] = [],  # noqa: B006
     quant: Quant = "Q8_0",
     base: Base = "",
@@ -509,7 +513,13 @@ def export(
     name: Name = "",
     num_ctx: NumCtx = 0,
 ) -> None:
-    """Write folders for other servers and for the hub, each with its exact command; nothing is uploaded."""
+    """Write folders for other servers, for the hub or for another trainer, each with its exact commands."""
+    if " ".join(to) == "llamafactory":
+        from tools.pipeline.training import write_for_llamafactory
+        from tools.recipes.recipe import open_recipe
+
+        write_for_llamafactory(open_recipe(recipe, tier, base))
+        return
     from tools.pipeline.serving import write_exports
     from tools.pipeline.trained import tuned
 

@@ -10,14 +10,14 @@ import orjson
 import pytest
 import yaml
 
-from tools.core import files, machine, run_folder, trajectory
+from tests.parts import llamafactory_programs as llamafactory
+from tools.core import files, run_folder, trajectory
 from tools.data import convert
 from tools.data.formats.worker import Task
 from tools.gguf import find_base
 from tools.recipes import recipe
 from tools.training import data_checks
 
-LOCK = run_folder.ROOT / "tests" / "parts" / "locks" / "llamafactory.lock"
 ODD = [
     {"role": "user", "content": "Which word ends a turn? Käse 想 \U0001f600"},
     {"role": "assistant", "content": "Thought: \n```python\nprint('Observation: no')\n```\nAction: say Observation:"},
@@ -87,34 +87,14 @@ def test_axolotl_trains_on_the_assistant_s_turns_alone_in_every_format(
     assert prepared(folder, [ours, sharegpt, steps], tmp_path) == [*expected, *expected, *every]
 
 
-@pytest.fixture(scope="module")
-def llamafactory() -> Path:
-    """LLaMA-Factory's Python, in an environment of its own, made once from its lock."""
-    where = run_folder.cache() / "llamafactory-0.9.5"
-    ready = where / files.sha256(LOCK)
-    with files.locked(where):
-        if not ready.exists():
-            uv = machine.uv()
-            assert uv
-            python = f"{sys.version_info.major}.{sys.version_info.minor}"
-            subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", python, str(where)], check=True)
-            sync = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(where), str(LOCK)]
-            subprocess.run(sync, check=True)
-            ready.touch()
-    return where / "bin" / "python"
-
-
 @pytest.mark.slow
 def test_llamafactory_trains_on_the_assistant_s_turns_alone_in_every_format(
-    folder: Path, file_set: Path, llamafactory: Path, tmp_path: Path
+    folder: Path, file_set: Path, tmp_path: Path
 ) -> None:
     entries = ["react_training", "react_training_sharegpt", "react_testing", "react_testing_sharegpt", "steps"]
-    script = run_folder.ROOT / "tests" / "parts" / "llamafactory_spans.py"
-    command = [str(llamafactory), str(script), str(file_set), str(folder), "smollm2", *entries]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "DISABLE_VERSION_CHECK": "0"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = orjson.loads(done.stdout.splitlines()[-1])
+    found = orjson.loads(
+        llamafactory.script("llamafactory_spans.py", tmp_path, [str(file_set), str(folder), "smollm2", *entries])
+    )
     # Its templates end an answer with the newline after the token that ends the turn, and train on it.
     train, test = (
         [[f"{text}\n" for text in spans] for spans in answers(file_set / f"{split}.jsonl")]

@@ -94,6 +94,21 @@ def train_recipe(recipe: Recipe, launch: "Launch", force: bool = False, resume: 
     run_axolotl.train(recipe, find_base.resolve(recipe.base), launch, resume, force)
 
 
+def write_for_llamafactory(recipe: Recipe) -> None:
+    """Write a recipe and its data as LLaMA-Factory takes them; print the commands, and the one that serves the result.
+
+    Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
+    """
+    from tools.training import llamafactory
+
+    folder, commands = llamafactory.write(recipe)
+    print(f"{folder}, in which to run:")
+    for each in commands:
+        print(f"  {each}")
+    made = "ADAPTER" if recipe.settings.get("adapter") else "MODEL"
+    print(f"then here: make ollama {made}={shlex.quote(str(folder / llamafactory.SAVED))}")
+
+
 def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:
     """Print the command of a training (`how`: dry-run), or give it to Slurm or Ray where they are, else say how.
 

@@ -76,7 +76,7 @@ split: .venv/.ready ## split into train, validation and test; no room in two (DA
 stats: setup ## lengths in tokens, turns, tasks, actions, as a table and a page (DATA="a.jsonl ..." BASE= HTML= FORCE=1)
 	@$(TOOLS) stats $(if $(value HTML),,--html=outputs/stats.html --force)
 
-convert: .venv/.ready ## episodes to another format (IN=... OUT=... TO=alpaca|sharegpt|messages|llamafactory FROM= PER=step APART= FORCE=1)
+convert: .venv/.ready ## episodes to another format (IN=... OUT=my.jsonl|.json|.parquet TO=messages|sharegpt|alpaca|llamafactory FROM= ON_ERROR=skip APART= TRIM=1 ROLE= PER=step TEST=0.1 FORCE=1)
 	@$(TOOLS) convert
 
 episodes: .venv/.ready ## more household episodes (OUT=my.jsonl COUNT=1000 SEED=0 TASKS=put,look PLACES=kitchen STYLE=terse SLIP=0.2 ALFWORLD=train FORCE=1)
@@ -124,10 +124,10 @@ ray: .venv/.ready ## the same for a Ray cluster (RECIPE= TIER= NODES=)
 gguf: $(if $(value ADAPTER)$(value MODEL),setup,train) ## adapter and base to GGUF in one pass (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1)
 	@$(TOOLS) gguf
 
-ollama: gguf ## import the model into Ollama, its tokens proven (RECIPE= QUANT= NAME= NUM_CTX= FORCE=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1 OLLAMA_BASE=)
+ollama: gguf ## import the model into Ollama, its tokens and weights proven (RECIPE= QUANT= NAME= NUM_CTX= PROOF=tokens FORCE=1; ADAPTER= or MODEL= of any, BASE=; ADAPTER_ONLY=1 OLLAMA_BASE=)
 	@$(TOOLS) ollama
 
-parity: $(if $(value GGUF),setup,gguf) ## the same tokens and answers in training and in every server, or the first difference (RECIPE= GREEDY=0 JSON=1; GGUF= BASE= of any)
+parity: $(if $(value GGUF),setup,gguf) ## the same tokens, weights and answers in training and in every server, or the first difference (RECIPE= GREEDY=0 JSON=1; GGUF= BASE= of any)
 	@$(TOOLS) parity
 
 quality: $(if $(value ADAPTER)$(value MODEL),setup,train) ## what quantising costs: size, perplexity, KL against f16 (RECIPE= QUANT="Q4_K_M Q8_0" IMATRIX=1 HELD_OUT=)
@@ -136,7 +136,7 @@ quality: $(if $(value ADAPTER)$(value MODEL),setup,train) ## what quantising cos
 merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as safetensors, for transformers and vLLM (RECIPE=)
 	@$(TOOLS) merge
 
-export: gguf ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm)
+export: $(if $(filter llamafactory,$(value TO)),.venv/.ready,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory)
 	@$(TOOLS) export
 
 eval: ollama ## base and tuned model play unseen rooms (RECIPE= ROOMS=48)

@@ -27,15 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from tools.core import files, machine, run_folder, trajectory  # noqa: E402
+from tests.parts import llamafactory_programs as its_own  # noqa: E402
+from tools.core import files, machine, trajectory  # noqa: E402
 from tools.gguf import find_base  # noqa: E402
 from tools.recipes import recipe  # noqa: E402
 from tools.training import run_axolotl  # noqa: E402
 from tools.training.run_axolotl import Launch  # noqa: E402
 from tools.training.tokens import IGNORED, Tokenised, tokenise  # noqa: E402
 
-LLAMAFACTORY = "0.9.5"
-LOCK = ROOT / "tests" / "parts" / "locks" / "llamafactory.lock"
 # Updates that the speed leaves out: the first ones also make what later ones use again.
 WARM = 2
 NOTES = """One run each on {cores} cores ({cpu}), {episodes} episodes of {tokens:,} tokens, {trained:,} of them trained.
@@ -145,22 +144,7 @@ def llamafactory(work: Work) -> Start:
     asked |= {"disable_gradient_checkpointing": True, "disable_shuffling": True, "dataloader_num_workers": 0}
     file = work.folder / "llamafactory.yaml"
     file.write_text(yaml.safe_dump(asked))
-    return [str(llamafactory_folder() / "bin" / "llamafactory-cli"), "train", str(file)], {}
-
-
-def llamafactory_folder() -> Path:
-    """LLaMA-Factory's environment, made once from the lock that the tests of our formats use."""
-    where = run_folder.cache() / f"llamafactory-{LLAMAFACTORY}"
-    ready = where / files.sha256(LOCK)
-    with files.locked(where):
-        if not ready.exists():
-            uv = machine.uv() or "uv"
-            python = f"{sys.version_info.major}.{sys.version_info.minor}"
-            subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", python, str(where)], check=True)
-            sync = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(where), str(LOCK)]
-            subprocess.run(sync, check=True)
-            ready.touch()
-    return where
+    return [str(its_own.programs() / "llamafactory-cli"), "train", str(file)], {}
 
 
 TOOLS: dict[str, Callable[[Work], Start]] = {
@@ -255,7 +239,7 @@ def main() -> None:
     made = {
         "title": "Training on a CPU",
         "command": "python bench/train.py",
-        "versions": versions | {"llamafactory": LLAMAFACTORY},
+        "versions": versions | {"llamafactory": its_own.VERSION},
         "table": table,
         "notes": NOTES.format(
             cores=machine.cores(),

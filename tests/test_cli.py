@@ -148,7 +148,10 @@ def test_bad_use_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["convert"], "convert: IN is missing; for example: react-recipes convert my.json my.jsonl --to messages"),
+        (
+            ["convert"],
+            "convert: IN and OUT are both needed; for example: react-recipes convert my.json my.jsonl",
+        ),
         (["convert", "a", "b"], "convert: --to is missing; for example: react-recipes convert"),
         (["new", "qwen7b"], "new: METHOD is missing; for example: react-recipes new qwen7b qlora my.yaml"),
         (["diff", "a"], "diff: B is missing; for example: react-recipes diff qwen7b-lora my.yaml"),

@@ -32,6 +32,13 @@ def one_quant(text: str) -> str:
     return convert.check_quant(text)
 
 
+def as_messages(data: str) -> str:
+    """A file of episodes in any format as one of messages; see data.convert."""
+    from tools.data import convert
+
+    return convert.as_messages(data) if data else ""
+
+
 def quants(text: str) -> str:
     """Several quantisations, each as `one_quant`."""
     return " ".join(map(one_quant, text.split()))
@@ -45,8 +52,8 @@ TierName = Annotated[str, typer.Option("--tier", help="24gb, 8x80gb ...; by defa
 GpuName = Annotated[str, typer.Option("--gpu", help="a GPU by name (rtx4090) to take the tier from, with --gpus")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value in place of the recipe's; may be repeated")]
 Seq = Annotated[int, typer.Option("--seq", min=0, help="sequence length in tokens, planned to fit; 0: the recipe's")]
-Data = Annotated[str, typer.Option("--data", help="training data in place of the recipe's: messages as JSONL")]
-Files = Annotated[list[str], typer.Argument(help="JSONL files of messages, one episode per line")]
+Data = Annotated[str, typer.Option("--data", help="training data in place of the recipe's, in any format")]
+Files = Annotated[list[str], typer.Argument(help="files of episodes, in any format")]
 Gpus = Annotated[int, typer.Option(min=0, help="processes on each machine; 0: as many as the tier has devices")]
 Nodes = Annotated[int, typer.Option(min=1, help="machines")]
 Force = Annotated[bool, typer.Option("--force", help="train in spite of errors found; replace another run's results")]
@@ -69,6 +76,12 @@ Quants = Annotated[
 NumCtx = Annotated[
     int, typer.Option("--num-ctx", min=0, help="tokens that the model remembers; 0: chosen by data and memory")
 ]
+Proof = Annotated[
+    str,
+    typer.Option(
+        "--proof", click_type=click.Choice(["weights", "tokens"]), help="what is proven before it gets its name"
+    ),
+]
 HeldOut = Annotated[str, typer.Option("--held-out", help="a file of episodes in place of data/test.jsonl")]
 
 
@@ -90,11 +103,11 @@ def start(
 
 @app.command()
 def setup() -> None:
-    """Build llama.cpp and install Ollama into the cache, where they are missing."""
+    """Have llama.cpp and Ollama here; nothing is compiled where an Ollama brings its own llama.cpp."""
     from tools.gguf import llamacpp
     from tools.serving import ollama
 
-    llamacpp.build()
+    llamacpp.set_up()
     ollama.install()
 
 
@@ -108,7 +121,7 @@ def doctor() -> None:
     from tools.serving import ollama
 
     programs = {name: llamacpp.find(name) for name in llamacpp.PROGRAMS} | {"ollama": ollama.find()}
-    findings = machine.examine(programs)
+    findings = machine.examine(programs, llamacpp.described())
     Console().print(machine.table(findings))
     if any(finding.needed and not finding.found for finding in findings):
         raise typer.Exit(1)
@@ -183,34 +196,36 @@ def stats(
 
 @app.command(epilog="Example: convert my.json my.jsonl --to messages")
 def convert(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="files, folders, globs, or - for stdin")],
-    out: Annotated[str, typer.Argument(help="the file to write, or - for stdout")],
-    to: Annotated[
-        str, typer.Option("--to", help="messages, sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory")
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IN...", help="files, folders, globs, - (stdin), a hub data set")
     ],
-    wanted: Annotated[str, typer.Option("--from", help="the input's format, if it is not recognised")] = "",
-    per: Annotated[
-        str, typer.Option(help="Alpaca: one row per episode (earlier turns in history), or one per step")
-    ] = "episode",
-    calls: Annotated[
-        bool, typer.Option("--calls", help="write actions as tool calls: tool_calls, function_call")
-    ] = False,
-    drop: Annotated[
-        bool, typer.Option("--drop-extra", help="keep only the turns' roles and texts, and what is trained")
-    ] = False,
-    apart: Annotated[
-        str, typer.Option(help="write episodes that do not fit the format to this file; without it they are errors")
+    out: Annotated[str, typer.Argument(help="- or a file: .json an array, .jsonl lines, .parquet; .gz, .zst")],
+    to: Annotated[
+        str,
+        typer.Option("--to", help="messages (openai), sharegpt, agentinstruct, alpaca, react, alfworld, llamafactory"),
+    ],
+    wanted: Annotated[
+        str, typer.Option("--from", help="the rows' format, as in --to; by default each row is recognised")
     ] = "",
+    per: Annotated[str, typer.Option(help="Alpaca: a row per episode (with history) or step")] = "episode",
+    calls: Annotated[bool, typer.Option("--calls", help="write actions as tool calls")] = False,
+    drop: Annotated[bool, typer.Option("--drop-extra", help="keep only roles, texts, what is trained")] = False,
+    role: Annotated[list[str], typer.Option("--role", help="whose turns a role names: bot=assistant")] = [],  # noqa: B006
+    trim: Annotated[bool, typer.Option("--trim", help="cut the turns after the assistant's last")] = False,
+    on_error: Annotated[str, typer.Option(help="at a bad row: stop, skip, or set it apart")] = "stop",
+    apart: Annotated[str, typer.Option(help="the file for bad rows: place, cause, row")] = "",
+    test: Annotated[float, typer.Option(help="llamafactory: share of the episodes for its test set")] = 0.0,
     as_json: Json = False,
     force: Replace = False,
 ) -> None:
     """Convert episodes from any format to any other; llamafactory writes its usual files into a folder."""
     from tools.core import trajectory
     from tools.data import convert
+    from tools.data.formats import variants
     from tools.data.formats.worker import Task
 
-    task = Task(to, calls, convert.per_step(per), drop)
-    convert.convert_and_report(trajectory.paths(inputs), out, task, wanted, apart, as_json, force)
+    task = Task(to, calls, convert.per_step(per), drop, on_error, trim, wanted, variants.parse_roles(role))
+    convert.convert_and_report(trajectory.paths(inputs), out, task, apart, as_json, force, test)
 
 
 @app.command(epilog="Example: episodes my.jsonl --count 1000")
@@ -324,7 +339,7 @@ def fit(
     """Write a recipe that fits your episodes: sequence, batch, epochs; say what it cuts and takes."""
     from tools.pipeline import fit
 
-    fit.fit_recipe(data, model, out, method, tier, gpu, gpus, base, seq, force)
+    fit.fit_recipe(as_messages(data), model, out, method, tier, gpu, gpus, base, seq, force)
 
 
 @app.command(epilog="Example: diff qwen7b-lora my.yaml")
@@ -372,7 +387,7 @@ def check(
     elif not recipe:
         raise click.UsageError("check: name a recipe, or --all", click.get_current_context())
     else:
-        check_recipe(commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data), force, as_json)
+        check_recipe(commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, as_messages(data)), force, as_json)
 
 
 @app.command(epilog="Example: train qwen7b-qlora --data my.jsonl")
@@ -402,7 +417,7 @@ def train(
     from tools.recipes import commands
     from tools.training.run_axolotl import Launch
 
-    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data)
+    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, as_messages(data))
     asked = on_gpu(asked) if demo else asked
     launch = Launch(gpus, nodes, rank, master, port)
     if dry_run:
@@ -429,7 +444,7 @@ def submit(
     from tools.recipes import commands
     from tools.training.run_axolotl import Launch
 
-    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, data)
+    asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, as_messages(data))
     submit_recipe(asked, Launch(gpus, nodes), to)
 
 
@@ -469,7 +484,7 @@ def quality(
     from tools.pipeline.model import score_quality
     from tools.pipeline.trained import tuned
 
-    score_quality(tuned(recipe, base, adapter, tier), quant, imatrix, chunks, held_out)
+    score_quality(tuned(recipe, base, adapter, tier), quant, imatrix, chunks, as_messages(held_out))
 
 
 @app.command(epilog="Example: merge qwen7b-qlora")
@@ -486,7 +501,11 @@ def export(
     recipe: Tuned = "",
     tier: TierName = "",
     to: Annotated[
-        list[str], typer.Option("--to", help="lmstudio, vllm, llama-server, huggingface; all by default")
+        list[str],
+        typer.Option(
+            "--to",
+            help="lmstudio, vllm, llama-server, huggingface; all by default. llamafactory: the recipe, to train there",
+        ),
     ] = [],  # noqa: B006
     quant: Quant = "Q8_0",
     base: Base = "",
@@ -494,7 +513,13 @@ def export(
     name: Name = "",
     num_ctx: NumCtx = 0,
 ) -> None:
-    """Write folders for other servers and for the hub, each with its exact command; nothing is uploaded."""
+    """Write folders for other servers, for the hub or for another trainer, each with its exact commands."""
+    if " ".join(to) == "llamafactory":
+        from tools.pipeline.training import write_for_llamafactory
+        from tools.recipes.recipe import open_recipe
+
+        write_for_llamafactory(open_recipe(recipe, tier, base))
+        return
     from tools.pipeline.serving import write_exports
     from tools.pipeline.trained import tuned
 
@@ -515,8 +540,9 @@ def ollama(
     adapter_only: AdapterOnly = False,
     ollama_base: Annotated[str, typer.Option(help="with --adapter-only: a base model that Ollama already has")] = "",
     num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
 ) -> None:
-    """Import the model into Ollama, after proof that it sees the tokens of training and that its answers end."""
+    """Import the model into Ollama, once its tokens and weights are proven to be training's, and its answers to end."""
     from tools.pipeline.serving import give_adapter_to_ollama, give_to_ollama
     from tools.pipeline.trained import tuned
 
@@ -524,7 +550,7 @@ def ollama(
     if adapter_only:
         give_adapter_to_ollama(model, quant, name, ollama_base, force)
     else:
-        give_to_ollama(model, quant, name, force)
+        give_to_ollama(model, quant, name, force, proof)
 
 
 @app.command(epilog="Example: parity qwen7b-qlora --quant Q4_K_M")
@@ -545,15 +571,16 @@ def parity(
         ),
     ] = "",
     greedy: Annotated[
-        bool | None, typer.Option(help="compare answers too; by default with a recipe, not with --gguf")
+        bool | None, typer.Option(help="compare weights and answers too; by default with a recipe, not with --gguf")
     ] = None,
     as_json: Json = False,
     num_ctx: NumCtx = 0,
 ) -> None:
-    """Compare the tokens, and answers, of training and of serving; show the first difference and its cause."""
+    """Compare tokens, weights and answers of training and of serving; show the first difference and its cause."""
     from tools.pipeline.serving import check_file_parity, check_parity
     from tools.pipeline.trained import tuned
 
+    held_out = as_messages(held_out)
     if gguf:
         check_file_parity(gguf, recipe, base, held_out, adapter, name, bool(greedy), as_json)
     else:
@@ -570,12 +597,13 @@ def eval(
     adapter: Folder = "",
     name: Name = "",
     num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
 ) -> None:
     """Let the base and the tuned model play the same unseen rooms."""
     from tools.pipeline.evaluation import play_games
     from tools.pipeline.trained import tuned
 
-    play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name)
+    play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name, proof)
 
 
 @app.command(epilog="Example: demo smollm2-135m-lora")

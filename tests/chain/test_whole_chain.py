@@ -94,6 +94,7 @@ def test_ollama_gets_the_model_with_the_tokens_of_training(outputs: Path, folder
     printed = tools(outputs, "ollama", NAME, "--force")  # after three steps it has not learned to stop
     found = orjson.loads((folder / "parity.json").read_bytes())
     assert found["equal"] is True and found["conversations"] > 20 and found["tokens"] > 1000
+    assert found["weights"]["equal"] is True and found["weights"]["places"] >= 32 and found["weights"]["cause"] is None
     without = "chain ends in llama-server" in printed
     assert found["sides"] == ["transformers", "llama-server", *([] if without else ["Ollama"])]
     modelfile = (folder / "Modelfile").read_text()
@@ -122,7 +123,7 @@ def test_ollama_killed_leaves_no_model_of_the_name(outputs: Path, folder: Path) 
     arguments = ("ollama", NAME, "--name", "react-killed", "--force")
     kill_when(start(outputs, *arguments), names, "react-killed-trial/latest")
     assert not (names / "react-killed").exists()
-    assert "its tokens proven" in tools(outputs, *arguments)
+    assert "its tokens and weights proven" in tools(outputs, *arguments)
     assert (names / "react-killed" / "latest").exists() and not list(names.glob("*-trial/latest"))
     assert tools(outputs, "ollama-rm", "react-killed") == "removed react-killed\n"
 

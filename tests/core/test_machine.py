@@ -18,20 +18,29 @@ def found(name: str, findings: list[machine.Requirement]) -> machine.Requirement
 
 def test_examine_takes_less_than_a_second() -> None:
     start = time.monotonic()
-    findings = machine.examine({"llama-server": Path("there/llama-server"), "llama-quantize": None, "ollama": None})
+    programs = {"llama-server": Path("there/llama-server"), "llama-quantize": None, "ollama": None}
+    findings = machine.examine(programs, None)
     assert time.monotonic() - start < 1
     assert found("Python", findings).found
     assert found("Axolotl", findings).found
     assert found("llama-server", findings).found == "there/llama-server"
     assert found("llama-quantize", findings) == machine.Requirement("llama-quantize", None, True, "make setup")
     assert not found("Ollama", findings).needed
+    assert found("C++ compiler", findings).needed and found("CMake", findings).needed
     assert all(finding.fix for finding in findings if not finding.found)
+
+
+def test_where_ollama_brings_llama_cpp_no_compiler_is_needed() -> None:
+    findings = machine.examine({"llama-imatrix": None, "llama-perplexity": None}, "Ollama's own")
+    assert found("llama.cpp", findings).found == "Ollama's own"
+    lacking = ("C++ compiler", "CMake", "llama-imatrix", "llama-perplexity")
+    assert not any(found(name, findings).needed for name in lacking)
 
 
 def test_what_is_not_on_path_is_missing_and_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    findings = machine.examine({})
+    findings = machine.examine({}, None)
     for name, program in (("CMake", "cmake"), ("C++ compiler", "c++")):
         assert found(name, findings).found is None
         assert program in found(name, findings).fix or "xcode" in found(name, findings).fix

@@ -76,6 +76,33 @@ process.KEEPER = file.name
     assert gone(members, 5), [psutil.Process(each).cmdline() for each in members if psutil.pid_exists(each)]
 
 
+# A program and its child, which says its id and outlives its parent by itself.
+PAIR = """import subprocess, time
+print(subprocess.Popen(["sleep", "100"]).pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("with_us", [False, True])
+def test_what_a_program_started_ends_even_when_its_keeper_is_killed(with_us: bool) -> None:
+    """As by a kill -9 of all Python programs: nobody is left who knows of the program's child."""
+    script = f"import time\nfrom tools.core import process\nwith process.Program({[sys.executable, '-c', PAIR]!r}): "
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"{script}time.sleep(100)"], cwd=run_folder.ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    below = psutil.Process(parent.pid).children(recursive=True)
+    assert child in [each.pid for each in below]
+    (keeper,) = psutil.Process(parent.pid).children()
+    keeper.kill()
+    if with_us:
+        parent.kill()
+    assert gone([each.pid for each in below], 5), [each for each in below if each.is_running()]
+    parent.kill()
+    parent.wait()
+
+
 def test_a_program_and_what_it_started_end_when_the_with_is_left_by_an_error() -> None:
     with (
         pytest.raises(KeyboardInterrupt),

@@ -29,7 +29,8 @@ TOOLS = [sys.executable, "-m", "tools"]
 
 def to(out: Path, *inputs: Path | str, **how: Any) -> convert.Counts:
     """Convert inputs to a file, to messages unless told otherwise."""
-    task = Task(how.pop("target", "messages"), **{key: how.pop(key) for key in ("steps", "drop") if key in how})
+    settings = ("steps", "drop", "on_error", "trim", "roles", "wanted", "calls")
+    task = Task(how.pop("target", "messages"), **{key: how.pop(key) for key in settings if key in how})
     return convert.convert_files([str(each) for each in inputs], str(out), task, **how)
 
 
@@ -53,7 +54,7 @@ def large(folder: Path, name: str = "large.jsonl") -> Path:
 def test_lines_and_arrays_plain_and_packed_go_there_and_back(tmp_path: Path, end: str, target: str) -> None:
     there = tmp_path / f"there.{end}"
     counts = to(there, DATA, target=target)
-    assert (counts.read, counts.written, counts.kept_apart) == (48, 48, 0)
+    assert (counts.read, counts.written, counts.bad) == (48, 48, 0)
     assert counts.extra == {"id": 48, "task": 48}
     to(tmp_path / "back.jsonl", there)
     assert (tmp_path / "back.jsonl").read_bytes() == DATA.read_bytes()
@@ -135,30 +136,19 @@ def test_stdin_and_stdout(tmp_path: Path) -> None:
     done = command("-", "-", "--to", "sharegpt", "--json", input=DATA.read_bytes())
     assert done.returncode == 0
     counts = orjson.loads(done.stderr)
-    assert (counts["read"], counts["written"], counts["kept_apart"]) == (48, 48, 0) and counts["seconds"] > 0
+    assert (counts["read"], counts["written"], counts["bad"]) == (48, 48, 0) and counts["seconds"] > 0
     back = command("-", "-", "--to", "messages", "--from", "sharegpt", input=done.stdout)
     assert back.stdout == DATA.read_bytes()
 
 
 def test_the_counts_and_the_choice_are_told(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    assert command(DATA, out, "--to", "alpaca").stdout.decode().splitlines()[1] == "kept in `extra`: id 48, task 48"
+    assert command(DATA, out, "--to", "alpaca").stdout.decode().splitlines()[2] == "kept in `extra`: id 48, task 48"
     assert (
-        command(DATA, out, "--to", "alpaca", "--drop-extra", "--force").stdout.decode().splitlines()[1]
+        command(DATA, out, "--to", "alpaca", "--drop-extra", "--force").stdout.decode().splitlines()[2]
         == "left out: id 48, task 48"
     )
     assert "extra" not in orjson.loads(out.read_bytes())[0]
-
-
-def test_what_a_target_cannot_hold_is_kept_apart(tmp_path: Path) -> None:
-    path, apart = tmp_path / "in.jsonl", tmp_path / "apart.jsonl"
-    odd = b'{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}\n'
-    path.write_bytes(LINES[0] + odd + LINES[1])
-    with pytest.raises(BadInput, match="in.jsonl:2: alpaca cannot hold this: .* --apart FILE sets such aside"):
-        to(tmp_path / "out.json", path, target="alpaca")
-    counts = to(tmp_path / "out.json", path, target="alpaca", apart=str(apart))
-    assert (counts.read, counts.written, counts.kept_apart) == (3, 2, 1)
-    assert apart.read_bytes() == odd
 
 
 def test_the_classic_file_set_comes_from_one_command(tmp_path: Path) -> None:
@@ -229,7 +219,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("gzip damaged", PACKED[:40] + b"\xff\xff\xff\xff" + PACKED[44:], ": the gzip data are damaged"),
     ("zstd cut short", FRAME[:-30], ": the zstd data are cut short"),
     ("zstd damaged", FRAME[:8] + b"\xff\xff\xff\xff" + FRAME[12:], ": the zstd data are damaged"),
-    ("no turns", GOOD + b'{"messages":[]}\n', '2: no "messages"'),
+    ("no turns", GOOD + b'{"messages":[]}\n', "2: no turns"),
 ]  # fmt: skip
 
 
@@ -468,9 +458,9 @@ def test_whatever_a_file_holds_it_is_converted_or_refused_in_one_line(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     path.write_bytes(data)
-    task = Task(target, calls=bool(how & 1), steps=bool(how & 2), drop=bool(how & 4))
+    task = Task(target, calls=bool(how & 1), steps=bool(how & 2), drop=bool(how & 4), wanted=wanted)
     try:
-        counts = convert.convert_files([str(path)], os.devnull, task, wanted)
+        counts = convert.convert_files([str(path)], os.devnull, task)
     except BadInput as error:
         assert str(error).startswith(f"{path}:") and len(str(error).splitlines()) == 1
     else:

@@ -11,14 +11,14 @@ import orjson
 import pytest
 import yaml
 
-from tools.core import files, machine, run_folder, trajectory
+from tests.parts import llamafactory_programs as llamafactory
+from tools.core import files, run_folder, trajectory
 from tools.data import convert
 from tools.data.formats.worker import Task
 from tools.gguf import find_base
 from tools.recipes import recipe
 from tools.training import data_checks, tokens
 
-LOCK = run_folder.ROOT / "tests" / "parts" / "locks" / "llamafactory.lock"
 ODD = [
     {"role": "user", "content": "Which word ends a turn? Käse 想 \U0001f600"},
     {"role": "assistant", "content": "Thought: \n```python\nprint('Observation: no')\n```\nAction: say Observation:"},
@@ -137,38 +137,17 @@ def test_axolotl_tells_tools_in_the_words_of_the_episode(folder: Path, tmp_path:
     assert "<tools>" in text
 
 
-@pytest.fixture(scope="module")
-def llamafactory() -> Path:
-    """LLaMA-Factory's Python, in an environment of its own, made once from its lock."""
-    where = run_folder.cache() / "llamafactory-0.9.5"
-    ready = where / files.sha256(LOCK)
-    with files.locked(where):
-        if not ready.exists():
-            uv = machine.uv()
-            assert uv
-            python = f"{sys.version_info.major}.{sys.version_info.minor}"
-            subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", python, str(where)], check=True)
-            sync = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(where), str(LOCK)]
-            subprocess.run(sync, check=True)
-            ready.touch()
-    return where / "bin" / "python"
-
-
-def by_llamafactory(python: Path, script: str, folder: Path, model: Path, where: Path, entries: list[str]) -> Any:
+def by_llamafactory(script: str, folder: Path, model: Path, where: Path, entries: list[str]) -> Any:
     """What a script of tests/parts, run by LLaMA-Factory's Python, says of these entries of a folder's files."""
-    command = [str(python), str(run_folder.ROOT / "tests" / "parts" / script), str(folder), str(model), "smollm2"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(where), "DISABLE_VERSION_CHECK": "0"}
-    done = subprocess.run([*command, *entries], cwd=where, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return orjson.loads(done.stdout.splitlines()[-1])
+    return orjson.loads(llamafactory.script(script, where, [str(folder), str(model), "smollm2", *entries]))
 
 
 @pytest.mark.slow
 def test_llamafactory_trains_on_the_assistant_s_turns_alone_in_every_format(
-    folder: Path, file_set: Path, llamafactory: Path, tmp_path: Path
+    folder: Path, file_set: Path, tmp_path: Path
 ) -> None:
     entries = ["react_training", "react_training_sharegpt", "react_testing", "react_testing_sharegpt", "steps"]
-    found = by_llamafactory(llamafactory, "llamafactory_spans.py", file_set, folder, tmp_path, entries)
+    found = by_llamafactory("llamafactory_spans.py", file_set, folder, tmp_path, entries)
     # Its templates end an answer with the newline after the token that ends the turn, and train on it.
     train, test = (
         [[f"{text}\n" for text in spans] for spans in answers(file_set / f"{split}.jsonl")]
@@ -204,13 +183,13 @@ CALLS = [
 
 
 @pytest.mark.slow
-def test_llamafactory_reads_calls_and_tools_as_they_were(folder: Path, llamafactory: Path, tmp_path: Path) -> None:
+def test_llamafactory_reads_calls_and_tools_as_they_were(folder: Path, tmp_path: Path) -> None:
     for split, rows in (("train", CALLS), ("test", [{"messages": ODD}])):
         (tmp_path / f"{split}.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in rows))
     inputs = [str(tmp_path / f"{split}.jsonl") for split in ("train", "test")]
     convert.file_set(inputs, str(tmp_path / "set"), Task("llamafactory", calls=True))
     entries = ["react_training_sharegpt", "react_testing_sharegpt"]
-    found = by_llamafactory(llamafactory, "llamafactory_turns.py", tmp_path / "set", folder, tmp_path, entries)
+    found = by_llamafactory("llamafactory_turns.py", tmp_path / "set", folder, tmp_path, entries)
     assert [row["_tools"] for row in found["react_testing_sharegpt"]] == [""]
     for row, chat in zip(found["react_training_sharegpt"], CALLS, strict=True):
         assert orjson.loads(row["_tools"]) == chat["tools"]
@@ -228,7 +207,7 @@ def test_llamafactory_reads_calls_and_tools_as_they_were(folder: Path, llamafact
         arguments = orjson.loads(arguments) if isinstance(arguments, str) else arguments
         assert orjson.loads(call) == {"name": "get_time", "arguments": arguments}
         assert ("I look." in thought) == ("I look." in (chat["messages"][1]["content"] or ""))
-    spans = by_llamafactory(llamafactory, "llamafactory_spans.py", tmp_path / "set", folder, tmp_path, entries[:1])
+    spans = by_llamafactory("llamafactory_spans.py", tmp_path / "set", folder, tmp_path, entries[:1])
     for (called, _), chat in zip(spans["react_training_sharegpt"], CALLS, strict=True):
         assert called.count("<think>") == ("I look." in (chat["messages"][1]["content"] or ""))
         assert '"town": "Ulm"' in called and "\\" not in called

@@ -274,7 +274,7 @@ def test_findings_are_lines_with_their_place_and_a_level_fails(tmp_path: Path, c
     assert (status, why) == (1, "3 episodes looked at: 4 of level error")
     assert f"{data}:2: error: unreadable: not JSON" in shown
     assert f"{data}:3: warning: no-thought: message 4 has no Thought before its action" in shown
-    assert f'{data}:4: error: unreadable: no "messages"' in shown
+    assert f"{data}:4: error: unreadable: turn 1 is no object" in shown
     assert f"{data}:5: error: no-action: message 4 has no Action" in shown
     assert command(data, fail_on="never")[0] == 0
     only_thought = write(tmp_path / "w.jsonl", [answer("Action: b")])
@@ -343,9 +343,9 @@ def test_fix_repairs_what_is_safe_says_so_and_leaves_the_rest(tmp_path: Path, co
 
 
 def test_a_file_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path, command: Command) -> None:
-    for name in ("none.jsonl", "."):
+    for name, said in (("none.jsonl", "cannot be read"), (".", "a folder without a file of episodes")):
         status, _, why = command(tmp_path / name, fix=tmp_path / "out.jsonl")
-        assert status == 2 and "cannot be read" in why and "\n" not in why
+        assert status == 2 and said in why and "\n" not in why
     assert list(tmp_path.iterdir()) == []
 
 

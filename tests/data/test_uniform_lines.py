@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.data import formats
-from tools.data.formats import uniform_lines, worker
+from tools.data.formats import rows, uniform_lines
 
 TURNS = [{"role": "user", "content": 'Go "on"\n\u2028 \U0001f600 \x7f'}, {"role": "assistant", "content": ""}]
 ROW: dict[str, Any] = {"id": "a", "messages": TURNS, "n": [1.5, None, True], "o": {"x": -1}}
@@ -31,7 +31,7 @@ def no_decoders_of_other_tests() -> Iterator[None]:
 
 def one_by_one(source: str, data: bytes) -> list[formats.Read]:
     """What the format's own reader makes of the lines."""
-    return [worker.READERS[source](worker.loaded(line)) for line in data.splitlines()]
+    return [rows.READERS[source](orjson.loads(line)) for line in data.splitlines()]
 
 
 @pytest.mark.parametrize(("source", "row"), [("messages", ROW), ("sharegpt", SHARED)])

@@ -94,7 +94,7 @@ def test_base_and_adapter_are_the_merged_model(
     (tmp_path / "text").write_text((run_folder.ROOT / "data" / "README.md").read_text() * 3)
     score = []
     for options in ([str(small_f16)], [str(tmp_path / "merged.gguf")], [str(small_f16), "--lora", str(made)]):
-        command = [str(llamacpp.program("llama-perplexity")), "--file", "text", "--chunks", "2", "--model", *options]
+        command = [str(llamacpp.built("llama-perplexity")), "--file", "text", "--chunks", "2", "--model", *options]
         said = re.search(r"PPL = (\S+)", imatrix.measure(command, "scoring", 2, tmp_path))
         assert said
         score.append(math.log(float(said[1])))

@@ -13,6 +13,8 @@ from tools.gguf import merge
 
 pytestmark = pytest.mark.slow
 
+# The layers of the language part alone, as Unsloth names them.
+LANGUAGE = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|v_proj|q_proj|o_proj|gate_proj|down_proj).*?)"
 # A base, changes of its configuration, and the adapter on it, by the arguments of peft's LoraConfig.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}, {"use_rslora": True}),
@@ -30,6 +32,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "resized, not tied": ("mistral", {}, {"resized": 128}),
     "in shards": ("mistral", {"shards": "2MB"}, {}),
     "4 bits": ("mistral", {"bits": 4}, {}),
+    "4 bits, a model that sees": ("gemma3-vl", {"bits": 4}, {"target_modules": LANGUAGE}),
+    "gemma3 that sees": ("gemma3-vl", {}, {"target_modules": LANGUAGE, "use_dora": True}),
+    "qwen2.5 that sees": ("qwen2.5-vl", {"tie_word_embeddings": False}, {"target_modules": ["q_proj", "k_proj"]}),
+    "qwen2.5 that sees, tied": ("qwen2.5-vl", {"tie_word_embeddings": True}, {"target_modules": LANGUAGE}),
 }
 
 
@@ -38,7 +44,7 @@ def stored_in_4_bits(base: Path, folder: Path, wide: Path) -> None:
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
     how = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -46,11 +52,10 @@ def stored_in_4_bits(base: Path, folder: Path, wide: Path) -> None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=how, dtype=torch.bfloat16, device_map="cpu"
-    )
+    kind = merge.model_class(AutoConfig.from_pretrained(base))
+    model: Any = kind.from_pretrained(base, quantization_config=how, dtype=torch.bfloat16, device_map="cpu")
     model.save_pretrained(folder)
-    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    plain: Any = kind.from_pretrained(base, dtype=torch.bfloat16)
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
             packed: Any = module.weight

@@ -30,9 +30,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora embedding": {"target_modules": ["embed_tokens", "lm_head", "q_proj"], "use_dora": True},
     "head": {"target_modules": ["lm_head", "o_proj"]},
     "tokens": {"trainable_token_indices": {"embed_tokens": [3, 17, 90]}},
+    "tokens of the embedding and others of the head": {
+        "trainable_token_indices": {"embed_tokens": [3, 17], "lm_head": [5, 17]}
+    },
+    "tokens of the head": {"trainable_token_indices": {"lm_head": [5, 17]}},
+    "singular vectors": {"init_lora_weights": "mica"},
     "biases": {"bias": "all"},
     "the embedding saved alone": {"modules_to_save": ["embed_tokens"]},
     "the head saved alone": {"modules_to_save": ["lm_head"]},
+    "one layer saved": {"modules_to_save": ["layers.1.mlp.down_proj"], "target_modules": ["down_proj", "q_proj"]},
 }
 
 
@@ -117,6 +123,10 @@ def logits(model: Any) -> torch.Tensor:
         {"target_modules": ["embed_tokens", "q_proj"]},
         {"target_modules": ["lm_head", "q_proj"]},
         {"target_modules": ["lm_head"], "use_dora": True},
+        {"trainable_token_indices": [3, 17]},
+        {"trainable_token_indices": {"embed_tokens": [3, 17], "lm_head": [5, 17]}},
+        {"trainable_token_indices": {"lm_head": [5, 17]}},
+        {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
         {},
     ],
 )
@@ -136,6 +146,38 @@ def test_embedding_and_head_are_those_that_were_trained(
     assert torch.allclose(logits(model), logits(trained), atol=1e-5)
     merge.merged_model(base, tmp_path / "adapter").save_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(load(tmp_path / "merged")), logits(trained), atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens", "q_proj"], ["lm_head", "embed_tokens"], ["lm_head"]])
+def test_an_adapter_on_a_matrix_that_stays_tied_is_of_both(tmp_path: Path, targets: list[str]) -> None:
+    """peft's own merge adds it twice, to the embedding and to the head, which are one."""
+    base = make_base(tmp_path / "base", tied=True, dtype=torch.float32)
+    trained = models.make_peft(base, target_modules=targets, ensure_weight_tying=True)
+    trained.save_pretrained(str(tmp_path / "adapter"))
+    tensors, model = by_us(base, tmp_path / "adapter"), load(base)
+    assert lora.HEAD not in tensors
+    model.load_state_dict(tensors, strict=False)
+    assert torch.allclose(logits(model), logits(trained), atol=1e-5)
+    with pytest.raises(BadInput, match="is not merged right by peft"):
+        merge.merged_model(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_were_trained_and_not_saved_are_counted(tmp_path: Path, bias: str) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base, bias=bias)
+    if bias == "all":
+        lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+        edited(adapter, {}, lambda _, each: each, keep=lambda name: "bias" not in name)
+    with pytest.raises(BadInput, match=rf"8 biases were trained \(bias: {bias}\) .* first model.layers.0.self_attn.k_"):
+        lora.fit(lora.plan(adapter), lora.shapes(base), adapter)
+
+
+def test_a_bias_of_lora_that_the_base_has_no_place_for_is_one_line(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base, target_modules=["up_proj"], lora_bias=True)
+    with pytest.raises(BadInput, match="cannot be merged into its base: .*has no bias"):
+        merge.merged_model(base, adapter)
 
 
 RENAMED = {
@@ -166,12 +208,18 @@ def test_tensors_by_other_names_are_found_and_that_is_said(tmp_path: Path, kind:
     assert all(torch.equal(merged[name], wanted[name]) for name in wanted)
 
 
-def edited(adapter: Path, config: Mapping[str, object], change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
-    """An adapter with other keys in its configuration and its tensors changed."""
+def edited(
+    adapter: Path,
+    config: Mapping[str, object],
+    change: Callable[[str, torch.Tensor], torch.Tensor],
+    keep: Callable[[str], bool] = lambda _: True,
+) -> Path:
+    """An adapter with other keys in its configuration, its tensors changed, and those alone that are to be kept."""
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | dict(config)))
     tensors = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: change(name, each) for name, each in tensors.items()}, adapter / "adapter_model.safetensors")
+    changed = {name: change(name, each) for name, each in tensors.items() if keep(name)}
+    save_file(changed, adapter / "adapter_model.safetensors")
     return adapter
 
 
@@ -327,6 +375,28 @@ def test_what_is_no_whole_adapter_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(BadInput, match=r"adapter_model\.safetensors: not a whole safetensors file"):
         adapter_config.check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"peft_type": "OFT", "r": 0}, {"peft_type": "ADALORA", "rank_pattern": {"q_proj.lora_E": [True, False]}}]
+)
+def test_keys_of_lora_are_not_held_against_other_kinds(tmp_path: Path, kind: dict[str, Any]) -> None:
+    with pytest.raises(adapter_config.Unsupported, match=f"its kind is {kind['peft_type']}"):
+        lora.plan(configured(tmp_path, kind))
+    with pytest.raises(BadInput, match=r"adapter_config\.json: (r|rank_pattern) is .* what peft has there"):
+        lora.plan(configured(tmp_path, kind | {"peft_type": "LORA"}))
+
+
+def test_tensors_that_were_not_gathered_are_told(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = models.make_adapter(tmp_path / "adapter", base)
+    edited(adapter, {}, lambda _, each: each.new_zeros(0))
+    with pytest.raises(BadInput, match=r"lora_A\.weight is empty, as DeepSpeed ZeRO-3 leaves it"):
+        lora.plan(adapter)
+    weights = adapter / "adapter_model.safetensors"
+    weights.rename(adapter / "adapter_model-00001-of-00002.safetensors")
+    with pytest.raises(BadInput, match=r"adapter_model-00001-of-00002\.safetensors: peft reads one"):
+        adapter_config.check_adapter(adapter)
 
 
 def test_a_rank_that_is_not_the_files_is_refused(tmp_path: Path) -> None:

@@ -169,3 +169,31 @@ def test_a_file_is_compared_with_the_folder_that_trained(gguf: Path, tmp_path: P
     assert kinds == ["template_missing", "special_token", "ends"]
     assert len(vocabulary.words(tables).splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"alone", "broken.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("rope.freq_base", 5e6, "100000.0 in training, 5000000.0 in the GGUF"),
+        ("rope.freq_base", None, "100000.0 in training, 10000.0 in the GGUF"),
+        ("rope.scaling.factor", 4.0, "1.0 in training, 4.0 in the GGUF"),
+        ("block_count", 29, "30 in training, 29 in the GGUF"),
+        ("attention.head_count_kv", 9, "3 in training, 9 in the GGUF"),
+        ("context_length", 64, "8192 in training, 64 in the GGUF"),
+    ],
+)
+def test_another_setting_of_the_model_is_named(trained: Tokenizer, key: str, value: float | None, says: str) -> None:
+    key = f"llama.{key}"
+    changed = {name: each for name, each in trained.model.items() if name != key}
+    changed |= {} if value is None else {key: value}
+    only = found(trained, replace(trained, model=changed))
+    assert [each["kind"] for each in only] == ["setting"] and f"{key}: {says}" in only[0]["cause"]
+    tables: vocabulary.Tables = {"equal": False, "tokens": 1, "merges": 1, "differences": only}
+    assert vocabulary.words(tables).startswith("the settings in the GGUF are not training's: another setting")
+
+
+def test_settings_that_do_the_same_are_no_difference(trained: Tokenizer) -> None:
+    """A longer context, rows that fill up the vocabulary, a key that is not there and is not known to matter."""
+    changed = {**trained.model, "llama.context_length": 32768, "llama.vocab_size": 49280}
+    changed = {key: value for key, value in changed.items() if "rope.dimension_count" not in key}
+    assert found(trained, replace(trained, model=changed)) == []

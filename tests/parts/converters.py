@@ -13,7 +13,8 @@ from tools.gguf import convert, llamacpp
 # Reads jobs, one a line, each in a child: {"ours": what converter_hook.py is asked} or {"argv": the converter's own};
 # with "bare", without the vocabulary, which takes most of the time.
 PROGRAM = """import json, os, runpy, sys
-import bitsandbytes, conversion.llama, conversion.qwen, conversion.gemma, conversion.phi, transformers
+import bitsandbytes, conversion.llama, conversion.qwen, conversion.gemma, conversion.phi
+import conversion.qwenvl, transformers
 from transformers import AutoTokenizer
 from tools.gguf import converter_hook
 for line in sys.stdin:
@@ -22,7 +23,8 @@ for line in sys.stdin:
     if not child:
         if job["bare"]:
             for each in (conversion.llama.LlamaModel, conversion.qwen.Qwen2Model, conversion.qwen.Qwen3Model,
-                         conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel):
+                         conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel,
+                         conversion.qwenvl.Qwen2VLModel):
                 each.set_vocab = lambda self: None
         sys.argv = ["", json.dumps(job["ours"])] if "ours" in job else job["argv"]
         converter_hook.main() if "ours" in job else runpy.run_path(sys.argv[0], run_name="__main__")

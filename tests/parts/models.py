@@ -73,7 +73,8 @@ class Kind:
     """One architecture: transformers' name of it, its vocabulary's and template's names, its special tokens.
 
     `template`: a file of llama.cpp's models/templates, or of Axolotl's chat templates, or a template's text. `own`:
-    changes of SIZES. `strips`: the sides on which its special tokens take white space away.
+    changes of SIZES. `strips`: the sides on which its special tokens take white space away. `sees`: the settings of the
+    part that sees images, where it has one.
     """
 
     model_type: str
@@ -85,6 +86,7 @@ class Kind:
     words: dict[int, str] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
     strips: tuple[str, ...] = ()
+    sees: dict[str, Any] = field(default_factory=dict)
 
 
 KINDS = {
@@ -109,6 +111,27 @@ KINDS = {
     "phi4-mini": Kind(
         "phi3", "o200k", PHI4_MINI, "<|end|>", "<|endoftext|>", "<|endoftext|>", PHI4_MINI_WORDS, strips=("rstrip",)
     ),
+    "qwen2.5-vl": Kind(
+        "qwen2_5_vl",
+        "qwen2",
+        "Qwen-Qwen2.5-7B-Instruct",
+        "<|im_end|>",
+        pad="<|endoftext|>",
+        own={"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}},
+        sees={"hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 2, "out_hidden_size": 64},
+    ),
+    "gemma3-vl": Kind(
+        "gemma3",
+        "gemma-4",
+        "gemma3",
+        "<end_of_turn>",
+        "<bos>",
+        "<pad>",
+        GEMMA_TURNS,
+        {"head_dim": 32},
+        sees={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        | {"image_size": 56, "patch_size": 14},
+    ),
 }
 
 
@@ -118,7 +141,9 @@ def make(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
     `changes` go into its configuration (tie_word_embeddings=True, num_hidden_layers=4 ...).
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from tools.gguf import merge
 
     kind = KINDS[name]
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,8 +151,14 @@ def make(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
     torch.manual_seed(seed)
     ids = {f"{each}_token_id": getattr(tokenizer, f"{each}_token_id") for each in ("bos", "eos", "pad")}
     rows = -(-len(tokenizer) // 64) * 64  # as the models have it: rows beyond the last token
-    config = AutoConfig.for_model(kind.model_type, **{**SIZES, "vocab_size": rows, **ids, **kind.own, **changes})
-    model: Any = AutoModelForCausalLM.from_config(config)
+    text = {**SIZES, "vocab_size": rows, **ids, **kind.own, **changes}
+    if kind.sees:
+        tied = {key: value for key, value in text.items() if key == "tie_word_embeddings"}
+        parts = {"text_config": text, "vision_config": kind.sees, **tied, **ids}
+        config = AutoConfig.for_model(kind.model_type, **parts)
+    else:
+        config = AutoConfig.for_model(kind.model_type, **text)
+    model: Any = merge.model_class(config).from_config(config)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -296,10 +327,12 @@ def make_peft(base: Path, resized: int = 0, **options: Any) -> Any:
     """A base with a random adapter, as it is in training; `resized`: the tokens that were added before it."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from tools.gguf import merge
 
     torch.manual_seed(1)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = merge.model_class(AutoConfig.from_pretrained(base)).from_pretrained(base, dtype=torch.float32)
     if resized:
         model.resize_token_embeddings(model.config.vocab_size + resized, mean_resizing=False)
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}

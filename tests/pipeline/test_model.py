@@ -10,6 +10,7 @@ from gguf import GGUFReader
 
 from tools import BadInput
 from tools.core import files, run_folder
+from tools.gguf import llamacpp
 from tools.pipeline.model import make_adapter_gguf, make_gguf, merge_adapter, score_quality
 from tools.pipeline.serving import write_exports
 from tools.pipeline.trained import tuned
@@ -66,6 +67,7 @@ def test_a_guided_quantisation_takes_the_place_of_the_plain_one(
     keys = GGUFReader(this.gguf("Q4_K_M")).fields
     assert keys["quantize.imatrix.dataset"].contents() == "train.jsonl"
     assert keys["react_recipes.data_sha256"].contents() == "cd" * 32
+    assert this.provenance()["gguf-q4_k_m"]["llama.cpp"] == llamacpp.described()
 
 
 def test_merged_and_alone(this: run_folder.Run, small_base: Path, capsys: pytest.CaptureFixture[str]) -> None:

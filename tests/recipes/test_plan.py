@@ -70,6 +70,15 @@ def test_what_packs_is_faster_in_tokens_of_the_data_than_what_pads() -> None:
                 assert not other.fits or other.tokens_per_second <= found.tokens_per_second
 
 
+def test_no_pass_is_faster_than_the_processor_launches_it() -> None:
+    """A small model's updates take as long on any large GPU; a large model's take what the GPU takes."""
+    for model, same in (("smollm2-135m", True), ("qwen7b", False)):
+        settings = chosen(model, "lora", "80gb").settings
+        tiers = (plan.for_gpu(catalog.gpus()[gpu]) for gpu in ("h100-sxm", "b200"))
+        one, other = (plan.seconds(catalog.models()[model], tier, settings) for tier in tiers)
+        assert (one < 1.01 * other) == same
+
+
 def test_packed_rows_validate_as_many_rows_as_they_train() -> None:
     found = chosen("qwen1.5b", "lora", "80gb").settings
     assert found.packed and found.micro_batch > 1 and found.validated == found.tokens

@@ -254,7 +254,7 @@ def serving(store: Path) -> Iterator[tuple[psutil.Process, Any]]:
     try:
         while not ollama_answers(url):
             assert program.poll() is None
-        (process,) = psutil.Process(program.pid).children()
+        process = psutil.Process(program.pid).children()[0]
         yield process, ollama.connect(url)
     finally:
         program.stop()
@@ -478,9 +478,12 @@ def test_an_address_that_is_none_is_bad_input() -> None:
         ollama.address("127.0.0.1:eleven")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("kind", "keeper_too"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGKILL, False), (signal.SIGKILL, True)],
+)
 def test_our_own_ollama_ends_with_us(
-    session: ollama.Session, spec: ollama.Spec, outputs: Path, kind: signal.Signals
+    session: ollama.Session, spec: ollama.Spec, outputs: Path, kind: signal.Signals, keeper_too: bool
 ) -> None:
     if kind != signal.SIGINT and sys.platform != "linux":
         pytest.skip("only Linux ends a child with its parent")
@@ -492,6 +495,8 @@ def test_our_own_ollama_ends_with_us(
         family = psutil.Process(process.pid).children(recursive=True)
         names = {member.name() for member in family}
         assert {"ollama", "llama-server"} <= names
+        if keeper_too:  # as by a kill -9 of all Python programs
+            psutil.Process(process.pid).children()[0].kill()
         process.send_signal(kind)
         assert process.wait(15) != 0
     _, alive = psutil.wait_procs(family, timeout=10)

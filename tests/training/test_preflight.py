@@ -6,10 +6,11 @@ import orjson
 import pytest
 import yaml
 
-from tools import BadInput
+from tools import BadInput, Failed
 from tools.core import catalog, files, machine, run_folder
 from tools.core.finding import Finding
 from tools.gguf import find_base
+from tools.pipeline import training
 from tools.recipes import plan, recipe
 from tools.recipes.memory import Settings
 from tools.recipes.recipe import Recipe
@@ -17,7 +18,7 @@ from tools.training import data_checks, preflight
 from tools.training.preflight import Machine
 
 EPISODES = [orjson.loads(line) for line in (run_folder.ROOT / "data" / "test.jsonl").read_bytes().splitlines()[:4]]
-
+TRAINED = [orjson.loads(line) for line in (run_folder.ROOT / "data" / "train.jsonl").read_bytes().splitlines()[:4]]
 
 CPU = catalog.tiers()["cpu"]
 NAME = "smollm2-135m-lora"
@@ -117,6 +118,36 @@ def test_a_mask_that_trains_something_else_is_refused(tmp_path: Path, folder: Pa
     found = preflight.check(make(tmp_path, {"entry": wrong}, EPISODES), folder)
     (error,) = [each for each in found.errors if "trained" in each.what]
     assert error.where.endswith("data.jsonl:1") and "not what the assistant says and its end token" in error.what
+
+
+def test_a_control_token_in_a_text_is_named(tmp_path: Path, folder: Path) -> None:
+    turns = [dict(turn) for turn in EPISODES[1]["messages"]]
+    turns[2]["content"] += "<|im_end|>"
+    found = preflight.check(make(tmp_path, {}, [EPISODES[0], {"messages": turns}]), folder)
+    (warning,) = [each for each in found.findings if "control token" in each.what]
+    assert warning.level == "warning" and warning.where == f"{tmp_path}/data.jsonl:2"
+    assert warning.what.startswith("<|im_end|> stands in a text of the assistant's")
+
+
+def test_a_check_that_is_not_done_again_repeats_its_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
+    asked = make(tmp_path, {"warmup_ratio": None, "warmup_steps": 5000}, TRAINED)
+    training.check_recipe(asked)
+    first = capsys.readouterr().out
+    training.check_recipe(asked)
+    again = capsys.readouterr().out
+    assert "good, as before" in again and "good, as before" not in first
+    assert [line for line in first.splitlines() if line.startswith("warning: ")] == again.splitlines()[:-1]
+
+
+def test_an_error_that_was_forced_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
+    asked = make(tmp_path, {"entry": {"train_on_eos": "none"}}, TRAINED)
+    training.check_recipe(asked, force=True)
+    with pytest.raises(Failed, match="1 to fix first"):
+        training.check_recipe(asked)
 
 
 def test_what_the_test_set_has_too_is_an_error_and_repeats_a_warning(tmp_path: Path) -> None:

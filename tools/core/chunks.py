@@ -137,10 +137,16 @@ def unpacked(head: bytes, file: BinaryIO) -> Iterator[bytes]:
 
 
 def lines(pieces: Iterator[bytes]) -> Iterator[Chunk]:
-    """Chunks of complete lines. Never raises: what is wrong is the last chunk."""
-    rest = b""
+    """Chunks of complete lines; of a line that is too long only its beginning, a byte longer than may be.
+
+    Never raises: what is wrong is the last chunk.
+    """
+    rest, passing = b"", False  # passing over what is left of a line that is too long
     try:
         for piece in pieces:
+            if passing:
+                _, newline, piece = piece.partition(b"\n")
+                passing = not newline
             cut = piece.rfind(b"\n") + 1
             if cut:
                 yield Lines(rest + piece[:cut])
@@ -148,8 +154,8 @@ def lines(pieces: Iterator[bytes]) -> Iterator[Chunk]:
             else:
                 rest += piece
             if len(rest) > LIMIT:
-                yield Fault(TOO_LONG)
-                return
+                yield Lines(rest[: LIMIT + 1] + b"\n")
+                rest, passing = b"", True
     except BadInput as error:
         yield Fault(str(error))
         return
@@ -157,10 +163,49 @@ def lines(pieces: Iterator[bytes]) -> Iterator[Chunk]:
         yield Lines(rest)
 
 
-def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
+def values(pieces: Iterator[bytes]) -> Iterator[Chunk]:
+    """Chunks of complete objects and lists, one after the other, over any lines, with a comma between them or none.
+
+    Never raises: what is wrong is the last chunk.
+    """
+    data, scanned = b"", 0
+    try:
+        for piece in chain(pieces, [b""]):
+            data += piece
+            if piece and len(data) < min(2 * scanned, LIMIT):
+                continue
+            spans: list[tuple[int, int]] = []
+            at = begin = 0
+            while gap := GAP.match(data, at):
+                begin = gap.end()
+                at = end_of(data, begin) if data[begin : begin + 1] in (b"{", b"[") else 0
+                if not at:
+                    break
+                spans.append((begin, at))
+            scanned = 0 if spans else len(data)
+            cut = spans[-1][1] if spans else 0
+            if spans:
+                yield Elements(data[:cut], spans)
+            data, begin = data[cut:], begin - cut
+            line = data.count(b"\n", 0, begin)
+            if len(data) > LIMIT:
+                yield Fault(TOO_LONG, line)
+                return
+            if data[begin : begin + 1] not in (b"", b"{", b"["):
+                yield Fault("neither an object nor a list; a file must hold episodes, {...}", line)
+                return
+    except BadInput as error:
+        yield Fault(str(error))
+        return
+    if data.strip():
+        yield Fault("an object does not end: the file is cut short; copy or make it again", line)
+
+
+def array(pieces: Iterator[bytes], wrapped: bool = False) -> Iterator[Chunk]:
     """Chunks of complete elements of the one array that the pieces are, each with the comma before it.
 
-    What stands before the array comes first, as lines. Never raises: what is wrong is the last chunk.
+    What stands before the array comes first, as lines. `wrapped`: the bracket that ends an object follows the array.
+    Never raises: what is wrong is the last chunk.
     """
     data, first, at, scanned = b"", True, 0, 0
     try:
@@ -183,7 +228,7 @@ def array(pieces: Iterator[bytes]) -> Iterator[Chunk]:
                 yield Fault(fault, data.count(b"\n", 0, at))
                 return
             if data[at : at + 1] == b"]":
-                yield from nothing_after(data, at + 1, pieces)
+                yield from nothing_after(data, at + 1, pieces, b"}" if wrapped else b"")
                 return
             if len(data) > LIMIT:
                 yield Fault(TOO_LONG, data.count(b"\n", 0, at))
@@ -212,7 +257,7 @@ def elements(data: bytes, first: bool) -> tuple[list[tuple[int, int]], int, str]
             return found, begin, "a comma too many; remove it"
         if not comma and not first:
             return found, begin, "no comma between two elements of the array"
-        if sign != b"{":
+        if sign not in (b"{", b"["):
             return found, begin, "an element is no object; an array must hold episodes, {...}"
         at = end_of(data, begin)
         if not at:
@@ -222,10 +267,10 @@ def elements(data: bytes, first: bool) -> tuple[list[tuple[int, int]], int, str]
     return found, at, ""
 
 
-def nothing_after(data: bytes, end: int, pieces: Iterator[bytes]) -> Iterator[Chunk]:
-    """A fault where something stands after an array's end."""
+def nothing_after(data: bytes, end: int, pieces: Iterator[bytes], closing: bytes) -> Iterator[Chunk]:
+    """A fault where something stands after an array's end but for `closing`."""
     lines, rest = data.count(b"\n", 0, end), data[end:]
-    while not rest.strip():
+    while not rest.strip() or (closing and rest.strip() == closing):
         lines += rest.count(b"\n")
         rest = next(pieces, b"")
         if not rest:
@@ -234,16 +279,19 @@ def nothing_after(data: bytes, end: int, pieces: Iterator[bytes]) -> Iterator[Ch
     yield Fault("something stands after the array's end; a file is one array, or one object a line", lines)
 
 
-def lines_between(file: BinaryIO, start: int, end: int) -> Chunk:
-    """The lines of a file that begin in its bytes from `start` to before `end`; a Fault where one is too long."""
+def lines_between(file: BinaryIO, start: int, end: int) -> Lines:
+    """The lines of a file that begin in its bytes from `start` to before `end`; of one that is too long only its
+    beginning, a byte longer than may be."""
     file.seek(max(start - 1, 0))
-    if start and not file.readline(LIMIT).endswith(b"\n"):
-        return Lines(b"")  # Where the line that is too long, or the last one, begins, it is dealt with.
+    while start and file.tell() < end:  # to the end of the line that began before
+        if not (line := file.readline(SIZE)) or line.endswith(b"\n"):
+            break
     data = file.read(max(end - file.tell(), 0))
     if data and not data.endswith(b"\n"):
-        data += file.readline(LIMIT)
-        if len(data) - data.rfind(b"\n", 0, -1) > LIMIT:
-            return Fault(TOO_LONG)
+        data += file.readline(LIMIT + 1)
+        begin = data.rfind(b"\n", 0, -1) + 1
+        if len(data) - begin > LIMIT:
+            data = data[: begin + LIMIT + 1] + b"\n"
     return Lines(data if start else data.removeprefix(BOM))
 
 

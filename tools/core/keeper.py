@@ -5,7 +5,9 @@
 LIFELINE is the reading end of a pipe whose other end PARENT alone holds: it closes when PARENT ends, even by kill -9.
 A program's own children may live in groups and sessions of their own (torchrun's do), so they are looked for in the
 table of processes; on Linux those whose parent has ended become ours (prctl(2), PR_SET_CHILD_SUBREAPER). Signals that
-reach us are passed on to the program; we end as it ends. It imports little, since one starts with each program.
+reach us are passed on to the program; we end as it ends. Should we be killed by -9 ourselves, a shell that waits for
+our end kills the program's group: Ollama's llama-servers are in it. It imports little, since one starts with each
+program.
 """
 
 import contextlib
@@ -31,6 +33,7 @@ def main() -> None:
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     program = start(command, (lifeline, awake, wake))
+    guard = watch_us(program)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda sent, _: send(program, sent))
     ended, started = None, {program}
@@ -39,14 +42,17 @@ def main() -> None:
         if awake in ready:
             os.read(awake, 4096)
         elif sys.platform != "linux":
-            started = descendants(started)  # Orphans do not become ours there: they must be known before.
+            started = descendants(started, guard)  # Orphans do not become ours there: they must be known before.
         ended = reap(program)
         # A copy of the pipe's other end may live on in a process that was forked: the parent itself is asked too.
         if lifeline in ready or os.getppid() != parent:
             break
-    end_all(program if ended is None else 0, started)
+    end_all(program if ended is None else 0, started, guard)
     if ended is None:
         ended = reap(program)
+    send(guard, signal.SIGKILL)  # before us, so that it is reaped even where no init does that
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(guard, 0)
     finish(ended)
 
 
@@ -67,6 +73,26 @@ def start(command: list[str], ours: tuple[int, ...]) -> int:
     except OSError as error:
         os.write(2, f"error: {command[0]}: {error.strerror}\n".encode())
         os._exit(127)
+
+
+def watch_us(program: int) -> int:
+    """Start a shell that kills the program's group when we have ended, in whatever way; its process id.
+
+    It waits at a pipe whose other end we alone hold, in a session of its own; it is no Python, so that a kill -9 of all
+    Python programs, us included, leaves it.
+    """
+    waiting, _ = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setsid()
+            os.dup2(waiting, 0)
+            script = 'exec >/dev/null 2>&1; read -r _; kill -s KILL -- "-$1"'
+            os.execv("/bin/sh", ["sh", "-c", script, "guard", str(program)])
+        finally:
+            os._exit(127)
+    os.close(waiting)
+    return child
 
 
 def prctl(option: int, value: int) -> None:
@@ -97,14 +123,14 @@ def reap(program: int) -> int | None:
             status = how
 
 
-def end_all(program: int, started: set[int]) -> None:
-    """End all that descends from us: SIGTERM first, SIGKILL after GRACE seconds.
+def end_all(program: int, started: set[int], guard: int) -> None:
+    """End all that descends from us but the guard: SIGTERM first, SIGKILL after GRACE seconds.
 
     `program`: gets its SIGTERM before the others; 0 where it has ended. `started`: the descendants known by now.
     """
     deadline = time.monotonic() + GRACE
     asked: set[int] = set()
-    while started := descendants(started):
+    while started := descendants(started, guard):
         late = time.monotonic() > deadline
         if program not in started:
             program = 0
@@ -117,8 +143,8 @@ def end_all(program: int, started: set[int]) -> None:
         time.sleep(0.02)
 
 
-def descendants(known: set[int]) -> set[int]:
-    """All running processes that descend from us or are `known` (their parents may have ended), and those below."""
+def descendants(known: set[int], guard: int) -> set[int]:
+    """All running processes but the guard that descend from us or are `known` (their parents may have ended)."""
     children: dict[int, list[int]] = {}
     running = set()
     for process, parent, ended in table():
@@ -132,7 +158,7 @@ def descendants(known: set[int]) -> set[int]:
         if each not in found:
             found.add(each)
             todo += children.get(each, [])
-    return found - {os.getpid()}
+    return found - {os.getpid(), guard}
 
 
 def table() -> list[tuple[int, int, bool]]:

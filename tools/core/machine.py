@@ -37,6 +37,10 @@ MEMORY_GIB = 8
 INSTRUCTIONS = re.compile(r"s?sse|pni$|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|adx|aes|vaes|pclmul|vpclmul|gfni|sha_ni")
 
 
+# Programs of llama.cpp that no Ollama brings.
+MEASURING = ("llama-imatrix", "llama-perplexity")
+
+
 @dataclass(frozen=True)
 class Requirement:
     """One thing looked for: `found` is what there is, None where it lacks; `fix` is what to do about it then."""
@@ -47,20 +51,23 @@ class Requirement:
     fix: str
 
 
-def examine(programs: dict[str, Path | None]) -> list[Requirement]:
+def examine(programs: dict[str, Path | None], llamacpp: str | None) -> list[Requirement]:
     """Look at this machine, in under a second.
 
-    `programs`: where llama.cpp's programs and Ollama are, by name, None for what is nowhere.
+    `programs`: where llama.cpp's programs and Ollama are, by name, None for what is nowhere. `llamacpp`: which
+    llama.cpp is used, and why; None where there is none, so that it must be compiled.
     """
+    compiled = llamacpp is None
     go = version(shutil.which("go"), "version")
     return [
         Requirement("Python", python(), True, "install Python 3.11 or later: https://www.python.org/downloads"),
-        Requirement("C++ compiler", version(compiler()), True, install("c++")),
-        Requirement("CMake", version(cmake()), True, install("cmake")),
+        Requirement("C++ compiler", version(compiler()), compiled, install("c++")),
+        Requirement("CMake", version(cmake()), compiled, install("cmake")),
         Requirement("Ninja", version(shutil.which("ninja")), False, install("ninja")),
         Requirement("git", version(shutil.which("git")), False, install("git")),
         Requirement("uv", version(uv()), True, "make setup"),
         Requirement("Axolotl", package("axolotl"), True, "make setup"),
+        Requirement("llama.cpp", llamacpp, True, "make setup"),
         *(program(name, path) for name, path in programs.items()),
         Requirement("Go", go, False, f"{install('go')} (only where Ollama is missing)"),
         *resources(),
@@ -177,6 +184,8 @@ def program(name: str, path: Path | None) -> Requirement:
     if name == "ollama":
         fix = f"https://ollama.com/download, or {install('go')} && make setup"
         return Requirement("Ollama", str(path) if path else None, False, fix)
+    if name in MEASURING:
+        return Requirement(name, str(path) if path else None, False, "built when IMATRIX=1 or make quality needs it")
     return Requirement(name, str(path) if path else None, True, "make setup")
 
 

@@ -200,6 +200,9 @@ def explain(error: click.UsageError, target: str = "") -> str:
     message = error.format_message().rstrip(".")
     if parameter and isinstance(error, click.MissingParameter):
         message = f"{command.name if command else ''}: {shown(parameter, target)} is missing"
+        arguments = [each for each in command.params if isinstance(each, click.Argument)] if command else []
+        if parameter.nargs == -1 and len(arguments) > 1:  # click has given what was typed to the last of them
+            message = f"{command.name if command else ''}: {' and '.join(map(variable, arguments))} are both needed"
     elif parameter:
         message = f"{shown(parameter, target)}: {error.message.rstrip('.')}"
     if command is None or not command.epilog or (parameter and not isinstance(error, click.MissingParameter)):

@@ -1,36 +1,40 @@
 """Any format of episodes to any other: recognised, streamed, in order, and under its name only when it is complete."""
 
 import contextlib
-import glob
 import marshal
 import os
+import re
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import orjson
 
 from tools import BadInput, Failed
 from tools.core import files, process, progress, quote, run_folder
-from tools.data import formats
-from tools.data.formats import masks, worker
+from tools.data import formats, reader, split
+from tools.data.formats import masks, tables, worker
 from tools.data.formats.source import Source
 from tools.data.formats.worker import Job, Made, Range, Task
+from tools.data.inputs import PACKED, input_files, read_once
 
 if TYPE_CHECKING:
     from zstandard import ZstdCompressionObj
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".log")
-PACKED = (".gz", ".zst")
+PARQUET = ".parquet"
 FILE_SET = "llamafactory"
+ALIASES = {"openai": "messages", "chatml": "messages", "trl": "messages", "vicuna": "sharegpt"}
+ON_ERROR = ("stop", "skip", "apart")
 # From so many bytes on, several processes win more than their start costs.
 LARGE = 8 * 2**20
+MOST_CAUSES = 50  # that are told apart
+STOPPED = "; `convert --on-error skip` (ON_ERROR=skip) leaves such rows out and lists all by cause"
 WORKERS = 4  # more would wait for the disk, and each takes 20 MB of memory
 # A process frees what a chunk took when it is written; glibc would give it back, and the kernel would have to clear it
 # again for the next: a fifth of all the time. See mallopt(3).
@@ -39,26 +43,61 @@ MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**26), "MALLOC_MMAP_THRESHOLD_": str(2*
 START = "import sys; sys.path[:] = {!r}; from tools.data.formats import worker; worker.main()"
 
 
+class Cause(TypedDict):
+    """How many rows were bad for one cause, and where the first of them is."""
+
+    count: int
+    first: str
+
+
 @dataclass
 class Counts:
-    """What was read, written and kept apart."""
+    """What was read and written, and what was wrong with the rest."""
 
     read: int = 0
     written: int = 0
     rows: int = 0
-    kept_apart: int = 0
+    bad: int = 0  # rows that could not be read or written
+    causes: dict[str, Cause] = field(default_factory=dict)
+    trimmed: int = 0
+    formats: dict[str, int] = field(default_factory=dict)  # what was recognised: how many rows
     not_read: list[str] = field(default_factory=list)  # files that hold the same episodes as one that was read
     extra: dict[str, int] = field(default_factory=dict)  # keys beside the turns' roles and texts: in how many episodes
     seconds: float = 0.0
 
     def add(self, made: Made) -> None:
-        """Count what a chunk became."""
+        """Count what a chunk became, but for its bad rows."""
         self.read += made.read
         self.written += made.written
         self.rows += made.rows
-        self.kept_apart += made.set_apart
-        for key, count in made.extra.items():
-            self.extra[key] = self.extra.get(key, 0) + count
+        self.trimmed += made.trimmed
+        for counts, more in ((self.extra, made.extra), (self.formats, made.formats)):
+            for key, count in more.items():
+                counts[key] = counts.get(key, 0) + count
+
+    def add_counts(self, other: "Counts") -> None:
+        """Add what another conversion counted."""
+        self.add(Made(read=other.read, written=other.written, rows=other.rows, trimmed=other.trimmed))
+        for counts, more in ((self.extra, other.extra), (self.formats, other.formats)):
+            for key, count in more.items():
+                counts[key] = counts.get(key, 0) + count
+        for cause, found in other.causes.items():
+            self.add_bad(cause, found["first"], found["count"])
+        self.seconds += other.seconds
+
+    def add_bad(self, why: str, where: str, count: int = 1) -> None:
+        """Count a bad row."""
+        self.bad += count
+        key = cause_of(why)
+        if key not in self.causes and len(self.causes) >= MOST_CAUSES:
+            key = "other causes"
+        self.causes.setdefault(key, {"count": 0, "first": where})["count"] += count
+
+
+def cause_of(why: str) -> str:
+    """What a bad row has in common with others, of a message that says all about this one."""
+    head = re.split(r"; | \(|: ", re.sub(r"^\w+ cannot hold this: ", "", why), maxsplit=1)[0]
+    return re.sub(r"^(turn|message|step) \d+", r"a \1", head)[:80]
 
 
 class Output:
@@ -90,34 +129,35 @@ class Output:
 Result = tuple[Source, Made, Callable[[bytes], None]]  # whose, what, and what writes it after the bytes it is given
 
 
-def convert_files(
-    inputs: list[str], out: str, task: Task, wanted: str = "", apart: str = "", force: bool = False
-) -> Counts:
+def convert_files(inputs: list[str], out: str, task: Task, apart: str = "", force: bool = False) -> Counts:
     """Convert files, folders, globs or stdin ("-") to one file or stdout ("-"), completely or not at all.
 
-    `wanted`: the inputs' format; empty: each is recognised. `apart`: the file for episodes that the target cannot hold,
-    as messages. `force`: replace what is there. Raises BadInput, with file:line, for what cannot be read, held or
+    `apart`: the file for bad rows, where `task.on_error` is "apart": a line of JSON each, with its place, the cause and
+    the row as it was. `force`: replace what is there. Raises BadInput, with file:line, for what cannot be read, held or
     written; Failed when the disk is full.
     """
     paths, copies = read_once(input_files(inputs))
     if apart and os.path.realpath(apart) == os.path.realpath(out):
         raise BadInput(f"{apart}: both OUT and --apart; name two files")
     with contextlib.ExitStack() as stack:
-        handle = stack.enter_context(opened(out, force, paths))
         aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
-        counts = pour(paths, out, handle, aside, task, wanted)
+        if out.endswith(PARQUET):
+            counts = pour_as_parquet(paths, out, aside, task, force)
+        else:
+            handle = stack.enter_context(opened(out, force, paths))
+            counts = pour(paths, out, handle, aside, task)
     counts.not_read = copies
     return counts
 
 
-def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: Task, wanted: str = "") -> Counts:
-    """Convert files (None: stdin) into the open file `handle`, and what the target cannot hold into `aside` (-1: none).
+def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: Task) -> Counts:
+    """Convert files (None: stdin) into the open file `handle`, and bad rows into `aside` (-1: none).
 
     `task.array` and `task.packed` follow the name of `out`. Raises as `convert_files`.
     """
-    sources = [Source(path, wanted) for path in paths]
+    sources = [Source(path, task.wanted) for path in paths]
     stem, suffix = os.path.splitext(out)
-    task = replace(task, packed=suffix[1:] if suffix in PACKED else "", apart=aside >= 0)
+    task = replace(task, packed=suffix[1:] if suffix in PACKED else "")
     task = replace(task, array=(stem if task.packed else out).endswith(".json") and task.to in formats.JSON)
     counts, began = Counts(), time.monotonic()
     size = sum(os.path.getsize(each.path) for each in sources if each.path and os.path.isfile(each.path))
@@ -126,67 +166,137 @@ def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: 
     results = (by_processes if several else by_this_process)(sources, output, task)
     with progress.bar("convert: reading", size or None, "bytes") as shown, contextlib.closing(results):
         for source, made, write in results:
-            if made.fault:
-                raise BadInput(f"{source.name}:{source.line + made.line}: {made.fault}")
+            for line, why, raw in made.bad:
+                where = f"{source.name}:{source.line + line}"
+                if task.on_error == "stop":
+                    raise BadInput(f"{where}: {why}{STOPPED}")
+                counts.add_bad(why, where)
+                if aside >= 0:
+                    worker.put(aside, set_apart(where, why, raw))
             source.line += made.newlines
             write((b",\n" if counts.rows else b"[\n") if task.array and made.rows else b"")
-            if made.apart:
-                worker.put(aside, made.apart)
             counts.add(made)
             shown.update(sum(each.done for each in sources))
-    if not counts.read:
-        raise BadInput(f"{sources[-1].name}:1: no episode in it")
+    if not counts.written:
+        raise BadInput(nothing_written(counts, sources[-1].name))
     if task.array:
-        output.put(b"\n]\n" if counts.rows else b"[\n]\n")
+        output.put(b"\n]\n")
     output.close()
     counts.seconds = time.monotonic() - began
     return counts
 
 
+def pour_as_parquet(paths: Sequence[Path | None], out: str, aside: int, task: Task, force: bool) -> Counts:
+    """Convert files to a Parquet file: to lines first, which stand beside it meanwhile. Raises as `convert_files`."""
+    if task.to not in formats.JSON:
+        raise BadInput(f"{out}: Parquet holds {', '.join(formats.JSON)}, not {task.to}")
+    with files.output(out, force, paths) as whole, files.scratch(Path(os.path.realpath(out))) as folder:
+        lines = folder / "lines.jsonl"
+        with lines.open("wb", buffering=0) as file:
+            counts = pour(paths, str(lines), file.fileno(), aside, task)
+        began = time.monotonic()
+        with progress.step("convert: writing Parquet"):
+            try:
+                tables.write(lines, whole)
+            except BadInput as error:
+                raise BadInput(f"{out}: {error}") from error
+        counts.seconds += time.monotonic() - began
+    return counts
+
+
+def set_apart(where: str, why: str, raw: bytes) -> bytes:
+    """The line that keeps a bad row: its place, the cause, and the row, as a text where it is no JSON."""
+    head = orjson.dumps({"where": where, "cause": why})[:-1]
+    try:
+        orjson.loads(raw)
+        row = raw.replace(b"\n", b" ").replace(b"\r", b" ")  # between its values: in a text they cannot stand
+    except orjson.JSONDecodeError:
+        row = orjson.dumps(raw.decode(errors="backslashreplace"))
+    return head + b',"row":' + row + b"}\n"
+
+
+def nothing_written(counts: Counts, name: str) -> str:
+    """What to say where no episode could be written."""
+    if not counts.causes:
+        return f"{name}:1: no episode in it"
+    first = next(iter(counts.causes.values()))["first"]
+    return f"{first}: none of {counts.bad:,} rows could be converted: {causes_in_words(counts)}"
+
+
+def causes_in_words(counts: Counts) -> str:
+    """Each cause with its count, the most frequent first."""
+    ranked = sorted(counts.causes.items(), key=lambda each: -each[1]["count"])
+    return ", ".join(f"{cause} {found['count']:,}" for cause, found in ranked)
+
+
 def file_set(
-    inputs: list[str], folder: str, task: Task, wanted: str = "", apart: str = "", force: bool = False
+    inputs: list[str], folder: str, task: Task, apart: str = "", force: bool = False, test: float = 0.0
 ) -> Counts:
     """Write the classic files of a training and a test set into `folder`: all of them or none.
 
     Alpaca and ShareGPT of both, the entries of dataset_info.json that tell LLaMA-Factory of them (what else stands in
     it stays), and axolotl.yaml, the `datasets:` of an Axolotl recipe. An input belongs to the test set when its name
-    says test. Raises BadInput as `convert_files` does, and when there are not inputs of both kinds.
+    says test; with `test`, a share of the episodes, they are split so that no room is in both (see split.py). Raises
+    BadInput as `convert_files` does, and when there are not inputs of both kinds.
     """
-    every, copies = read_once(input_files(inputs))
-    paths = [path for path in every if path]
-    parts = {
-        split: [each for each in paths if ("test" in each.name) == (split == "test")] for split in ("train", "test")
+    paths, copies = read_once(input_files(inputs))
+    named = {
+        part: [each for each in paths if each and ("test" in each.name) == (part == "test")]
+        for part in ("train", "test")
     }
-    if not all(parts.values()):
-        raise BadInput(f"{' '.join(inputs)}: needs files for training and, named test, for testing")
+    if not test and not all(named.values()):
+        raise BadInput(
+            f"{' '.join(inputs)}: needs files for training and, named test, for testing; or --test 0.1 (TEST=) splits"
+        )
     info = Path(folder) / "dataset_info.json"
     known = files.read_object(info) if info.exists() else {}
     counts = Counts(not_read=copies)
-    with_tools: list[str] = []
     with contextlib.ExitStack() as stack:
         handles = {
-            (split, to): stack.enter_context(opened(f"{folder}/react_{split}_{to}.json", force, paths))
-            for split in parts
+            (part, to): stack.enter_context(opened(f"{folder}/react_{part}_{to}.json", force, paths))
+            for part in named
             for to in ("alpaca", "sharegpt")
         }
         stanza = stack.enter_context(files.output(f"{folder}/axolotl.yaml", force, paths))
         aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
-        for split, chosen in parts.items():
-            for to in ("alpaca", "sharegpt"):
-                how = replace(task, to=to, untrained=False)
-                each = pour(chosen, f"{to}.json", handles[split, to], aside, how, wanted)
-                counts.seconds += each.seconds
-                counts.kept_apart += each.kept_apart  # what neither holds stands there twice
-            # Both formats were made of the same episodes: they count once.
-            counts.add(Made(read=each.read, written=each.written, rows=each.rows, extra=each.extra))
-            if "tools" in each.extra:
-                with_tools.append(split)
+        scratch = stack.enter_context(files.scratch(Path(folder).absolute() / "axolotl.yaml"))
+        # First all as lines of messages, where bad rows are found; then each format of them.
+        for part, chosen in {"all": paths}.items() if test else named.items():
+            with (scratch / f"{part}.jsonl").open("wb", buffering=0) as file:
+                counts.add_counts(pour(chosen, f"{part}.jsonl", file.fileno(), aside, task))
+        if test:
+            split_lines(scratch, test)
+        with_tools = set()
+        for part, to in handles:
+            made = Task(to, task.calls, task.steps)
+            found = pour([scratch / f"{part}.jsonl"], f"{to}.json", handles[part, to], -1, made)
+            counts.seconds += found.seconds
+            if "tools" in found.extra:
+                with_tools.add(part)
         stanza.write_bytes(render("axolotl.yaml.j2", folder, with_tools).encode())
         files.write_json(info, known | orjson.loads(render("dataset_info.json.j2", folder, with_tools)))
     return counts
 
 
-def render(name: str, folder: str, with_tools: Sequence[str] = ()) -> str:
+def split_lines(folder: Path, test: float) -> None:
+    """Split all.jsonl of a folder into train.jsonl and test.jsonl there, no room in both; `test`: a share.
+
+    Raises BadInput for a share that is none, and where all episodes must stay together.
+    """
+    if not 0 < test < 1:
+        raise BadInput(f"--test {test:g}: it must be a share between 0 and 1")
+    every = folder / "all.jsonl"
+    found = split.survey(each for _, each in reader.rows([every]) if not isinstance(each, str))
+    if len(set(found.groups)) < 2:
+        raise BadInput(f"{len(found.groups)} episodes of one room must stay together: give more rooms, or no --test")
+    parts = split.assign(found, {"train": 1 - test, "test": test}, seed=0)
+    with every.open("rb") as lines, contextlib.ExitStack() as stack:
+        written = {part: stack.enter_context((folder / f"{part}.jsonl").open("wb")) for part in ("train", "test")}
+        for part, line in zip(parts, lines, strict=True):
+            written[part].write(line)
+
+
+def render(name: str, folder: str, with_tools: Collection[str] = ()) -> str:
     """A template of templates/export/ for the files in `folder`; `with_tools`: the splits that have such a column."""
     from tools.core.templates import template
 
@@ -194,14 +304,20 @@ def render(name: str, folder: str, with_tools: Sequence[str] = ()) -> str:
 
 
 def report(counts: Counts, out: str, task: Task, apart: str) -> str:
-    """What was done, in words: the counts, and where went what the target has no place for."""
+    """What was done, in words: what was recognised, the counts, where went what the target has no place for, and a
+    table of the bad rows by cause."""
+    recognised = ", ".join(
+        f"{name} {count:,}" if len(counts.formats) > 1 else name for name, count in counts.formats.items()
+    )
     lines = [f"{out}: {counts.read} episodes read, {counts.written} written, {counts.seconds:.1f} s"]
     if counts.rows != counts.written:
         lines[0] += f", {counts.rows} rows"
+    if not task.wanted and recognised:
+        lines.append(f"recognised: {recognised}")
     if counts.not_read:
         lines.append(f"not read: {', '.join(counts.not_read)}; the ShareGPT files beside them hold the same episodes")
-    if apart:
-        lines.append(f"{counts.kept_apart} kept apart in {apart}, as messages")
+    if counts.trimmed:
+        lines.append(f"{counts.trimmed:,} episodes trimmed: the turns after the assistant's last are cut")
     extra = dict(counts.extra)
     if told := extra.pop(worker.TOLD, 0):
         lines.append(f"{told} tell their `tools` in the system turn, and act in `Action:` text; --calls writes calls")
@@ -215,6 +331,11 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
             where = "kept: in `extra` in Alpaca, in place in ShareGPT"
         listed = ", ".join(f"{key} {count}" for key, count in extra.items())
         lines.append(f"{'left out' if task.drop else where}: {listed}")
+    if counts.bad:
+        lines.append(f"{counts.bad:,} bad rows {f'set apart in {apart}' if apart else 'left out'}, by cause:")
+        ranked = sorted(counts.causes.items(), key=lambda each: -each[1]["count"])
+        width = max(len(cause) for cause, _ in ranked)
+        lines += [f"  {cause:{width}}  {found['count']:>9,}  first {found['first']}" for cause, found in ranked]
     return "\n".join(lines)
 
 
@@ -225,61 +346,53 @@ def per_step(per: str) -> bool:
     return per == "step"
 
 
+def format_named(name: str, known: Sequence[str], option: str) -> str:
+    """A format by its name or another tool's name of it. Raises BadInput for none."""
+    found = ALIASES.get(name.casefold(), name.casefold())
+    if found not in known:
+        raise BadInput(f"{option} {name}: it must be one of {', '.join(known)}, or openai (messages)")
+    return found
+
+
+def as_messages(name: str) -> str:
+    """A file of messages, an episode a line, that holds what a file of any format does: itself, if it is one.
+
+    Else it is converted into the cache, once, which is said. "" and a name of nothing stay as they are. Raises BadInput
+    as `convert_files`.
+    """
+    path = Path(os.path.expanduser(name))
+    if not name or not (os.path.lexists(path) or tables.is_hub_id(path)) or reader.is_messages(path):
+        return name
+    key = files.sha256(path)[:16] if path.exists() else "hub"
+    out = run_folder.cache() / "data" / f"{path.name}-{key}.jsonl"
+    if not out.exists():
+        counts = convert_files([str(path)], str(out), Task("messages"))
+        progress.say(quote.visible(f"{name}: recognised {', '.join(counts.formats)}; read as messages from {out}"))
+    return str(out)
+
+
 def convert_and_report(
-    inputs: list[str], out: str, task: Task, wanted: str, apart: str, as_json: bool, force: bool
+    inputs: list[str], out: str, task: Task, apart: str, as_json: bool, force: bool, test: float = 0.0
 ) -> None:
     """Convert, and print the counts: on stderr when the data go to stdout. Raises as `convert_files`."""
-    if task.to not in (*formats.JSON, *formats.TEXT, FILE_SET):
-        raise BadInput(f"--to {task.to}: it must be one of {', '.join((*formats.JSON, *formats.TEXT, FILE_SET))}")
-    if wanted not in ("", *formats.JSON, *formats.TEXT):
-        raise BadInput(f"--from {wanted}: it must be one of {', '.join((*formats.JSON, *formats.TEXT))}")
-    counts = (file_set if task.to == FILE_SET else convert_files)(inputs, out, task, wanted, apart, force)
+    known = (*formats.JSON, *formats.TEXT)
+    task = replace(task, to=format_named(task.to, (*known, FILE_SET), "--to"))
+    if task.wanted:
+        task = replace(task, wanted=format_named(task.wanted, known, "--from"))
+    if task.on_error not in ON_ERROR:
+        raise BadInput(f"--on-error {task.on_error}: it must be one of {', '.join(ON_ERROR)}")
+    if apart:
+        task = replace(task, on_error="apart")
+    elif task.on_error == "apart":
+        raise BadInput("--on-error apart: name the file for the bad rows with --apart (APART=)")
+    if task.to == FILE_SET:
+        counts = file_set(inputs, out, task, apart, force, test)
+    elif test:
+        raise BadInput("--test splits for llamafactory; the command split does it for messages")
+    else:
+        counts = convert_files(inputs, out, task, apart, force)
     said = orjson.dumps(asdict(counts)).decode() if as_json else report(counts, out, task, apart)
     print(quote.visible(said, keep="\n"), file=sys.stderr if out == "-" else sys.stdout)
-
-
-def input_files(inputs: list[str]) -> list[Path | None]:
-    """The files that inputs name, in order; None for stdin. Raises BadInput for one that names none."""
-    paths: list[Path | None] = []
-    for each in inputs:
-        path = Path(each)
-        if each == "-":
-            paths.append(None)
-        elif os.path.isdir(path):  # False, too, for what may not be looked at: to read it will say so
-            inside = [item for item in sorted(path.rglob("*")) if item.is_file() and is_data(item.name)]
-            if not inside:
-                raise BadInput(
-                    f"{each}: a folder without a file of episodes ({', '.join(SUFFIXES)}, also .gz and .zst)"
-                )
-            paths += inside
-        elif not os.path.lexists(path) and glob.has_magic(each):
-            matching = [Path(name) for name in sorted(glob.glob(each, recursive=True)) if not os.path.isdir(name)]
-            if not matching:
-                raise BadInput(f"{each}: no file has such a name")
-            paths += matching
-        else:
-            paths.append(path)
-    return paths
-
-
-def read_once(paths: list[Path | None]) -> tuple[list[Path | None], list[str]]:
-    """The files without those that hold the same episodes as another one, and the names of these.
-
-    They are the Alpaca files of a set that `file_set` wrote, where the ShareGPT files beside them are read too.
-    """
-    copies = {
-        path.with_name(f"react_{split}_alpaca.json")
-        for split in ("train", "test")
-        for path in paths
-        if path and path.name == f"react_{split}_sharegpt.json"
-    }
-    return [path for path in paths if path not in copies], [str(path) for path in paths if path in copies]
-
-
-def is_data(name: str) -> bool:
-    """Whether a file in a folder is taken for episodes, by its name."""
-    stem, suffix = os.path.splitext(name)
-    return (stem if suffix in PACKED else name).endswith(SUFFIXES) and name != "dataset_info.json"
 
 
 @contextlib.contextmanager

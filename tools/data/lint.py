@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import BinaryIO
 
 import orjson
@@ -19,7 +18,7 @@ import orjson
 from tools import BadInput, Failed
 from tools.core import catalog, files, progress, quote, trajectory
 from tools.core.finding import Finding, Level
-from tools.data import near_duplicates
+from tools.data import near_duplicates, reader
 from tools.data.formats import Episode, Message, messages_of
 from tools.gguf import base, find_base
 
@@ -345,7 +344,7 @@ def lint_files(
     limits = Limits(world, count, sequence_len)
     counts: Counter[str] = Counter()
     did: Counter[str] = Counter()
-    rows = trajectory.followed(trajectory.rows(map(Path, paths)), "lint")
+    rows = trajectory.followed(reader.rows(paths), "lint")
     if fix:
         with files.output(fix, force, paths) as beside, beside.open("wb") as out:
             print_findings(examine(write_repaired(rows, out, did, counts), limits, counts), as_json)

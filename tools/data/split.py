@@ -19,7 +19,7 @@ import orjson
 
 from tools import BadInput
 from tools.core import files, progress, quote, trajectory
-from tools.data import lint, near_duplicates
+from tools.data import lint, near_duplicates, reader
 from tools.data.formats import Episode, messages_of
 
 if TYPE_CHECKING:
@@ -66,9 +66,12 @@ class Survey:
         ]
 
 
-def episodes(paths: Sequence[Path], what: str) -> Iterator[Episode]:
-    """The episodes of files, in order. Raises BadInput, with file:line, at the first that is none."""
-    for where, episode in trajectory.followed(trajectory.rows(paths), what):
+def episodes(paths: Sequence[Path], what: str, say: bool = True) -> Iterator[Episode]:
+    """The episodes of files, in order; `say`: what was recognised, see reader.rows.
+
+    Raises BadInput, with file:line, at the first that is none.
+    """
+    for where, episode in trajectory.followed(reader.rows(paths, say), what):
         if isinstance(episode, str) or (why := trajectory.fault(episode)):
             raise BadInput(f"{where}: {episode if isinstance(episode, str) else why}; `lint` names all such lines")
         yield episode
@@ -178,7 +181,7 @@ def split_files(
         for part in wanted:
             beside = stack.enter_context(files.output(named[part], force, sources))
             written[part] = stack.enter_context(beside.open("wb"))
-        for part, episode in zip(parts, episodes(sources, "split, writing"), strict=True):
+        for part, episode in zip(parts, episodes(sources, "split, writing", say=False), strict=True):
             written[part].write(orjson.dumps(episode, option=orjson.OPT_APPEND_NEWLINE))
     balance = balance_of(found, parts, wanted, seed, out)
     if as_json:

@@ -20,14 +20,14 @@ from tools.core.hf_folder import Settings
 LAYER = re.compile(r"\.(\d+)\.")
 # Keys of adapter_config.json that are understood here, or say nothing of the arithmetic.
 UNDERSTOOD = {
-    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config"),
-    *("exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform"),
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying"),
+    *("eva_config", "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform"),
     *("loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core"),
     *("modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision"),
     *("runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora"),
 }
 # Keys of peft 0.20 whose kind of LoRA the sums below are not right for, and peft's merge is.
-BY_PEFT = {"ensure_weight_tying", "fan_in_fan_out", "lora_bias", "target_parameters"}
+BY_PEFT = {"fan_in_fan_out", "lora_bias", "target_parameters"}
 # Keys of peft 0.20 whose kind of LoRA is no change of the base's weights, or is not tried here.
 NOT_MERGED = {
     *("alora_invocation_tokens", "arrow_config", "layer_replication", "monteclora_config", "use_bdlora", "use_qalora"),
@@ -38,7 +38,7 @@ NOT_MERGED = {
 PATTERN_SECONDS = 1.5
 # Ways to begin a training that leave the base as it is; the others take a part of it away. peft draws the same part
 # again for some of them; for the rest it depends on random numbers, data or a quantisation that the adapter has not.
-PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal")
+PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "mica", "orthogonal")
 REPEATED_STARTS = ("pissa", "olora")
 Value = TypeVar("Value")
 # The largest sizes of a model are some 10^5; a rank above them is no low rank.
@@ -46,6 +46,10 @@ Rank = Annotated[int, Field(ge=1, le=2**20, strict=True)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Names = list[str] | None
 Rows_ = list[Annotated[int, Field(ge=0, le=2**31, strict=True)]]
+
+
+# Keys of adapter_config.json that mean the same in every kind of adapter.
+ANY_KIND = ("peft_type", "base_model_name_or_path", "target_modules", "exclude_modules", "modules_to_save")
 
 
 class Unsupported(Exception):
@@ -78,6 +82,8 @@ def check_adapter(folder: Path) -> Settings:
         raise BadInput(
             f"{folder}: adapter_model.bin is pickle, which can run code: save the adapter as adapter_model.safetensors"
         )
+    if several := sorted(folder.glob("adapter_model-*-of-*.safetensors")):
+        raise BadInput(f"{folder}: {several[0].name}: peft reads one adapter_model.safetensors; put the parts into one")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise BadInput(f"{folder}: not an adapter: it has no {name}; `make train` makes one")
@@ -85,8 +91,10 @@ def check_adapter(folder: Path) -> Settings:
     hf_folder.check_folder(folder)
     path = folder / "adapter_config.json"
     config = files.read_object(path)
+    # Other kinds have other values under some of LoRA's keys: OFT an r of 0, AdaLoRA lists in rank_pattern.
+    ours = config if config.get("peft_type") == "LORA" else {key: config.get(key) for key in ANY_KIND}
     try:
-        Config.model_validate(config)
+        Config.model_validate(ours)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
@@ -167,7 +175,8 @@ def check_patterns(config: Settings, names: Iterable[str], folder: Path) -> None
                 expression = re.compile(config[key])
                 any(expression.fullmatch(each) for each in modules)
         for key in ("rank_pattern", "alpha_pattern"):
-            any(pattern(each).match(name) for each in config.get(key) or {} for name in modules)
+            if isinstance(config.get(key), dict):
+                any(pattern(each).match(name) for each in config[key] for name in modules)
 
 
 @contextlib.contextmanager
@@ -208,11 +217,16 @@ def rows(config: Settings, module: str, folder: Path) -> tuple[int, ...]:
 
 
 def targeted(config: Settings, module: str) -> bool:
-    """Whether adapter_config.json has an adapter on a module; peft 0.20, tuners_utils.check_target_module_exists."""
+    """Whether adapter_config.json has an adapter on a module; peft 0.20, tuners_utils.check_target_module_exists.
+
+    `module`: its name in the text model, which in a model that also sees images has more before it.
+    """
+    within = module.replace("model.", "model.language_model.", 1)
+    names = (module, within, f"language_model.{module}", f"model.{module}")
 
     def named(keys: list[str] | str | None) -> bool:
         if isinstance(keys, str):
-            return keys == "all-linear" or bool(re.fullmatch(keys, module))
+            return keys == "all-linear" or any(re.fullmatch(keys, name) for name in names)
         return any(f".{module}".endswith(f".{text_name(key)}") for key in keys or [])
 
     layers = config.get("layers_to_transform")

@@ -32,7 +32,8 @@ class Request(TypedDict):
     """What converter_hook.py is asked, as JSON: paths are absolute, `quant` one of QUANTS, `metadata` ours by key.
 
     `converter`: llama.cpp's script. `work`: a folder for what is needed on the way. `program`: llama-quantize.
-    `library`: libggml. `vocabulary`: the tokenizer alone is wanted, and no weights are needed.
+    `library`: libggml, empty where nothing is quantised. `vocabulary`: the tokenizer alone is wanted, and no weights
+    are needed.
     """
 
     converter: str
@@ -96,8 +97,9 @@ def to_gguf(
 ) -> None:
     """Convert a Hugging Face folder with llama.cpp's converter, the adapter added on the way, `metadata` as strings.
 
-    An adapter of a kind that cannot be added so is merged by peft first, with a line on stderr. Raises Failed when the
-    adapter is another base's, and with the converter's own words.
+    An adapter of a kind that cannot be added so is merged by peft first, and where llama.cpp's quantiser cannot be
+    called, an f16 file is made first, each with a line on stderr. Raises Failed when the adapter is another base's, and
+    with the converter's own words.
     """
     with files.scratch(out) as work:
         stored = four_bits(folder, adapter)
@@ -113,7 +115,14 @@ def to_gguf(
             merged = work / folder.resolve().name  # llama.cpp takes a model's name from its folder
             merge.merge_to_folder(folder, adapter, merged)
             folder, adapter = merged, None
-        one_pass(folder, out, metadata or {}, adapter, quant, work)
+        if quant in UNQUANTISED or llamacpp.library():
+            one_pass(folder, out, metadata or {}, adapter, quant, work)
+            return
+        print(f"{out.name}: an f16 file first ({llamacpp.described()})", file=sys.stderr)
+        files.need_space(out.parent, 2 * sum(math.prod(shape) for shape in lora.shapes(folder).values()) / 2**30)
+        f16 = work / f"{out.stem}-f16.gguf"
+        one_pass(folder, f16, metadata or {}, adapter, "F16", work)
+        quantize_gguf(f16, out, quant)
 
 
 def tokenizer_to_gguf(folder: Path, adapter: Path | None, out: Path) -> None:
@@ -192,7 +201,7 @@ def request(
         "metadata": metadata,
         "threads": machine.cores(),
         "program": str(llamacpp.program("llama-quantize")),
-        "library": str(llamacpp.home() / "bin" / llamacpp.LIBRARY),
+        "library": "" if quant in UNQUANTISED else str(llamacpp.library()),
         "vocabulary": vocabulary,
     }
 

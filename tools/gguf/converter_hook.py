@@ -123,24 +123,25 @@ def change(
     tensors: AdapterTensors,
     largest: float,
     lazy: "type[LazyTorchTensor]",
-    keep: Callable[[tuple[str, None]], object],
+    keep: Callable[[tuple[str, None]], tuple[str, None] | None],
 ) -> None:
     """Put the adapter's changes on the converter's tensors, by name.
 
-    `largest`: the number that the file can hold. `keep`: the converter's own filter; false for the name of a tensor
-    that it leaves out of the file. Raises Failed where it leaves out one that was trained.
+    `largest`: the number that the file can hold. `keep`: the converter's own filter: the name that it gives to a
+    tensor, None for one that it leaves out of the file. Raises Failed where it leaves out one that was trained.
     """
     embedding = found.get(lora.EMBEDDING)
     for target, steps in plan.items():
-        if target in found:
-            before = found[target]
-        elif keep((target, None)):
-            assert embedding  # a head, trained apart from the embedding whose weights it shared
+        kept = keep((target, None))
+        name = kept[0] if kept else ""  # some architectures' tensors are renamed on the way
+        if name in found:
+            before = found[name]
+        elif name == lora.HEAD and embedding:  # trained apart from the embedding whose weights it shared
             before = embedding
         else:
             lost = f"{target} was trained, and llama.cpp keeps no such tensor for this architecture"
             raise Failed(NO_HEAD if target == lora.HEAD else lost)
-        found[target] = changed(target, before, steps, tensors, largest, lazy)
+        found[name] = changed(target, before, steps, tensors, largest, lazy)
 
 
 def changed(

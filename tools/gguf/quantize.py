@@ -19,6 +19,7 @@ import torch
 
 from tools import BadInput, Failed
 from tools.core import files
+from tools.gguf import libggml
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -70,24 +71,7 @@ class Quantised:
 
     def quantised(self, rows: npt.NDArray[np.float32], row_size: int) -> npt.NDArray[np.uint8]:
         """Some rows (count, width) as (count, row_size) bytes. Raises Failed as `tofile`."""
-        values = widened(halved(rows))
-        count, width = values.shape
-        made = np.empty((count, row_size), dtype=np.uint8)
-        # The call releases Python's lock.
-        self.library.ggml_quantize_chunk(
-            ctypes.c_int(int(self.kind)),
-            ctypes.c_void_p(values.ctypes.data),
-            ctypes.c_void_p(made.ctypes.data),
-            ctypes.c_int64(0),
-            ctypes.c_int64(count),
-            ctypes.c_int64(width),
-            None,
-        )
-        if not self.library.ggml_validate_row_data(
-            ctypes.c_int(int(self.kind)), ctypes.c_void_p(made.ctypes.data), ctypes.c_size_t(made.nbytes)
-        ):
-            raise Failed("a weight is not a finite number: the adapter or its base is broken")
-        return made
+        return libggml.quantised(self.library, self.kind, widened(halved(rows)), row_size)
 
 
 def halved(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
@@ -111,17 +95,6 @@ def spread(
         yield from pool.map(work, (rows[start : start + step] for start in range(0, len(rows), step)))
 
 
-def load(library: Path) -> ctypes.CDLL:
-    """libggml's quantiser. Raises Failed where it cannot be loaded."""
-    try:
-        loaded = ctypes.CDLL(str(library))
-    except OSError as error:
-        raise Failed(f"{library}: cannot be loaded: {error}") from error
-    loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
-    loaded.ggml_validate_row_data.restype = ctypes.c_bool
-    return loaded
-
-
 def quantise_as_written(writer: "GGUFWriter", quant: str, program: Path, library: Path, probe: Path) -> None:
     """Turn what a GGUFWriter is about to write, an f16 model, into what llama-quantize would make of that file.
 
@@ -131,7 +104,7 @@ def quantise_as_written(writer: "GGUFWriter", quant: str, program: Path, library
     """
     import gguf
 
-    tensors, loaded = writer.tensors[0], load(library)
+    tensors, loaded = writer.tensors[0], libggml.load(library)
     ordered = {}
     for name, kind_name in tensor_types(writer, quant, program, probe).items():
         info, kind = tensors[name], gguf.GGMLQuantizationType[kind_name.upper()]

@@ -9,7 +9,8 @@ import psutil
 
 from tools import BadInput, Failed
 from tools.core import progress
-from tools.gguf import adapter_config, base, header, llamacpp, lora
+from tools.gguf import base, header, llamacpp, merge
+from tools.parity import training_model
 from tools.parity.diagnose import text
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ STEPS = 64
 TIE = 0.1
 # Tokens shown before a divergence.
 AROUND = 24
-BROKEN = "answers NaN in place of probabilities: its weights are broken; check the loss in train.log and train again"
 # Probabilities that llama-server gives with each token: enough to hold both sides' choices.
 CHOICES = 10
 
@@ -73,40 +73,19 @@ class Answers(TypedDict):
 
 
 def model(folder: Path, adapter: Path | None) -> "PreTrainedModel":
-    """The base with its adapter merged by peft, on the CPU in float32, its weights rounded to bfloat16 first.
+    """The model that was trained, on the CPU in float32, its merged weights rounded to the base's type first.
 
     Raises BadInput when memory is too short for it, Failed when transformers cannot read it or the adapter does not
     fit.
     """
     base.check_folder(folder)
-    if adapter:
-        adapter_config.check_patterns(adapter_config.check_adapter(adapter), lora.shapes(folder), adapter)
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
     need = 2 * sum(item.stat().st_size for item in folder.glob("*.safetensors"))  # 16 bits there, 32 here
     if need * 1.2 > psutil.virtual_memory().available:
         raise BadInput(
             f"{folder}: {need / 2**30:.0f} GiB of memory needed to compare answers; --no-greedy leaves it out"
         )
-    logging.disable_progress_bar()
-    try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # the settings of a model of any origin, in the hands of a class of any
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise Failed(f"{folder}: transformers cannot read the model: {first}") from error
-    if adapter:
-        from peft import PeftModel
-
-        try:
-            loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise Failed(f"{adapter} does not fit {folder}: {str(error).splitlines()[0]}") from error
-        loaded = loaded.bfloat16().float()
-    return loaded.eval()
+    loaded = merge.merged_model(folder, adapter) if adapter else training_model.load(folder, None)
+    return loaded.float().eval()
 
 
 def compare_answers(
@@ -169,7 +148,7 @@ def answer(url: str, prompt: list[int], steps: int) -> list[dict[int, float]]:
     given = llamacpp.post(f"{url}/completion", body)
     seen = given["completion_probabilities"]
     if any(each["logprob"] is None for step in seen for each in (step, *step["top_logprobs"])):  # JSON has no NaN
-        raise Failed(f"the GGUF {BROKEN}")
+        raise Failed(f"the GGUF {training_model.BROKEN}")
     likely = [
         {step["id"]: step["logprob"]} | {each["id"]: each["logprob"] for each in step["top_logprobs"]} for step in seen
     ]
@@ -224,7 +203,7 @@ def log_probabilities(trained: "PreTrainedModel", prompt: list[int], answer: lis
         read = torch.tensor([[*prompt, *answer[:-1]]])
         logits = trained(input_ids=read, logits_to_keep=len(answer)).logits[0]
     if logits.isnan().any():
-        raise Failed(f"the base with its adapter, in transformers, {BROKEN}")
+        raise Failed(f"the base with its adapter, in transformers, {training_model.BROKEN}")
     return torch.log_softmax(logits.float(), dim=-1)
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired
 
+import jinja2
 import orjson
 
 from tools import BadInput, Failed
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.core.trajectory import Episode, Message
 from tools.gguf import adapter_config, base, header, llamacpp
-from tools.parity import compare, diagnose, greedy, vocabulary
+from tools.parity import compare, diagnose, greedy, values, vocabulary
 from tools.recipes.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -28,9 +29,13 @@ CONTEXT = 4096
 
 
 class Parity(compare.Compared):
-    """parity.json: what was found of the tokenizer, of tokens and, where they were compared too, of answers."""
+    """parity.json: what was found of the tokenizer, of tokens and, where they were compared, of weights and answers.
+
+    `weights`: None where a person left them out.
+    """
 
     tokenizer: NotRequired[vocabulary.Tables]
+    weights: NotRequired[values.Values | None]
     greedy: NotRequired[greedy.Answers]
 
 
@@ -94,10 +99,34 @@ def together(tables: vocabulary.Tables, found: compare.Compared) -> Parity:
     first = found["first_difference"]
     if first is not None and first["side"] == diagnose.LLAMA_SERVER:
         for each in tables["differences"]:
-            if each["kind"] == "template_missing" or first["kind"] in SHOWN_IN_TABLES:
+            by_table = first["kind"] in SHOWN_IN_TABLES and each["kind"] != "setting"
+            if each["kind"] == "template_missing" or by_table:
                 first["kind"], first["cause"], first["fix"] = each["kind"], each["cause"], each["fix"]
                 break
     return Parity(**found | {"equal": found["equal"] and tables["equal"]}, tokenizer=tables)
+
+
+def with_weights(found: Parity, weighed: values.Values) -> Parity:
+    """What was found of tokens, and of weights beside it."""
+    return Parity(**found | {"equal": found["equal"] and weighed["equal"], "weights": weighed})
+
+
+def weights(
+    folder: Path, adapter: Path | None, source: Path, gguf: Path, test_set: Iterable[Episode], log: Path
+) -> values.Values:
+    """Compare what training's model and a GGUF expect next on held-out conversations: see values.compare_values.
+
+    `source`: the folder with the tokenizer and chat template of training. Raises BadInput for a folder without a model.
+    """
+    base.check_folder(folder)
+    tokenizer = chat_template.tokenizer(source)
+    talks = []
+    for episode in test_set:
+        with contextlib.suppress(jinja2.TemplateError):  # It refuses turns out of order.
+            talks.append(list(tokenizer.apply_chat_template(episode["messages"], return_dict=False)))
+        if len(talks) == values.CONVERSATIONS:
+            break
+    return values.compare_values(folder, adapter, gguf, talks, log)
 
 
 def answers(
@@ -107,8 +136,7 @@ def answers(
 
     `gguf`: the base with that adapter, in 16 bits. Raises BadInput for a quantised GGUF, and where memory is too short.
     """
-    if not greedy.unquantised(gguf):
-        raise BadInput(f"{gguf}: quantised, so its answers differ; give the f16 GGUF, or --no-greedy")
+    refuse_quantised(gguf)
     tokenizer = chat_template.tokenizer(adapter or folder)
     talks = compare.conversations(test_set, tokenizer)[: compare.COUNT]
     asked = compare.prompts(talks, compare.transformers_side(tokenizer), greedy.PROMPTS)
@@ -119,8 +147,14 @@ def answers(
         return greedy.compare_answers(trained, url, asked, tokenizer)
 
 
+def refuse_quantised(gguf: Path) -> None:
+    """Raise BadInput for a GGUF whose answers cannot be compared token by token."""
+    if not greedy.unquantised(gguf):
+        raise BadInput(f"{gguf}: quantised, so its answers differ; give the f16 GGUF, or --no-greedy")
+
+
 def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: str, with_answers: bool) -> Parity:
-    """Compare a GGUF that we did not make with the base that it came from: its tokens and, if asked, its answers.
+    """Compare the tokens of a GGUF that we did not make with its base's and, if asked, its weights and answers.
 
     `name`: the base, a folder or a hub id, of which its tokenizer alone is needed, unless answers are compared.
     `data`: conversations, one a line. `adapter`: one that is in the GGUF. `in_ollama`: a model's name there. Raises
@@ -132,6 +166,8 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
     if not gguf.is_file():
         raise BadInput(f"{gguf}: no such file")
     found_header = header.metadata(gguf)
+    if with_answers:
+        refuse_quantised(gguf)
     if adapter:
         adapter_config.check_adapter(adapter)
     tokenizer = chat_template.tokenizer(adapter or folder)
@@ -146,7 +182,10 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
         tables = vocabulary.compare_tokenizers(folder, adapter, gguf, log_of(gguf))
         found = together(tables, compare.compare_with_training(talks, adapter or folder, seen, tokenizer=tokenizer))
     if found["equal"] and with_answers:
-        found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
+        source = adapter or folder
+        found = with_weights(found, weights(folder, adapter, source, gguf, trajectory.read(data), log_of(gguf)))
+        if found["equal"]:
+            found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))
     return found
 
 
@@ -167,6 +206,8 @@ def print_result(found: Parity, as_json: bool) -> None:
         if "tokenizer" in found:
             same = found["tokenizer"]
             print(f"the same tokenizer: {same['tokens']:,} tokens, {same['merges']:,} merges, all special tokens")
+        if weighed := found.get("weights"):
+            print(f"the same weights: {values.words(weighed)}")
         if "greedy" in found:
             print(greedy.words(found["greedy"]))
     raise_if_different(found)
@@ -181,5 +222,7 @@ def raise_if_different(found: Parity, so: str = "") -> None:
         told.append(compare.words(first))
     if told:
         raise Failed(f"training and serving differ, {so}{'; '.join(told)}")
+    if (weighed := found.get("weights")) and not weighed["equal"]:
+        raise Failed(f"the GGUF is not what was trained, {so}{values.words(weighed)}")
     if "greedy" in found and not found["greedy"]["equal"]:
         raise Failed(f"the same prompts, other answers: {greedy.words(found['greedy'])}")

@@ -1,10 +1,11 @@
-"""The tokenizer in a GGUF against the one that trained: every token, merge and special token, as two tables.
+"""The header of a GGUF against training's: every token, merge and special token as tables, and the model's settings.
 
 Training's side is llama.cpp's own conversion of training's tokenizer, so that both say it in the same words.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -31,6 +32,9 @@ BYTE_LEVEL = {"bos_token_id": 11, "eos_token_id": 11}
 BEGINS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
 BEGINS |= {"tekken", "chameleon"}
 SWITCHES = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
+# Of the model's own settings: what llama.cpp takes where they are not there; what the tensors say; what may be larger.
+USUAL = {".rope.freq_base": 10000.0, ".rope.scaling.factor": 1.0}
+BY_TENSORS, CONTEXT = ".vocab_size", ".context_length"
 SPECIAL = ("bos_token_id", "eos_token_id", "padding_token_id")
 # Tokens that llama.cpp finds by their texts where no key names them, from the same place.
 TURN_ENDS = b"<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT]".split()
@@ -75,11 +79,15 @@ class Tables(TypedDict):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What the header of a GGUF says of its tokenizer: numbers and texts by their keys (less KEYS), and arrays."""
+    """What the header of a GGUF says of its tokenizer: numbers and texts by their keys (less KEYS), and arrays.
+
+    `model`: what it says of the model itself, by whole keys; of an array how many elements it has.
+    """
 
     values: Mapping[str, Value]
     arrays: "Mapping[str, list[bytes] | npt.NDArray[np.generic]]"
     template: bool
+    model: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def tokens(self) -> list[bytes]:
@@ -113,7 +121,7 @@ class Tokenizer:
 
 
 def compare_tokenizers(base: Path, adapter: Path | None, gguf: Path, log_beside: Path) -> Tables:
-    """Compare the tokenizer in a GGUF with that of a base and, where it has one of its own, its adapter.
+    """Compare the tokenizer and settings in a GGUF with those of a base and of its adapter's tokenizer, if it has one.
 
     `base`: a folder, its weights are not needed. `log_beside`: a path beside which a file may lie meanwhile. Raises
     BadInput and Failed as convert.tokenizer_to_gguf.
@@ -136,7 +144,10 @@ def read(gguf: Path) -> Tokenizer:
     found, there = header.metadata_and_arrays(gguf, KEYS)
     values = {key.removeprefix(KEYS): each for key, each in found.items() if key.startswith(KEYS)}
     arrays = {key.removeprefix(KEYS): each for key, each in there.items()}
-    return Tokenizer({key: values[key] for key in values.keys() - arrays}, arrays, "tokenizer.chat_template" in found)
+    architecture = "general.architecture"
+    model = {key: each for key, each in found.items() if key.startswith((architecture, f"{found.get(architecture)}."))}
+    told = {key: values[key] for key in values.keys() - arrays}
+    return Tokenizer(told, arrays, "tokenizer.chat_template" in found, model)
 
 
 def differences(mine: Tokenizer, theirs: Tokenizer) -> Iterator[TableDifference]:
@@ -155,6 +166,24 @@ def differences(mine: Tokenizer, theirs: Tokenizer) -> Iterator[TableDifference]
         apart = [Entry(at=None, trained=mine.named(number), served=None) for number in sorted(ours - others)]
         apart += [Entry(at=None, trained=None, served=theirs.named(number)) for number in sorted(others - ours)]
         yield told("ends", "tokens that end an answer", apart, len(ours | others))
+    for key in dict.fromkeys([*mine.model, *theirs.model]):
+        one, other = (each.model.get(key, usual(key)) for each in (mine, theirs))
+        if one is not None and other is not None and not same_setting(key, one, other):
+            yield told("setting", key, [Entry(at=None, trained=str(one), served=str(other))], 1)
+
+
+def usual(key: str) -> Value | None:
+    """What llama.cpp takes for a setting of the model that a header does not have; None where it is not compared."""
+    return next((value for end, value in USUAL.items() if key.endswith(end)), None)
+
+
+def same_setting(key: str, mine: Value, theirs: Value) -> bool:
+    """Whether a setting of the model does what training's does."""
+    if key.endswith(BY_TENSORS):
+        return True
+    if isinstance(mine, int | float) and isinstance(theirs, int | float):
+        return math.isclose(mine, theirs, rel_tol=1e-6) or (key.endswith(CONTEXT) and theirs > mine)
+    return mine == theirs
 
 
 def tables(mine: Tokenizer, theirs: Tokenizer) -> Iterator[TableDifference]:
@@ -271,4 +300,5 @@ def line(one: Entry) -> str:
 def words(found: Tables) -> str:
     """All differences, in one line."""
     causes = [f"{each['cause']}; to fix it: {each['fix']}" for each in found["differences"]]
-    return "the tokenizer in the GGUF is not training's: " + "; ".join(causes)
+    what = "settings" if all(each["kind"] == "setting" for each in found["differences"]) else "tokenizer"
+    return f"the {what} in the GGUF {'are' if what == 'settings' else 'is'} not training's: {'; '.join(causes)}"

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from tools.evaluation.play import Evaluation
 
 
-def play_games(model: Tuned, quant: str, rooms: int, called: str) -> None:
-    """Let the tuned model and its base, where it is known, play the same unseen rooms; print the table."""
+def play_games(model: Tuned, quant: str, rooms: int, called: str, proof: str) -> None:
+    """Let the tuned model and its base, where it is known, play the same unseen rooms; print the table.
+
+    `proof`: see serving.publish.
+    """
     from rich.console import Console
 
     from tools.evaluation import play, report
@@ -35,7 +38,7 @@ def play_games(model: Tuned, quant: str, rooms: int, called: str) -> None:
             if this.done(stage, inputs) and file.exists():
                 print(f"{file}: already played")
                 continue
-            with this.stage(stage, inputs), player(model, quant, who, called) as chat:
+            with this.stage(stage, inputs), player(model, quant, who, called, proof=proof) as chat:
                 start = time.monotonic()
                 games = play.play_rooms(chat, drawn, words, title=f"{who} {quant}")
                 summary = play.summary(games, time.monotonic() - start)

@@ -10,7 +10,7 @@ import orjson
 from tools import BadInput
 from tools.core import chat_template, files, progress, run_folder, trajectory
 from tools.core.run_folder import Run
-from tools.gguf import imatrix
+from tools.gguf import imatrix, llamacpp
 from tools.pipeline.trained import Tuned
 from tools.recipes.recipe import read_recipe
 
@@ -43,11 +43,12 @@ def make_missing(model: Tuned, inputs: dict[str, str], wanted: Sequence[str], gu
     if len([quant for quant in missing if quant not in convert.UNQUANTISED]) > (not guided) and "F16" not in missing:
         missing.insert(0, "F16")  # one pass over the weights, for all of them
     for quant in sorted(missing, key=lambda quant: quant != "F16"):
-        with model.run.stage(f"gguf-{quant.lower()}", inputs):
+        with model.run.stage(f"gguf-{quant.lower()}", inputs) as notes:
             for who, weights, adapter in sources(model):
                 file, f16 = model.run.gguf(quant, who), model.run.gguf("F16", who)
                 guide = imatrix_of(model.run, who) if guided and quant not in convert.UNQUANTISED else None
                 convert.build_gguf(weights, adapter, file, quant, model.metadata, f16, guide)
+            notes["llama.cpp"] = llamacpp.described()
 
 
 def sources(model: Tuned) -> list[tuple[str, Path, Path | None]]:

@@ -1,11 +1,11 @@
-"""A tuned model behind its server: what Ollama is told of it, and no name for it before its tokens are proven."""
+"""A tuned model behind its server: what Ollama is told of it, and no name before its tokens and weights are proven."""
 
 import contextlib
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, quote, trajectory
-from tools.core.trajectory import test_set
+from tools.core.trajectory import Episode, test_set
 from tools.gguf import base
 from tools.pipeline import context
 from tools.pipeline.model import f16_told, make_adapter_gguf, make_gguf, merge_adapter
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from ollama import Client
 
     from tools.evaluation.play import Chat
+    from tools.parity.values import Values
     from tools.serving.ollama import Spec
 
+# What is proven of a model before it gets its name: its tokens and weights, or its tokens alone.
+WEIGHTS, TOKENS = "weights", "tokens"
 # The first prompt that people try.
 CLASSIC = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a fridge 1, a microwave 1, "
@@ -91,17 +94,19 @@ def sampling(folder: Path, family: str) -> tuple[dict[str, float], str]:
     return facts.always.values, ""
 
 
-def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False) -> None:
+def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False, proof: str = WEIGHTS) -> None:
     """Give the tuned model to Ollama once it is proven; without Ollama, prove llama-server's tokens alone.
 
-    `force`: also in place of another model of that name, and when its answers do not end.
+    `force`: also in place of another model of that name, and when its answers do not end. `proof`: see `publish`.
     """
-    with player(model, quant.upper(), "tuned", called, force):
+    with player(model, quant.upper(), "tuned", called, force, proof):
         pass
 
 
 @contextlib.contextmanager
-def player(model: Tuned, quant: str, who: str, called: str, force: bool = False) -> Iterator["Chat"]:
+def player(
+    model: Tuned, quant: str, who: str, called: str, force: bool = False, proof: str = WEIGHTS
+) -> Iterator["Chat"]:
     """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
     from tools.core import chat_template
     from tools.evaluation import play
@@ -120,41 +125,45 @@ def player(model: Tuned, quant: str, who: str, called: str, force: bool = False)
         except server.NoOllama as missing:
             print(f"{missing}: the chain ends in llama-server")
             if who == "tuned":
-                publish(None, model, wanted)
+                publish(None, model, wanted, proof=proof)
             tokens = int(wanted.parameters["num_ctx"])
             yield play.openai_chat(stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL)))
             return
         if who == "tuned":
-            publish(session.client, model, wanted, force)
+            publish(session.client, model, wanted, force, proof)
         else:
             server.create(session.client, wanted)
         yield play.ollama_chat(session.client, wanted.name)
 
 
-def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False) -> None:
+def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False, proof: str = WEIGHTS) -> None:
     """Have the tuned model proven and, with a client, in Ollama: created under another name, proven, then named.
 
-    Proven are its tokens and that its answers end. The name is given at once, by a copy within Ollama: when this is
-    stopped or killed, there is no half-made model under it. Raises BadInput when the name is another model's.
+    Proven are its tokens, its weights (but where `proof` is TOKENS) and that its answers end. The name is given at
+    once, by a copy within Ollama: when this is stopped or killed, there is no half-made model under it. Raises BadInput
+    when the name is another model's.
     """
     files.need_space(model.run.folder, 0.01)
     with model.run.held("ollama"):
-        prove_and_name(client, model, wanted, force)
+        prove_and_name(client, model, wanted, force, proof)
 
 
-def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force: bool) -> None:
+def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force: bool, proof: str) -> None:
     """The work of `publish`, which holds the lock of its stage."""
     from tools.serving import ollama as server
 
     this, inputs = model.run, proof_inputs(wanted)
     there = client is None or (server.there(client, wanted.name) and server.holder(client, wanted) is None)
     if there and this.done("ollama", inputs) and this.parity.exists() and this.modelfile.exists():
-        print(f"{wanted.name}: there, its tokens proven before")
-        return
+        before = files.read_object(this.parity).get("weights")
+        if before or proof == TOKENS:
+            print(f"{wanted.name}: there, its tokens{' and weights' if before else ''} proven before")
+            return
     if client is not None and not force:
         server.free(client, wanted)
     # Heavy, and not needed where all is there.
     from tools.core import chat_template
+    from tools.gguf import llamacpp
     from tools.parity import choose_template, prove
 
     tokenizer, episode = chat_template.tokenizer(model.tokenizer), next(test_set())["messages"]
@@ -166,7 +175,14 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
     ):
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, test_set())
         prove.raise_if_different(found, "so the model gets no name: ")
+        if proof == TOKENS:
+            found["weights"] = None
+        else:
+            found = prove.with_weights(found, weigh(model, wanted.gguf, test_set()))
+        files.write_json(this.parity, found)
+        prove.raise_if_different(found, "so the model gets no name: ")
         notes |= {key: found[key] for key in ("conversations", "tokens", "sides")}
+        notes["llama.cpp"] = llamacpp.described()
         if client is not None:
             notes |= {"template": tried.family or "in the GGUF"}
             asked = {"the first prompt": first, "an observation": episode[:4]}
@@ -178,13 +194,21 @@ def prove_and_name(client: "Client | None", model: Tuned, wanted: "Spec", force:
         if client is None:
             return
         client.copy(tried.name, wanted.name)
-    print(f"{wanted.name}: in Ollama, its tokens proven")
+    print(f"{wanted.name}: in Ollama, its tokens{'' if proof == TOKENS else ' and weights'} proven")
+
+
+def weigh(model: Tuned, gguf: Path, episodes: Iterable[Episode]) -> "Values":
+    """Compare what training's model and a GGUF expect next on held-out conversations: see values.compare_values."""
+    from tools.parity import prove
+
+    return prove.weights(model.base, model.adapter, model.tokenizer, gguf, episodes, model.run.folder / "weights.log")
 
 
 def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: bool, held_out: str = "") -> None:
-    """Compare the tuned model's tokens in training and in every server and, if asked, its answers; parity.json.
+    """Compare the tuned model's tokens in training and in every server and, if asked, its weights and answers.
 
-    `held_out`: a file of conversations in place of the committed test set. Raises Failed with the first difference.
+    parity.json has what is found. `held_out`: a file of conversations in place of the committed test set. Raises Failed
+    with the first difference.
     """
     from tools.core import chat_template
     from tools.parity import prove
@@ -203,11 +227,13 @@ def check_parity(model: Tuned, quant: str, called: str, answers: bool, as_json: 
         _, seen = stack.enter_context(prove.sides(client, wanted, tokenizer, episode))
         found = prove.tokens(this, model.base, model.tokenizer, wanted.gguf, seen, trajectory.read(data))
     if answers and found["equal"]:
-        with f16_told(this):
-            with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
-                make_gguf(model, "F16")
-            found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), trajectory.read(data))
-            files.write_json(this.parity, found)
+        found = prove.with_weights(found, weigh(model, wanted.gguf, trajectory.read(data)))
+        if found["equal"]:
+            with f16_told(this):
+                with contextlib.redirect_stdout(sys.stderr):  # What it says is not for those who read --json.
+                    make_gguf(model, "F16")
+                found["greedy"] = prove.answers(model.base, model.adapter, this.gguf("F16"), trajectory.read(data))
+        files.write_json(this.parity, found)
     prove.print_result(found, as_json)
 
 

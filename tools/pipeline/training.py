@@ -39,8 +39,11 @@ def check_recipe(recipe: Recipe, force: bool = False, as_json: bool = False) -> 
         unread = [Finding("warning", what, recipe.at("base_model"), fix)]
     inputs = run_axolotl.fingerprint(recipe, folder) if isinstance(folder, Path) else None
     if inputs and not as_json and this.done("check", inputs):
-        print(f"check: {recipe.name} and its data are good, as before")
-        return
+        before = [Finding(**each) for each in this.provenance()["check"].get("findings", [])]
+        if not any(each.level == "error" for each in before):  # Else an earlier FORCE=1 went on in spite of it.
+            preflight.show_findings(before)
+            print(f"check: {recipe.name} and its data are good, as before")
+            return
     with contextlib.ExitStack() as stack:
         notes = stack.enter_context(this.stage("check", inputs)) if inputs else {}
         with progress.step("check: Axolotl reads the recipe and the data"):
@@ -55,7 +58,7 @@ def check_recipe(recipe: Recipe, force: bool = False, as_json: bool = False) -> 
             raise Failed(
                 f"{recipe.path}: {len(found.errors)} to fix first, above; make train FORCE=1 trains all the same"
             )
-        notes |= {key: value for key, value in preflight.as_json(found).items() if key not in ("findings", "ok")}
+        notes |= {key: value for key, value in preflight.as_json(found).items() if key != "ok"}
 
 
 def check_all_recipes(as_json: bool) -> None:
@@ -89,6 +92,21 @@ def train_recipe(recipe: Recipe, launch: "Launch", force: bool = False, resume: 
     if launch.rank == 0:
         check_recipe(recipe, force)
     run_axolotl.train(recipe, find_base.resolve(recipe.base), launch, resume, force)
+
+
+def write_for_llamafactory(recipe: Recipe) -> None:
+    """Write a recipe and its data as LLaMA-Factory takes them; print the commands, and the one that serves the result.
+
+    Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
+    """
+    from tools.training import llamafactory
+
+    folder, commands = llamafactory.write(recipe)
+    print(f"{folder}, in which to run:")
+    for each in commands:
+        print(f"  {each}")
+    made = "ADAPTER" if recipe.settings.get("adapter") else "MODEL"
+    print(f"then here: make ollama {made}={shlex.quote(str(folder / llamafactory.SAVED))}")
 
 
 def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:

@@ -47,8 +47,15 @@ OFFLOADING = "hidden_states"
 UNVALIDATED: Mapping[str, Any] = {"val_set_size": 0, "evals_per_epoch": None, "load_best_model_at_end": False}
 # Tokens of an update, at most: so many times the method's.
 MOST_TOKENS = 1.5
-# Tokens of a micro batch with which half of that is reached: below, launching kernels takes longer than running them.
+# Tokens of a micro batch with which half of that is reached: smaller products leave most of a GPU idle.
 HALF_TOKENS = 512
+# Seconds that a processor takes to launch what one layer does, forward and backward, with all of it trained or with an
+# adapter: no pass is faster, however fast the GPU is. Measured beside an H100 on 16 virtual cores (bench/gpu.py: the
+# cases 0.5b-full and demo, whose micro batches are small); a fast desktop processor may take half.
+LAUNCH_SECONDS = 0.006
+LAUNCH_SECONDS_ADAPTER = 0.010
+# So many times as long where a layer's weights are gathered before each pass; estimated, not measured.
+LAUNCH_SHARDED = 1.5
 # LLM.int8 splits each product in two and casts: about half the speed of 16 bits for tokens in the thousands;
 # https://arxiv.org/abs/2208.07339, appendix D.
 INT8_SLOWER = 2.0
@@ -175,6 +182,9 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
     speed = gpu.tensor_tflops * 1e12 * EFFICIENCY * tokens / (tokens + HALF_TOKENS)
     compute = operations / speed * (INT8_SLOWER if s.bits == 8 else 1.0)
     passes = 3 if s.checkpointing else 2
+    launch = z.layers * (LAUNCH_SECONDS_ADAPTER if s.rank else LAUNCH_SECONDS) * (passes + 1) / 3
+    if s.sharded and not alone:
+        launch *= LAUNCH_SHARDED
     if s.bits == 4:  # Weights are read in 4 bits, written and read again in 16, at each pass.
         compute += passes * 4.5 * layers / (gpu.bandwidth_gb_s * 1e9)
     if s.context_parallel > 1:
@@ -191,8 +201,8 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
         moved += 2 * memory.weight_bytes(model, s) / tier.world / host
     if s.activation_offloading:
         moved += 2 * s.flow * z.hidden * z.layers * tokens / host
-    # What is sent while layers compute is hidden behind them.
-    step = max(compute, moved)
+    # What is sent while layers compute is hidden behind them, and so is launching them where it is the shorter.
+    step = max(compute, moved, launch)
     update = 16.0 * trained / (gpu.bandwidth_gb_s * 1e9)
     if s.optimizer.startswith("paged"):
         update += 2 * 2.0 * trained / host

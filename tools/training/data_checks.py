@@ -1,6 +1,7 @@
 """What a recipe makes of its data: updates, lengths, tokens that nobody trains, the loss mask, repeats."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,6 +230,24 @@ def mask(
             fix = "roles_to_train: [assistant], train_on_eos: turn, an eos_token that ends the template's turns"
             yield Finding("error", what, f"{data}:{number}", fix)
             return
+
+
+def control_tokens(data: str, tokenizer: "PreTrainedTokenizerBase", episodes: Sequence[Episode]) -> Iterator[Finding]:
+    """Texts that spell a control token, such as the one that ends a turn: it is read as that token."""
+    spelt = re.compile("|".join(re.escape(str(each)) for each in tokenizer.all_special_tokens))
+    places = [
+        (number, turn["role"], found[0])
+        for number, episode in enumerate(episodes, 1)
+        for turn in episode["messages"]
+        if (found := spelt.search(turn["content"]))
+    ]
+    if places:
+        number, role, token = places[0]
+        count = len({number for number, _, _ in places})
+        what = (
+            f"{token} stands in a text of the {role}'s, and is read as the control token; episodes with such: {count}"
+        )
+        yield Finding("warning", what, f"{data}:{number}", "take it out: the chat template writes these tokens")
 
 
 def spans(ids: list[int], labels: list[int]) -> list[list[int]]:

@@ -377,6 +377,7 @@ def tokens(
     found = [*findings, *data_checks.flags(recipe, episodes)]
     if not any(each.level == "error" for each in found[len(findings) :]):
         found += data_checks.mask(data, tokenizer, episodes, tokenised)
+    found += data_checks.control_tokens(data, tokenizer, episodes)
     found += data_checks.too_long(recipe, data, tokenised, length)
     found += data_checks.new_tokens(recipe, base, tokenizer)
     total, trained = (
@@ -420,7 +421,7 @@ def preview(tokenizer: "PreTrainedTokenizerBase", ids: list[int], labels: list[i
     return text
 
 
-def table(findings: list[Finding]) -> list[str]:
+def table(findings: Sequence[Finding]) -> list[str]:
     """The findings as lines for the screen, the gravest first."""
     order = ("error", "warning", "advice")
     ranked = sorted(findings, key=lambda each: order.index(each.level))
@@ -442,7 +443,12 @@ def show(found: Report) -> None:
             f"check: {found.episodes} episodes, {found.tokens} tokens, {found.trained / found.tokens:.0%} of them "
             f"trained (green above), the longest {found.longest} of {found.sequence_len}"
         )
-    for line in table(found.findings):
+    show_findings(found.findings)
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Print findings, gravest last."""
+    for line in table(findings):
         print(quote.visible(line))
 
 

@@ -29,6 +29,7 @@ from tools.data.formats import (
 
 OWN = ("instruction", "input", "output", "system", "history", "extra")
 SHAPE = '{"instruction": "...", "input": "", "output": "...", "history": [["question", "answer"], ...]}'
+KEPT_ROLES = ("system", "developer", "user", "assistant")
 STEP = "step_of"  # in `extra` of a row a step: [which, of how many]
 NOT_KEPT = '"extra" holds "messages" that do not belong to this row; remove it'
 
@@ -86,7 +87,7 @@ def restored(messages: list[Message], kept: object) -> list[Message]:
         raise BadInput(NOT_KEPT)
     for number, each in enumerate(kept):
         if each is not None:
-            if not isinstance(each, dict):
+            if not isinstance(each, dict) or each.get("role", "user") not in KEPT_ROLES:
                 raise BadInput(NOT_KEPT)
             text = {"content": messages[number]["content"]}
             messages[number] = masks.with_train(each | text if "role" in each else messages[number] | each, number + 1)
@@ -126,6 +127,9 @@ def exchanges(episode: Episode, turns: Turns | None) -> tuple[str, list[tuple[st
     system = roles[0] == "system"
     pairs = len(roles) // 2
     if not pairs or roles != ["system"] * system + ["user", "assistant"] * pairs:
+        before = roles[system:-1]
+        if roles[-1] == "user" and before == ["user", "assistant"] * (len(before) // 2):
+            raise CannotHold("last turn is the user's; --trim (TRIM=1) cuts it")
         raise CannotHold("turns out of order: a row holds a system turn, then user and assistant by turns")
     texts = turns[1] if turns else [text_of(turn, number) for number, turn in enumerate(messages_of(episode), 1)]
     if system and not texts[0]:

@@ -161,6 +161,14 @@ def as_call(turn: Message, number: int) -> tuple[str, Message]:
     return (own, made) if list(back.items()) == list(turn.items()) else ("", turn)
 
 
+def check_one(made: object, number: int) -> None:
+    """Raise CannotHold unless these calls of a message are one, as `from_text` makes it."""
+    call = made[0] if isinstance(made, list) and len(made) == 1 else None
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not all(isinstance(function.get(key), str) for key in ("name", "arguments")):
+        raise CannotHold(f"message {number} has calls of tools that are not one named function with its arguments")
+
+
 def as_value(message: Message, number: int) -> str:
     """A turn that `from_text` made, as the text of ShareGPT's `function_call`: <think>, then the call as JSON.
 

@@ -75,6 +75,8 @@ def renamed(turn: Message, role: str, number: int) -> Message:
     """
     if "value" not in turn:
         raise BadInput(f'turn {number} has no text; give it as "value"')
+    if any(key in turn for key in KEYS):
+        raise BadInput(f'turn {number} has keys of ShareGPT and of OpenAI; keep "from" and "value"')
     message: Message = {}
     for key, value in turn.items():
         if key == "from":
@@ -127,7 +129,8 @@ def tagged(message: Message, number: int) -> Message:
     for key in TAKEN_IN_TURNS:
         if key in message:
             raise CannotHold(f'message {number} has a key "{key}", which readers of ShareGPT take for theirs')
-    if "tool_calls" in message:
+    if message.get("tool_calls") is not None:
+        calls.check_one(message["tool_calls"], number)
         rest = {key: value for key, value in message.items() if key not in (*KEYS, "tool_calls")}
         return {"from": "function_call", "value": calls.as_value(message, number)} | rest | calls.own_id(message)
     if message["role"] == "tool":

@@ -1,12 +1,13 @@
-"""One input: its format recognised, its bytes cut into chunks of complete episodes."""
+"""One input: its format recognised, its bytes or rows cut into chunks of complete episodes."""
 
 import codecs
 import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -16,10 +17,16 @@ import orjson
 from tools import BadInput
 from tools.core import chunks
 from tools.data import formats
-from tools.data.formats import Episode, Row, alpaca, transcript
+from tools.data.formats import Episode, Row, alpaca, rows, tables, transcript
 from tools.data.formats.worker import Episodes, Job, Range, loaded
 
-NAMES = re.compile(rb'"(messages|conversations|instruction)"\s*:')
+# An object that holds all rows in one of its keys, and at most plain values before it.
+WRAPPER = re.compile(
+    rb'\s*+\{(?:\s*+"[^"\\]*+"\s*+:\s*+(?:"[^"\\]*+"|[\w.+-]++)\s*+,)*+'
+    rb'\s*+"(?:data|train|rows|examples|dataset|episodes|instances)"\s*+:\s*+\[(?=\s*+[\[{])'
+    rb'(?!\s*+\{[^{}\[\]]*?"(?:role|from)"\s*+:)'
+)
+TURN = re.compile(rb'\s*+\{[^{}\[\]]*?"(?:role|from)"\s*+:')  # a list begins with a turn, not with a row
 BATCH = 64  # episodes of a text in one chunk
 
 
@@ -44,14 +51,20 @@ class Source:
         Raises BadInput when it cannot be read.
         """
         try:
+            if self.path and tables.is_hub_id(self.path):
+                yield from self.cut(tables.hub_rows(str(self.path)), False)
+                return
             with contextlib.ExitStack() as stack:
                 # Unbuffered: a pipe is read as it comes, and Ctrl-C is met between two reads.
                 opened = self.path.open("rb", 0) if self.path else os.fdopen(os.dup(0), "rb", 0)
                 file: BinaryIO = stack.enter_context(opened)
                 facts = os.fstat(file.fileno())
                 self.size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+                head = os.pread(file.fileno(), 8, 0) if self.path and self.size else b""
+                table, packed = tables.is_table(head), head.startswith((chunks.GZIP, chunks.ZSTD))
                 try:
-                    yield from self.cut(file, ranges and bool(self.path and self.size))
+                    pieces = self.rows_of_table() if table else self.read(file)
+                    yield from self.cut(pieces, ranges and bool(head) and not table and not packed)
                 except BadInput as error:
                     yield chunks.Fault(str(error))
         except OSError as error:
@@ -64,29 +77,67 @@ class Source:
                 self.done = file.tell()
             yield piece
 
-    def cut(self, file: BinaryIO, ranges: bool) -> Iterator[Job]:
-        """The chunks of its open file. Raises BadInput for one that holds nothing known."""
-        pieces = self.read(file)
+    def rows_of_table(self) -> Iterator[bytes]:
+        """The rows of a Parquet or Arrow file as lines of JSON; `done` follows."""
+        assert self.path
+        for share, piece in tables.pieces(self.path):
+            self.done = int(share * self.size)
+            yield piece
+
+    def cut(self, pieces: Iterator[bytes], ranges: bool) -> Iterator[Job]:
+        """The chunks of its bytes. Raises BadInput where they hold nothing known."""
         head = first_bytes(pieces)
-        start = head.lstrip()[:1]
         every = chain([head], pieces)
-        if not self.format and start not in (b"[", b"{"):
+        if not self.format and head.lstrip()[:1] not in (b"[", b"{"):
             self.format = text_format(head)
         if self.format in formats.TEXT:
             yield from batches(transcript.episodes(lines(every)))
             return
         first = first_row(head)
-        self.format = self.format or json_format(first, head)
-        cut = chunks.array if start == b"[" else chunks.lines
-        packed = os.pread(file.fileno(), 4, 0).startswith((chunks.GZIP, chunks.ZSTD)) if ranges else False
+        self.format = self.format or (rows.format_of(first) if first else "") or "messages"
+        cut = cutter(head)
         if first is not None and alpaca.is_step(first):
             yield from steps(cut(every))
-        elif ranges and cut is chunks.lines and not packed:
+        elif ranges and cut is chunks.lines:
             for begin in range(0, self.size, chunks.SIZE):
                 self.done = min(begin + chunks.SIZE, self.size)
                 yield Range(str(self.path), begin, self.done)
         else:
             yield from cut(every)
+
+
+def cutter(head: bytes) -> Callable[[Iterator[bytes]], Iterator[chunks.Chunk]]:
+    """What cuts a file of JSON into its rows, by its first bytes: lines, an array, or objects over several lines."""
+    begin = len(head) - len(head.lstrip())
+    if wrapper := WRAPPER.match(head):
+        return partial(wrapped_array, wrapper.end() - 1)
+    if head[begin : begin + 1] not in (b"{", b"["):
+        return chunks.lines
+    line = head[begin:].partition(b"\n")[0]
+    if head[begin : begin + 1] == b"[":
+        if not TURN.match(head, begin + 1):
+            return chunks.array
+        return chunks.lines if is_json(line) else chunks.values
+    if line.strip() == b"{":
+        return chunks.values
+    end = 0 if is_json(line.rstrip().removesuffix(b",")) else chunks.end_of(head, begin)
+    return chunks.values if b"\n" in head[begin:end] and is_json(head[begin:end]) else chunks.lines
+
+
+def wrapped_array(begin: int, pieces: Iterator[bytes]) -> Iterator[chunks.Chunk]:
+    """The elements of an array that stands in an object, from this byte on."""
+    head = next(pieces)
+    before = b"\n" * head.count(b"\n", 0, begin) or b" "
+    return chunks.array(chain([before + head[begin:]], pieces), wrapped=True)
+
+
+def is_json(text: bytes) -> bool:
+    """Whether a text is one complete value of JSON."""
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def first_bytes(pieces: Iterator[bytes]) -> bytes:
@@ -97,6 +148,8 @@ def first_bytes(pieces: Iterator[bytes]) -> bytes:
         head = head.lstrip() + piece if head.isspace() else head + piece
         if len(head) >= chunks.SIZE or (b"\n" in head and not head.isspace()):
             break
+    if tables.is_table(head):
+        raise BadInput("Parquet and Arrow cannot be read from a pipe; name the file")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise BadInput("UTF-16 text; save the file as UTF-8 (iconv -f utf-16 -t utf-8)")
     head = head.removeprefix(chunks.BOM)
@@ -109,7 +162,7 @@ def steps(cut: Iterator[chunks.Chunk]) -> Iterator[Job]:
     """The episodes of Alpaca's rows of steps."""
     at = 0  # the line of the row that was read last, from 0
 
-    def rows() -> Iterator[Row]:
+    def step_rows() -> Iterator[Row]:
         nonlocal at
         for chunk in cut:
             base = at
@@ -119,10 +172,13 @@ def steps(cut: Iterator[chunks.Chunk]) -> Iterator[Job]:
             spans = chunk.spans if isinstance(chunk, chunks.Elements) else chunks.line_spans(chunk.data)
             for begin, end in spans:
                 at = base + chunk.data.count(b"\n", 0, begin)
-                yield loaded(chunk.data[begin:end])
+                row = loaded(chunk.data[begin:end])
+                if not isinstance(row, dict):
+                    raise BadInput("no object; a step is {...}")
+                yield row
             at = base + chunk.data.count(b"\n")
 
-    episodes = ((at + 1, formats.with_messages(*alpaca.read(row))) for row in alpaca.joined(rows()))
+    episodes = ((at + 1, formats.with_messages(*alpaca.read(row))) for row in alpaca.joined(step_rows()))
     try:
         yield from batches(episodes)
     except BadInput as error:
@@ -140,21 +196,14 @@ def first_row(head: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def json_format(first: Row | None, head: bytes) -> str:
-    """The format of a file of JSON by its first object, or by its first bytes where that is longer than they are."""
-    if first is not None:
-        return formats.recognise(first)
-    found = NAMES.search(head)
-    # What is no JSON at all is said by who reads it.
-    return formats.recognise({found[1].decode(): 0}) if found else "messages"
-
-
 def text_format(head: bytes) -> str:
-    """The format of a text by its first bytes. Raises BadInput for what is none."""
+    """The format of a text by its first bytes, "" for lines of JSON. Raises BadInput for what is none."""
     if re.search(rb"^(Environment #\d+:|STATUS: |#####$|Act \d+: )", head, re.MULTILINE):
         return "alfworld"
     if re.search(rb"^> ?\S", head, re.MULTILINE):
         return "react"
+    if re.search(rb"^[{\[]", head, re.MULTILINE):
+        return ""  # JSON, of which the first line is none
     raise BadInput("not a known format: neither JSON nor a transcript with lines like `> go to desk 1`")
 
 
@@ -176,6 +225,6 @@ def lines(pieces: Iterator[bytes]) -> Iterator[str]:
 
 def batches(episodes: Iterator[tuple[int, Episode]]) -> Iterator[Job]:
     """Chunks of so many episodes, each with its line from 0."""
-    rows = ((line - 1, episode) for line, episode in episodes)
-    while batch := list(islice(rows, BATCH)):
+    numbered = ((line - 1, episode) for line, episode in episodes)
+    while batch := list(islice(numbered, BATCH)):
         yield Episodes(batch)

@@ -14,9 +14,8 @@ import signal
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
-from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 import orjson
@@ -29,21 +28,19 @@ from tools.data.formats import (
     CannotHold,
     Episode,
     Read,
-    Row,
     Turns,
-    agentinstruct,
     alpaca,
     columns,
     masks,
-    messages,
     messages_of,
+    pairs,
+    rows,
     sharegpt,
     transcript,
     uniform_lines,
 )
+from tools.data.formats.pairs import Pair
 
-READERS = {"messages": messages.read, "sharegpt": sharegpt.read, "agentinstruct": sharegpt.read, "alpaca": alpaca.read}
-WRITERS = {"messages": messages.write, "sharegpt": sharegpt.write, "agentinstruct": agentinstruct.write}
 KEPT = (*formats.KEYS, masks.TRAIN)  # of a message, where what is extra is left out: it is no extra what is trained
 TOLD = "tools in the system turn"  # a count beside those of keys
 CONSTANT = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
@@ -77,10 +74,21 @@ class Task:
     calls: bool = False  # actions as calls of tools
     steps: bool = False  # Alpaca: a row a step
     drop: bool = False  # what the target cannot hold is left out
-    apart: bool = False  # episodes that the target cannot hold are set aside
+    on_error: str = "stop"  # at a bad row; "skip" it; set it "apart"
+    trim: bool = False  # turns after the assistant's last are cut
+    wanted: str = ""  # the rows' format; each is recognised where it is empty
+    roles: Mapping[str, str] = field(default_factory=dict)  # more names of roles
     array: bool = False  # rows of an array, not lines
     packed: str = ""  # gz, zst
     untrained: bool = True  # who reads the file leaves out of training what a turn says so of
+
+
+class Bad(NamedTuple):
+    """A row that could not be read or written: its line, counted from 0 at the chunk's begin, why, and its bytes."""
+
+    line: int
+    why: str
+    raw: bytes
 
 
 @dataclass
@@ -88,68 +96,124 @@ class Made:
     """What a chunk became, and what was found in it."""
 
     data: bytes = b""
-    apart: bytes = b""
     newlines: int = 0  # in the chunk, so that the next one knows its place
-    read: int = 0
+    read: int = 0  # rows, bad ones too
     rows: int = 0
     written: int = 0
-    set_apart: int = 0
+    trimmed: int = 0  # episodes of which turns were cut
     extra: dict[str, int] = field(default_factory=dict)  # keys beside role and content: in how many episodes
-    line: int = 0  # of the fault, counted from 0 at the chunk's begin
-    fault: str = ""
+    formats: dict[str, int] = field(default_factory=dict)  # what was recognised: how many rows
+    bad: list[tuple[int, str, bytes]] = field(default_factory=list)  # as Bad, which marshal does not know
 
 
 def convert_chunk(source: str, chunk: Chunk | Episodes, task: Task, number: int = 0) -> Made:
-    """What a chunk in the format `source` becomes, up to its first fault; `number`: of its first episode, from 0.
+    """What a chunk becomes, `source` its format as the file begins; `number`: of its first episode, from 0.
 
-    Never raises BadInput: what is wrong with an episode is `fault` of what is returned.
+    Never raises BadInput: what is wrong with a row is in `bad` of what is returned, and with `task.on_error` "stop" the
+    first such row ends the chunk.
     """
     if isinstance(chunk, Fault):
-        return Made(line=chunk.line, fault=chunk.why)
-    made = Made()
-    rows: list[bytes] = []
-    aside: list[bytes] = []
-    # Only these targets need messages as they are; the others are made of roles and texts.
-    needed = task.calls or task.drop or task.to not in ("sharegpt", "agentinstruct", "alpaca")
-    try:
-        for episode, turns in episodes_of(source, chunk):
-            if needed:
-                episode = formats.with_messages(episode, turns)
-            if task.calls and task.to in WRITERS:
-                episode = columns.with_tools_column(episode)
-            count_extra(episode, made.extra, task, turns)
-            try:
-                rows += written(episode, task, turns, number + made.read)
-                made.written += 1
-            except CannotHold as error:
-                if not task.apart:
-                    raise BadInput(f"{task.to} cannot hold this: {error}; --apart FILE sets such aside") from error
-                aside.append(orjson.dumps(formats.with_messages(episode, turns)) + b"\n")
-            made.read += 1
-    except BadInput as error:
-        made.fault = str(error)
-    except orjson.JSONEncodeError as error:  # any TypeError is one
-        made.fault = TOO_DEEP if "ecursion" in str(error) else f"cannot be written as {task.to} ({error})"
-    made.line = line_of(chunk, made.read) if made.fault else 0
-    made.newlines = 0 if isinstance(chunk, Episodes) else chunk.data.count(b"\n")
-    made.rows, made.set_apart = len(rows), len(aside)
-    made.apart = b"".join(aside)
+        return Made(bad=[(chunk.line, chunk.why, b"")])
+    made = Made(newlines=0 if isinstance(chunk, Episodes) else chunk.data.count(b"\n"))
+    out: list[bytes] = []
+    bad: list[tuple[int, str]] = []
+    for found in read_chunk(source, chunk, task, made.formats):
+        try:
+            out += convert(found, task, made, number + made.read)
+            made.written += 1
+        except CannotHold as error:
+            bad.append((made.read, f"{task.to} cannot hold this: {error}"))
+        except BadInput as error:
+            bad.append((made.read, str(error)))
+        made.read += 1
+        if bad and task.on_error == "stop":
+            break
+    made.bad = [(*each,) for each in located(chunk, bad, task.on_error == "apart")]
+    made.rows = len(out)
     if task.array:
-        made.data = b",\n".join(rows)
+        made.data = b",\n".join(out)
     else:
-        made.data = b"".join(rows) if task.to in formats.TEXT else b"\n".join([*rows, b""])
+        made.data = b"".join(out) if task.to in formats.TEXT else b"\n".join([*out, b""])
     return made
 
 
-def episodes_of(source: str, chunk: Lines | Elements | Episodes) -> Iterator[Read]:
-    """What the reader of the format `source` makes of a chunk's rows. Raises BadInput, when it comes to it, for a bad
-    one."""
+def convert(found: Read | Pair | BadInput, task: Task, made: Made, number: int) -> list[bytes]:
+    """The rows of one that was read, or a pair, in the target's format; what it carries is counted in `made`.
+
+    Raises BadInput where it could not be read, CannotHold where it cannot be written.
+    """
+    if isinstance(found, BadInput):
+        raise found
+    if isinstance(found, Pair):
+        row = encoded(pairs.write(found, task.to, task.drop))
+        for key in found.rest:
+            made.extra[key] = made.extra.get(key, 0) + 1
+        return [row]
+    episode, turns = found
+    # Only these targets need messages as they are; the others are made of roles and texts.
+    if task.calls or task.drop or task.trim or task.to not in ("sharegpt", "agentinstruct", "alpaca"):
+        episode = formats.with_messages(episode, turns)
+    if task.calls and task.to in rows.WRITERS:
+        episode = columns.with_tools_column(episode)
+    if task.trim:
+        episode, turns, cut = trimmed(episode, turns)
+        made.trimmed += cut
+    row_or_rows = written(episode, task, turns, number)
+    count_extra(episode, made.extra, task, turns)
+    return row_or_rows
+
+
+def trimmed(episode: Episode, turns: Turns | None) -> tuple[Episode, Turns | None, bool]:
+    """The episode without what follows the assistant's last turn, and whether anything did. Raises BadInput where
+    nothing is left."""
+    messages = messages_of(episode)
+    end = len(messages)
+    while end and messages[end - 1]["role"] != "assistant":
+        end -= 1
+    if not end:
+        raise BadInput("no turn of the assistant's; drop the row")
+    if end == len(messages):
+        return episode, turns, False
+    return episode | {"messages": messages[:end]}, turns and (turns[0][:end], turns[1][:end]), True
+
+
+def read_chunk(
+    source: str, chunk: Lines | Elements | Episodes, task: Task, counts: dict[str, int]
+) -> Iterator[Read | Pair | BadInput]:
+    """What each row of a chunk holds, or why it cannot be read; `counts` gets the rows of each format."""
     if isinstance(chunk, Episodes):
+        counts[source] = counts.get(source, 0) + len(chunk.rows)
         return ((episode, formats.roles_and_texts(messages_of(episode))) for _, episode in chunk.rows)
-    if isinstance(chunk, Lines) and (found := uniform_lines.read_chunk(source, chunk.data)):
+    if isinstance(chunk, Lines) and not task.roles and (found := uniform_lines.read_chunk(source, chunk.data)):
+        counts[source] = counts.get(source, 0) + len(found)
         return iter(found)
-    reader = READERS[source]
-    return (reader(loaded(chunk.data[begin:end])) for begin, end in spans_of(chunk))
+    return (read_row(chunk.data[begin:end], task, counts) for begin, end in spans_of(chunk))
+
+
+def read_row(text: bytes, task: Task, counts: dict[str, int]) -> Read | Pair | BadInput:
+    """What one row holds, or why it cannot be read; its format is counted in `counts`."""
+    try:
+        name, found = rows.read(loaded(text), task.wanted, task.roles)
+    except BadInput as error:
+        return error
+    counts[name] = counts.get(name, 0) + 1
+    return found
+
+
+def located(chunk: Lines | Elements | Episodes, bad: list[tuple[int, str]], raw: bool) -> Iterator[Bad]:
+    """Bad rows, given by their place (from 0) in a chunk, with their line, and with their bytes where `raw`."""
+    if not bad:
+        return
+    spans = [] if isinstance(chunk, Episodes) else [*spans_of(chunk)]
+    line = at = 0
+    for place, why in bad:
+        if isinstance(chunk, Episodes):
+            line, episode = chunk.rows[place]
+            yield Bad(line, why, orjson.dumps(episode) if raw else b"")
+            continue
+        begin, end = spans[place]
+        line, at = line + chunk.data.count(b"\n", at, begin), begin
+        yield Bad(line, why, chunk.data[begin:end] if raw else b"")
 
 
 def spans_of(chunk: Lines | Elements) -> Iterable[tuple[int, int]]:
@@ -157,35 +221,36 @@ def spans_of(chunk: Lines | Elements) -> Iterable[tuple[int, int]]:
     return chunk.spans if isinstance(chunk, Elements) else chunks.line_spans(chunk.data)
 
 
-def line_of(chunk: Lines | Elements | Episodes, place: int) -> int:
-    """The line, from 0, in which the row at this place (from 0) of a chunk begins."""
-    if isinstance(chunk, Episodes):
-        return chunk.rows[place][0]
-    begin, _ = next(islice(spans_of(chunk), place, None))
-    return chunk.data.count(b"\n", 0, begin)
-
-
-def loaded(text: bytes) -> Row:
-    """The object of one row. Raises BadInput when it is none, in words that say why."""
+def loaded(text: bytes) -> object:
+    """The object or list of one row. Raises BadInput when it is none, in words that say why."""
+    if len(text) > chunks.LIMIT:
+        raise BadInput(chunks.TOO_LONG)
     try:
         row = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        if found := CONSTANT.search(text):
-            why = f"{found[1].decode()} is not JSON; write null, or leave it out"
-        elif "depth limit" in str(error):
-            why = TOO_DEEP
-        elif not is_utf8(text):
-            why = "not UTF-8 text; save the file as UTF-8 (iconv -f latin1 -t utf-8, if it is Latin-1)"
-        else:
-            why = f"not JSON ({error}); a file must be one object a line, each complete, or one array of them"
-        raise BadInput(why) from error
-    if not isinstance(row, dict):
+        # Files put together carry a mark in their midst; an array's lines without its brackets end with commas.
+        bare = text.removeprefix(chunks.BOM).rstrip().removesuffix(b",")
+        if len(bare) < len(text.rstrip()):
+            return loaded(bare)
+        raise BadInput(why_not_json(text, error)) from error
+    if not isinstance(row, (dict, list)):
         raise BadInput("no object; an episode is {...}, with its turns in it")
-    again = orjson.dumps(row)
+    again = encoded(row)
     # Most files are written as we would write them: then nothing can be missing.
     if again != text and strings(again) != strings(text):
         raise BadInput(f"{doubled_key(text)} stands twice in one object; keep one of them")
     return row
+
+
+def why_not_json(text: bytes, error: orjson.JSONDecodeError) -> str:
+    """What is wrong with a row that is no JSON, and how to mend it."""
+    if found := CONSTANT.search(text):
+        return f"{found[1].decode()} is not JSON; write null, or leave it out"
+    if "depth limit" in str(error):
+        return TOO_DEEP
+    if not is_utf8(text):
+        return "not UTF-8 text; save the file as UTF-8 (iconv -f latin1 -t utf-8, if it is Latin-1)"
+    return f"not JSON ({error}); a file must be one object a line, each complete, or one array of them"
 
 
 def is_utf8(text: bytes) -> bool:
@@ -236,19 +301,32 @@ def count_extra(episode: Episode, counts: dict[str, int], task: Task, turns: Tur
 
 def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> list[bytes]:
     """The rows of an episode in the target's format. Raises CannotHold."""
-    if not turns and (task.to not in WRITERS or not task.untrained):
-        masks.refuse_flags(messages_of(episode), f"what reads {task.to}" if task.untrained else "LLaMA-Factory")
+    if not turns and (task.to not in rows.WRITERS or not task.untrained):
+        plain = task.untrained and task.to != "llamafactory"
+        masks.refuse_flags(messages_of(episode), f"what reads {task.to}" if plain else "LLaMA-Factory")
     if task.to in formats.TEXT:
         log = task.to == "alfworld"
         held = transcript.without_extra(episode, log) if task.drop else episode
         return [transcript.write(held, log, number).encode()]
     if task.drop:
         episode = {"messages": [{key: turn[key] for key in KEPT if key in turn} for turn in messages_of(episode)]}
+    if task.to == "llamafactory":  # whose files are made of these messages
+        alpaca.write(episode, not task.drop, turns)
+        sharegpt.write(episode, task.calls, turns)
+        return [encoded(episode)]
     if task.to == "alpaca":
         if task.steps:
-            return [orjson.dumps(row) for row in alpaca.write_steps(episode, not task.drop, turns)]
-        return [orjson.dumps(alpaca.write(episode, not task.drop, turns))]
-    return [orjson.dumps(WRITERS[task.to](episode, task.calls, turns))]
+            return [encoded(row) for row in alpaca.write_steps(episode, not task.drop, turns)]
+        return [encoded(alpaca.write(episode, not task.drop, turns))]
+    return [encoded(rows.WRITERS[task.to](episode, task.calls, turns))]
+
+
+def encoded(row: object) -> bytes:
+    """A row as JSON. Raises BadInput where it is nested too deep for it, or holds what JSON has not."""
+    try:
+        return orjson.dumps(row)
+    except TypeError as error:
+        raise BadInput(TOO_DEEP if "ecursion" in str(error) else f"cannot be written as JSON ({error})") from error
 
 
 def put(handle: int, data: bytes) -> None:
@@ -287,7 +365,7 @@ def serve(asks: BinaryIO, answers: BinaryIO) -> None:
                 job = chunks.lines_between(opened[job.path], job.start, job.end)
             made = convert_chunk(source, job, task)
         except OSError as error:
-            made = Made(fault=f"cannot be read ({error.strerror})")
+            made = Made(bad=[(0, f"cannot be read ({error.strerror})", b"")])
         ready = packed(made.data, task.packed)
         if task.packed != "zst":
             made.data = b""  # It does not go through the pipe.

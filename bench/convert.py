@@ -1,6 +1,6 @@
 """How fast episodes are converted, and in how much memory, beside `datasets` and a bare orjson loop on the same file.
 
-python bench/convert.py                       500 MB, lines and an array, every direction; bench/results/convert.json
+python bench/convert.py                       500 MB, lines, an array, Parquet; bench/results/convert.json
 python bench/convert.py --mb 100 --json       less, and one JSON object on stdout
 """
 
@@ -32,12 +32,20 @@ DIRECTIONS = (
     ("alpaca", "messages"),
     ("sharegpt", "alpaca"),
 )
+# How the files that are read and written end.
+KINDS = {
+    "lines": ("jsonl", "jsonl"),
+    "array": ("json", "json"),
+    "from Parquet": ("parquet", "jsonl"),
+    "to Parquet": ("jsonl", "parquet"),
+}
 NOTES = """Seconds are wall time from start to end of the command, fsync included for ours; of lines the median of three
 rounds, in each of which all three run in turn, of an array, which takes a minute, one round. MB is the largest sum of
 the resident memory of all its processes, looked at every 50 ms (pages that processes share count once for each).
 datasets: load_dataset, map and to_json, in as many processes as cores, in an empty cache (an array is written with
-lines=False as one batch, the only way that it can). orjson: one process, `loads` and `dumps` of each line and the same
-renaming, nothing checked, counted or kept beside it; an array is read whole. All read and write the same episodes."""
+lines=False as one batch, the only way that it can; Parquet by to_parquet). orjson: one process, `loads` and `dumps` of
+each line and the same renaming, nothing checked, counted or kept beside it; an array is read whole. All read and write
+the same episodes."""
 # The conversion as a user of `datasets` writes it: (from, to) -> the body of a function of one row.
 MAPS = {
     ("messages", "sharegpt"): """
@@ -71,10 +79,13 @@ datasets.disable_progress_bars()
 def change(row):{body}
 if __name__ == "__main__":
     cores = int(sys.argv[4])
-    rows = datasets.load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[3], num_proc=cores)
+    kind = "parquet" if sys.argv[1].endswith(".parquet") else "json"
+    rows = datasets.load_dataset(kind, data_files=sys.argv[1], split="train", cache_dir=sys.argv[3], num_proc=cores)
     gone = [name for name in {dropped!r} if name in rows.column_names]
     rows = rows.map(change, remove_columns=gone, num_proc=cores)
-    if sys.argv[2].endswith(".json"):
+    if sys.argv[2].endswith(".parquet"):
+        rows.to_parquet(sys.argv[2])
+    elif sys.argv[2].endswith(".json"):
         rows.to_json(sys.argv[2], lines=False, batch_size=len(rows))
     else:
         rows.to_json(sys.argv[2], num_proc=cores)
@@ -133,23 +144,29 @@ def theirs(script: Path, source: Path, target: Path) -> tuple[float, float]:
         return timed([sys.executable, str(script), str(source), str(target), cache, str(process.cores())])
 
 
-def direction(folder: Path, lines: Path, source: str, target: str, array: bool, repeats: int) -> dict[str, Any]:
-    """One direction: ours, each peer's, and the ratios; the median of all rounds, in each of which all run in turn."""
-    end = "json" if array else "jsonl"
-    path, out = folder / f"{source}.{end}", folder / f"out.{end}"
+def direction(folder: Path, lines: Path, source: str, target: str, kind: str, repeats: int) -> dict[str, Any]:
+    """One direction: ours, each peer's, and the ratios; the median of all rounds, in each of which all run in turn.
+
+    `kind`: a key of KINDS, the files that are read and written.
+    """
+    before, after = KINDS[kind]
+    path, out = folder / f"{source}.{before}", folder / f"out.{after}"
     if not path.exists():
         ours(lines, path, source)
     body = MAPS[source, target]
     script = folder / "peer.py"
     script.write_text(DATASETS.format(body=body, dropped=DROPPED.get(source, ALPACA)))
     loop = [sys.executable, "-c", ORJSON.format(body=body), str(path), str(out)]
-    found: dict[str, list[tuple[float, float]]] = {"ours": [], "orjson": [], "datasets": []}
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "datasets": []}
+    if "parquet" not in KINDS[kind]:
+        found["orjson"] = []
     for _ in range(repeats):
         found["ours"].append(ours(path, out, target))
-        found["orjson"].append(timed(loop))
+        if "orjson" in found:
+            found["orjson"].append(timed(loop))
         found["datasets"].append(theirs(script, path, out))
     out.unlink()
-    row: dict[str, Any] = {"from": source, "to": target, "file": "array" if array else "lines"}
+    row: dict[str, Any] = {"from": source, "to": target, "file": kind}
     row["mb"] = round(path.stat().st_size / 1e6, 1)
     for name, each in found.items():
         seconds = [one[0] for one in each]
@@ -158,7 +175,7 @@ def direction(folder: Path, lines: Path, source: str, target: str, array: bool, 
             "all_seconds": seconds,
             "peak_mb": max(one[1] for one in each),
         }
-    for peer in ("orjson", "datasets"):
+    for peer in found.keys() - {"ours"}:
         row[peer]["ratio"] = round(row[peer]["seconds"] / row["ours"]["seconds"], 2)
     return row
 
@@ -179,8 +196,8 @@ def table(rows: list[dict[str, Any]], sizes: list[dict[str, float]]) -> list[str
     lines = ["| direction | file | ours | datasets | orjson loop | datasets / ours |", "|---|---|---|---|---|---|"]
     for row in rows:
         cells = [
-            f"{each['seconds']:.1f} s, {each['peak_mb']:.0f} MB"
-            for each in (row["ours"], row["datasets"], row["orjson"])
+            f"{row[name]['seconds']:.1f} s, {row[name]['peak_mb']:.0f} MB" if name in row else ""
+            for name in ("ours", "datasets", "orjson")
         ]
         name = f"{row['from']} to {row['to']}"
         lines.append(
@@ -205,9 +222,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         lines = made(folder, given.mb)
-        for array in (False, True):
-            for source, target in DIRECTIONS:
-                rows.append(direction(folder, lines, source, target, array, 1 if array else given.repeats))
+        for kind in KINDS:
+            for source, target in DIRECTIONS[:1] if "parquet" in KINDS[kind] else DIRECTIONS:
+                rows.append(direction(folder, lines, source, target, kind, 1 if kind == "array" else given.repeats))
                 if not given.json:
                     print(json.dumps(rows[-1]), flush=True)
         for path in folder.iterdir():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PARQUET, ARROW = b"PAR1", (b"ARROW1", b"\xff\xff\xff\xff")  # how such files begin; the second has no magic of its own
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-BLOCK = 4 * 2**20  # bytes of lines that become a row group
+BLOCK = 2 * 2**20  # bytes of lines that become a row group
 
 
 def is_table(head: bytes) -> bool:
@@ -61,6 +61,7 @@ def batches(path: Path) -> Iterator[tuple[float, "pa.RecordBatch"]]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    pa.set_memory_pool(pa.system_memory_pool())  # its own keeps what was freed
     with path.open("rb") as file:
         head = file.read(8)
     if head.startswith(PARQUET):
@@ -68,7 +69,7 @@ def batches(path: Path) -> Iterator[tuple[float, "pa.RecordBatch"]]:
             groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
             size, count, done = sum(each.total_byte_size for each in groups), table.metadata.num_rows, 0
             # Dictionaries make columns look small: what they hold may be several times as much.
-            step = max(1, min(1000, chunks.SIZE * count // max(4 * size, 1)))
+            step = max(1, min(256, chunks.SIZE * count // max(4 * size, 1)))
             for batch in table.iter_batches(batch_size=step, use_threads=False):
                 done += batch.num_rows
                 yield done / count, batch
@@ -141,7 +142,7 @@ def write(lines: Path, out: Path) -> None:
     """Write lines of JSON as Parquet. Raises BadInput for rows that no one type of each column holds."""
     import pyarrow as pa
 
-    pa.set_memory_pool(pa.system_memory_pool())  # its own keeps what was freed: a fifth more
+    pa.set_memory_pool(pa.system_memory_pool())  # its own keeps what was freed
     try:
         try:
             encode(lines, out, None)

@@ -85,7 +85,8 @@ def tokens(
         base_model, entry = Path(asrun["base_model"]), asrun["datasets"][0]
         found = compare.compare_with_training(talks, base_model, seen, entry, asrun["sequence_len"], asrun, tokenizer)
     else:
-        found = compare.compare_with_training(talks, source, seen, tokenizer=tokenizer)
+        beside = {"base_model_config": str(folder)}  # an adapter's folder has a tokenizer, and need have no config.json
+        found = compare.compare_with_training(talks, source, seen, recipe=beside, tokenizer=tokenizer)
     both = together(tables, found)
     files.write_json(this.parity, both)
     return both
@@ -180,9 +181,10 @@ def of_file(gguf: Path, name: str, data: Path, adapter: Path | None, in_ollama: 
             client = stack.enter_context(ollama.session()).client
             seen.append(compare.ollama_side(client, in_ollama, url))
         tables = vocabulary.compare_tokenizers(folder, adapter, gguf, log_of(gguf))
-        found = together(tables, compare.compare_with_training(talks, adapter or folder, seen, tokenizer=tokenizer))
+        source, beside = adapter or folder, {"base_model_config": str(folder)}
+        compared = compare.compare_with_training(talks, source, seen, recipe=beside, tokenizer=tokenizer)
+        found = together(tables, compared)
     if found["equal"] and with_answers:
-        source = adapter or folder
         found = with_weights(found, weights(folder, adapter, source, gguf, trajectory.read(data), log_of(gguf)))
         if found["equal"]:
             found["greedy"] = answers(folder, adapter, gguf, trajectory.read(data), log_of(gguf))

@@ -17,6 +17,7 @@ Tokenised = tuple[list[int], list[int]]
 # A recipe's keys outside `datasets:` that decide which tokens come out.
 TOKEN_KEYS = (
     "added_tokens_overrides",
+    "base_model_config",
     "chat_template",
     "chat_template_jinja",
     "chat_template_kwargs",

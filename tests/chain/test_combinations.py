@@ -21,6 +21,7 @@ STARTED = (
     "12gb/qwen1.5b-full",
     "2x8x80gb/qwen0.5b-full",
     "2x24gb/qwen0.5b-full",
+    "2x8x80gb/qwen7b-full",
     "2x8x80gb/qwen32b-full",
     "2x24gb/qwen3b-full",
     "2x8x80gb/qwen72b-full",

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 
 from tools import BadInput
@@ -43,6 +44,7 @@ class Facts(Part):
 
     version: str
     templates: Mapping[str, str]
+    begins: Mapping[str, str]
     names: Mapping[str, str]
     values: Mapping[str, Mapping[str, str]]
     speed: tuple[str, ...]
@@ -65,7 +67,7 @@ def write(recipe: Recipe) -> tuple[Path, list[str]]:
     with files.atomic(folder) as partial:
         partial.mkdir()
         for name, data in ((EPISODES, recipe.data), (HELD_OUT, trajectory.TEST_DATA)):
-            convert.convert_files([str(data)], str(partial / f"{name}.json"), Task("sharegpt", untrained=False))
+            write_data(data, partial / f"{name}.json", facts().begins.get(train["template"], ""))
         told = {
             name: {
                 "file_name": f"{name}.json",
@@ -91,6 +93,26 @@ def write(recipe: Recipe) -> tuple[Path, list[str]]:
     return folder, [f"{start}llamafactory-cli train train.yaml"] + [
         f"llamafactory-cli {verb} {name}.yaml" for verb, name in (("train", "predict"), ("export", "export"))
     ]
+
+
+def write_data(data: Path, out: Path, begins: str) -> None:
+    """Write episodes as ShareGPT, `begins` before the text of each system turn.
+
+    Raises BadInput, with file:line, for episodes that LLaMA-Factory cannot train as they say.
+    """
+    source = data
+    if begins:
+        source = out.with_suffix(".jsonl")
+        with source.open("wb") as file:
+            for episode in trajectory.read(data):
+                turns = episode["messages"]
+                own = turns[0]["content"] if turns[0]["role"] == "system" else ""
+                rest = turns[1:] if turns[0]["role"] == "system" else turns
+                system = {"role": "system", "content": begins + own.strip()}
+                file.write(orjson.dumps({**episode, "messages": [system, *rest]}) + b"\n")
+    convert.convert_files([str(source)], str(out), Task("sharegpt", untrained=False))
+    if begins:
+        source.unlink()
 
 
 def arguments(recipe: Recipe) -> dict[str, Any]:

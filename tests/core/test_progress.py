@@ -200,7 +200,7 @@ def test_a_terminal_that_cannot_draw_gets_lines() -> None:
     assert "\x1b" not in shown and "━" not in shown
 
 
-@pytest.mark.parametrize(("mark", "told"), [("[$n/8]", r"\d of 8"), ("[ $((n * 12))%]", r"\d+ %")])
+@pytest.mark.parametrize(("mark", "told"), [("[$n/8]", r"\d of 8 files"), ("[ $((n * 12))%]", r"\d+ %")])
 def test_a_build_is_told_by_ninjas_and_by_makes_numbers(mark: str, told: str, tmp_path: Path) -> None:
     loop = f'for n in 1 2 3 4 5 6 7 8; do echo "{mark} Building"; sleep 0.2; done'
     done = on_a_pipe(f"""

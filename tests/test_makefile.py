@@ -116,6 +116,8 @@ def value_of(each: click.Parameter, text: str) -> str:
         return {"quant": "Q4_K_M", "adapter_only": "1"}[each.name]
     if isinstance(each, click.Option) and each.is_flag:
         return "1"
+    if isinstance(each.type, click.Choice):
+        return str(each.type.choices[0])
     return {"integer range": "3", "integer": "3", "float": "0.5", "float range": "0.5"}.get(each.type.name, text)
 
 
@@ -275,6 +277,7 @@ def test_each_stage_of_a_chain_takes_its_own_variables(told: Any) -> None:
     ]
     either = ["--base=b", "--adapter=a"]
     assert told("export", "ADAPTER=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
+    assert told("export", "TO=llamafactory") == [["setup"], ["export", "--to=llamafactory", *recipe]]
     assert told("export", "MODEL=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
     assert told("parity", "GGUF=g", "BASE=b", "HELD_OUT=h")[1:] == [["parity", "--base=b", "--gguf=g", "--held-out=h"]]
 

@@ -21,7 +21,7 @@ FAULTS = {
         "blk.1.ffn_down.weight differs from training's by 100%.*, it is all zeros",
     ),
     "NaN": ("blk.1.attn_q.weight", nans, r"blk.1.attn_q.weight has values that are not numbers \(NaN or infinite\)"),
-    "another head": ("token_embd.weight", upside_down, "token_embd.weight differs from training's by 1.."),
+    "another head": ("token_embd.weight", upside_down, "token_embd.weight differs from training's by 1..% of its norm"),
 }
 
 
@@ -55,7 +55,7 @@ def test_wrong_weights_are_found_and_named(real_f16: Path, tmp_path: Path, fault
     right = quantised(real_f16, quant, tmp_path)
     wrong = with_metadata(right, tmp_path / "wrong.gguf", {}, tensors={tensor: change})
     found = {"conversations": 1} | {"weights": weighed(find_base.resolve(REAL), wrong)}
-    with pytest.raises(Failed, match=f"^the GGUF is not what was trained, so it has no name: {says}; at 40 places"):
+    with pytest.raises(Failed, match=f"^the GGUF is not what was trained, so it has no name: {says}; at \\d+ places"):
         prove.raise_if_different(found | {"first_difference": None}, "so it has no name: ")  # type: ignore[arg-type]
 
 

@@ -479,7 +479,7 @@ def test_the_converters_process_runs_no_code_of_a_model(tmp_path: Path, evil: di
     config = {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"} | sizes | AUTO_MAP
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(Failed, match="the base names code of its own, which is never run here"):
-        convert.one_pass(folder, tmp_path / "out.gguf", {}, None, "F16", tmp_path / "work")
+        convert.one_pass(convert.request(folder, tmp_path / "out.gguf", {}, None, "F16", tmp_path / "work"))
     assert not (tmp_path / "out.gguf").exists()
 
 

@@ -77,10 +77,16 @@ class Counts:
 
     def add_counts(self, other: "Counts") -> None:
         """Add what another conversion counted."""
-        self.add(Made(read=other.read, written=other.written, rows=other.rows, trimmed=other.trimmed))
-        for counts, more in ((self.extra, other.extra), (self.formats, other.formats)):
-            for key, count in more.items():
-                counts[key] = counts.get(key, 0) + count
+        self.add(
+            Made(
+                read=other.read,
+                written=other.written,
+                rows=other.rows,
+                trimmed=other.trimmed,
+                extra=other.extra,
+                formats=other.formats,
+            )
+        )
         for cause, found in other.causes.items():
             self.add_bad(cause, found["first"], found["count"])
         self.seconds += other.seconds
@@ -225,8 +231,12 @@ def nothing_written(counts: Counts, name: str) -> str:
 
 def causes_in_words(counts: Counts) -> str:
     """Each cause with its count, the most frequent first."""
-    ranked = sorted(counts.causes.items(), key=lambda each: -each[1]["count"])
-    return ", ".join(f"{cause} {found['count']:,}" for cause, found in ranked)
+    return ", ".join(f"{cause} {found['count']:,}" for cause, found in ranked(counts))
+
+
+def ranked(counts: Counts) -> list[tuple[str, Cause]]:
+    """The causes of bad rows, the most frequent first."""
+    return sorted(counts.causes.items(), key=lambda each: -each[1]["count"])
 
 
 def file_set(
@@ -333,9 +343,8 @@ def report(counts: Counts, out: str, task: Task, apart: str) -> str:
         lines.append(f"{'left out' if task.drop else where}: {listed}")
     if counts.bad:
         lines.append(f"{counts.bad:,} bad rows {f'set apart in {apart}' if apart else 'left out'}, by cause:")
-        ranked = sorted(counts.causes.items(), key=lambda each: -each[1]["count"])
-        width = max(len(cause) for cause, _ in ranked)
-        lines += [f"  {cause:{width}}  {found['count']:>9,}  first {found['first']}" for cause, found in ranked]
+        width = max(map(len, counts.causes))
+        lines += [f"  {cause:{width}}  {found['count']:>9,}  first {found['first']}" for cause, found in ranked(counts)]
     return "\n".join(lines)
 
 

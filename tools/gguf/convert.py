@@ -116,12 +116,12 @@ def to_gguf(
             merge.merge_to_folder(folder, adapter, merged)
             folder, adapter = merged, None
         if quant in UNQUANTISED or llamacpp.library():
-            one_pass(folder, out, metadata or {}, adapter, quant, work)
+            one_pass(request(folder, out, metadata or {}, adapter, quant, work))
             return
         print(f"{out.name}: an f16 file first ({llamacpp.described()})", file=sys.stderr)
         files.need_space(out.parent, 2 * sum(math.prod(shape) for shape in lora.shapes(folder).values()) / 2**30)
         f16 = work / f"{out.stem}-f16.gguf"
-        one_pass(folder, f16, metadata or {}, adapter, "F16", work)
+        one_pass(request(folder, f16, metadata or {}, adapter, "F16", work))
         quantize_gguf(f16, out, quant)
 
 
@@ -136,7 +136,7 @@ def tokenizer_to_gguf(folder: Path, adapter: Path | None, out: Path) -> None:
             f"{folder}: no config.json beside the tokenizer, which llama.cpp's converter reads; copy it there"
         )
     with files.scratch(out) as work:
-        one_pass(folder, out, {}, adapter, "F16", work, vocabulary=True)
+        one_pass(request(folder, out, {}, adapter, "F16", work, vocabulary=True))
 
 
 def four_bits(folder: Path, adapter: Path | None) -> bool:
@@ -161,23 +161,15 @@ def unsupported(base_model: Path, adapter: Path) -> str | None:
     return None
 
 
-def one_pass(
-    folder: Path,
-    out: Path,
-    metadata: dict[str, str],
-    adapter: Path | None,
-    quant: str,
-    work: Path,
-    vocabulary: bool = False,
-) -> None:
-    """Run llama.cpp's converter on a folder, with the changes that converter_hook.py makes to it. Raises Failed."""
-    source = llamacpp.source()
+def one_pass(asked: Request) -> None:
+    """Run llama.cpp's converter as asked, with the changes that converter_hook.py makes to it. Raises Failed."""
+    source, out = llamacpp.source(), Path(asked["out"])
     # The converter goes with its own version of the gguf package; nothing may be fetched on the way.
     paths = os.pathsep.join([str(source / "gguf-py"), str(source), str(run_folder.ROOT)])
     environment = without_secrets() | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     with files.atomic(out) as partial:
-        asked = request(folder, partial, metadata, adapter, quant, work, vocabulary)
-        command = [sys.executable, "-m", "tools.gguf.converter_hook", json.dumps(asked)]
+        told = json.dumps({**asked, "out": str(partial)})
+        command = [sys.executable, "-m", "tools.gguf.converter_hook", told]
         follow(command, f"{out.name}: converting", environment)
 
 

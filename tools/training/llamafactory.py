@@ -48,7 +48,6 @@ class Facts(Part):
     names: Mapping[str, str]
     values: Mapping[str, Mapping[str, str]]
     speed: tuple[str, ...]
-    tags: Mapping[str, str]
 
 
 @cache
@@ -68,15 +67,8 @@ def write(recipe: Recipe) -> tuple[Path, list[str]]:
         partial.mkdir()
         for name, data in ((EPISODES, recipe.data), (HELD_OUT, trajectory.TEST_DATA)):
             write_data(data, partial / f"{name}.json", facts().begins.get(train["template"], ""))
-        told = {
-            name: {
-                "file_name": f"{name}.json",
-                "formatting": "sharegpt",
-                "columns": {"messages": "conversations"},
-                "tags": dict(facts().tags),
-            }
-            for name in (EPISODES, HELD_OUT)
-        }
+        known = orjson.loads(convert.render("dataset_info.json.j2", str(folder)))
+        told = {name: known[f"{name}_sharegpt"] | {"file_name": f"{name}.json"} for name in (EPISODES, HELD_OUT)}
         files.write_json(partial / "dataset_info.json", told)
         if train.get("deepspeed"):
             files.write(partial / "deepspeed.json", run_folder.found(str(train["deepspeed"])).read_bytes())

@@ -27,9 +27,11 @@ from tools.data import formats
 from tools.data.formats import (
     CannotHold,
     Episode,
+    Message,
     Read,
     Turns,
     alpaca,
+    calls,
     columns,
     masks,
     messages_of,
@@ -304,12 +306,14 @@ def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> l
     if not turns and (task.to not in rows.WRITERS or not task.untrained):
         plain = task.untrained and task.to != "llamafactory"
         masks.refuse_flags(messages_of(episode), f"what reads {task.to}" if plain else "LLaMA-Factory")
+    if not turns and not (task.calls and task.to == "messages"):
+        calls.refuse_several(messages_of(episode))
     if task.to in formats.TEXT:
         log = task.to == "alfworld"
         held = transcript.without_extra(episode, log) if task.drop else episode
         return [transcript.write(held, log, number).encode()]
     if task.drop:
-        episode = {"messages": [{key: turn[key] for key in KEPT if key in turn} for turn in messages_of(episode)]}
+        episode = {"messages": [without_extra(turn) for turn in messages_of(episode)]}
     if task.to == "llamafactory":  # whose files are made of these messages
         alpaca.write(episode, not task.drop, turns)
         sharegpt.write(episode, task.calls, turns)
@@ -319,6 +323,12 @@ def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> l
             return [encoded(row) for row in alpaca.write_steps(episode, not task.drop, turns)]
         return [encoded(alpaca.write(episode, not task.drop, turns))]
     return [encoded(rows.WRITERS[task.to](episode, task.calls, turns))]
+
+
+def without_extra(turn: Message) -> Message:
+    """A message without keys of its own. Calls, of which only turns with several still have any, are no extra."""
+    kept = (*KEPT, "tool_call_id") if turn["role"] in ("tool", "function") else (*KEPT, "tool_calls")
+    return {key: turn[key] for key in kept if key in turn}
 
 
 def encoded(row: object) -> bytes:

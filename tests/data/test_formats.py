@@ -12,6 +12,7 @@ from tools import BadInput
 from tools.core.chunks import Lines
 from tools.data import formats
 from tools.data.formats import alpaca, columns, messages, messages_of, sharegpt, transcript, worker
+from tools.data.formats.source import steps
 from tools.data.formats.worker import Task
 
 SYSTEM = {"role": "system", "content": "Solve the task."}
@@ -45,10 +46,10 @@ def back(data: bytes, source: str) -> bytes:
         chunk = worker.Episodes([*transcript.episodes(data.decode().split("\n"))])
         found = worker.convert_chunk(source, chunk, Task("messages"))
     else:
-        parsed = [orjson.loads(line) for line in data.splitlines()]
-        if parsed and alpaca.is_step(parsed[0]):
-            data = b"".join(orjson.dumps(row) + b"\n" for row in alpaca.joined(iter(parsed)))
-        found = worker.convert_chunk(source, Lines(data), Task("messages"))
+        chunk = Lines(data)
+        if alpaca.is_step(orjson.loads(data.partition(b"\n")[0] or b"null")):
+            chunk = next(steps(iter([chunk])))
+        found = worker.convert_chunk(source, chunk, Task("messages"))
     assert not found.bad
     return found.data
 
@@ -548,10 +549,10 @@ def test_what_travels_beside_the_turns_is_counted() -> None:
 
 
 def test_rows_of_steps_that_lost_one_are_refused() -> None:
-    steps = rows("messages", GAME, "alpaca", steps=True)
-    for broken in (steps[:1], steps[1:], [*steps[:1], *steps[:1]], [steps[0], {"instruction": "a", "output": "b"}]):
+    whole = rows("messages", GAME, "alpaca", steps=True)
+    for broken in (whole[:1], whole[1:], [*whole[:1], *whole[:1]], [whole[0], {"instruction": "a", "output": "b"}]):
         with pytest.raises(BadInput, match="keep the rows of one together"):
-            list(alpaca.joined(iter(broken)))
+            alpaca.joined(broken)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def read_job(
 ) -> Iterator[tuple[int, Episode | str]]:
     """The line, from 0, of every row of a chunk and its episode, or why it is none; `counts` gets their formats."""
     if isinstance(job, Episodes):
-        yield from job.rows
+        yield from ((line, held if isinstance(held, dict) else held[0]) for line, held in job.rows)
         return
     line = at = 0
     for begin, end in worker.spans_of(job):

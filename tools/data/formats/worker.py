@@ -49,10 +49,17 @@ CONSTANT = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
 TOO_DEEP = "nested too deep (more than 250 levels); flatten what the episode carries beside its messages"
 
 
+class Broken(NamedTuple):
+    """Rows that were to be one episode and are none: why, and their bytes."""
+
+    why: str
+    raw: bytes
+
+
 class Episodes(NamedTuple):
     """Episodes that are read already, each with its line, from 0."""
 
-    rows: list[tuple[int, Episode]]
+    rows: list[tuple[int, Episode | Broken]]
 
 
 class Range(NamedTuple):
@@ -185,7 +192,10 @@ def read_chunk(
     """What each row of a chunk holds, or why it cannot be read; `counts` gets the rows of each format."""
     if isinstance(chunk, Episodes):
         counts[source] = counts.get(source, 0) + len(chunk.rows)
-        return ((episode, formats.roles_and_texts(messages_of(episode))) for _, episode in chunk.rows)
+        return (
+            (held, formats.roles_and_texts(messages_of(held))) if isinstance(held, dict) else BadInput(held[0])
+            for _, held in chunk.rows
+        )
     if isinstance(chunk, Lines) and not task.roles and (found := uniform_lines.read_chunk(source, chunk.data)):
         counts[source] = counts.get(source, 0) + len(found)
         return iter(found)
@@ -210,8 +220,8 @@ def located(chunk: Lines | Elements | Episodes, bad: list[tuple[int, str]], raw:
     line = at = 0
     for place, why in bad:
         if isinstance(chunk, Episodes):
-            line, episode = chunk.rows[place]
-            yield Bad(line, why, orjson.dumps(episode) if raw else b"")
+            line, held = chunk.rows[place]
+            yield Bad(line, why, b"" if not raw else orjson.dumps(held) if isinstance(held, dict) else held[1])
             continue
         begin, end = spans[place]
         line, at = line + chunk.data.count(b"\n", at, begin), begin

@@ -171,7 +171,7 @@ def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> Non
 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise BadInput(f"URL={parts.hostname or url}: an address is http://host:port/v1; a key is given as {KEY}")
+        raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
     key = os.environ.get(KEY) or "none"
     make, tasks = asked.drawn()
     model = name or backends.only_model(url, key)

@@ -1,0 +1,24 @@
+"""Environments of their own for other people's programs, each made once from its lock."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.core import files, machine, run_folder
+
+LOCKS = run_folder.ROOT / "tests" / "parts" / "locks"
+
+
+def programs(name: str, version: str) -> Path:
+    """The folder with the programs of locks/NAME.lock, made in the cache where it is missing or of another lock."""
+    where, lock = run_folder.cache() / f"{name}-{version}", LOCKS / f"{name}.lock"
+    ready = where / files.sha256(lock)
+    with files.locked(where):
+        if not ready.exists():
+            uv = machine.uv() or "uv"
+            python = f"{sys.version_info.major}.{sys.version_info.minor}"
+            subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", python, str(where)], check=True)
+            sync = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(where), str(lock)]
+            subprocess.run(sync, check=True)
+            ready.touch()
+    return where / "bin"

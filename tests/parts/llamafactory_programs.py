@@ -9,12 +9,12 @@ from tests.parts import environments
 from tools.core import run_folder
 
 PARTS = run_folder.ROOT / "tests" / "parts"
-VERSION = "0.9.5"
+VERSION = environments.version("llamafactory", "llamafactory")
 
 
 def programs() -> Path:
     """The folder with its python and its llamafactory-cli."""
-    return environments.programs("llamafactory", VERSION)
+    return environments.programs("llamafactory", "llamafactory")
 
 
 def run(command: Sequence[str], folder: Path, given: str = "") -> str:

@@ -44,7 +44,7 @@ def served(python: str | Path, action: str = "message", observation: str = "text
 
 def current() -> Path:
     """The Python with a current openenv-core."""
-    return environments.programs("inspect", "0.3.285") / "python"
+    return environments.programs("inspect-ai", "inspect") / "python"
 
 
 def halving(world: World) -> tuple[bool, list[str]]:

@@ -186,6 +186,7 @@ lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)
 	"$$UV" $(PIN) --extra train --group test --group lint pyproject.toml --output-file requirements.lock
 	"$$UV" $(PIN) --no-annotate tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
+	"$$UV" $(PIN) --no-annotate pyproject.toml tests/parts/locks/inspect.in --output-file tests/parts/locks/inspect.lock
 	"$$UV" $(PIN) --no-deps --no-annotate --group household --output-file tests/parts/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays

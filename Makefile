@@ -139,7 +139,7 @@ merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as sa
 export: $(if $(filter llamafactory,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory)
 	@$(TOOLS) export
 
-eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 BACKEND= PROMPT=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)
+eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 WORLD= SPLIT=seen BACKEND= PROMPT=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)
 	@$(TOOLS) eval
 
 score: ollama ## base and tuned model answer the test set, each turn after the true ones before it (RECIPE= HELD_OUT=)

@@ -610,10 +610,10 @@ def eval(
     ] = "",
     num_ctx: NumCtx = 0,
     proof: Proof = "weights",
-    world: Annotated[str, typer.Option(help="what is played")] = "household",
-    split: Annotated[
-        str, typer.Option(click_type=click.Choice(["unseen", "seen", "train"]), help="whether training saw the rooms")
-    ] = "unseen",
+    world: Annotated[
+        str, typer.Option(help="household, household:all, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT")
+    ] = "household",
+    split: Annotated[str, typer.Option(help="unseen, seen, train; by default the world's own choice")] = "",
     backend: Backend = "auto",
     url: Url = "",
     prompt: Annotated[

@@ -13,20 +13,23 @@ from tools import Failed
 from tools.core import run_folder
 from tools.evaluation import play
 from tools.evaluation.backends import Refused, Reply
-from tools.evaluation.rooms import Household
+from tools.worlds.guard import Guarded
 from tools.worlds.household import episodes
+from tools.worlds.household.environment import Household
 from tools.worlds.household.world import NOTHING
 from tools.worlds.world import Task
 
 # Plays for ever, until it is told to end.
 ENDLESS = """import time
-from tools.evaluation import backends, play, rooms
+from itertools import islice
+from tools.evaluation import backends, play
+from tools.worlds.household.environment import Household
 def chat(messages, seed):
     print("asked", flush=True)
     time.sleep(0.1)
     return backends.Reply("Action: look", 1, 0.1)
-tasks = rooms.first_tasks(rooms.Household(), "unseen", 8)
-play.play_games(chat, rooms.Household, [task._replace(id=f"{n}-{task.id}") for task in tasks for n in range(50)])
+tasks = list(islice(Household().tasks("unseen"), 8))
+play.play_games(chat, Household, tasks, repeat=50)
 """
 
 
@@ -203,21 +206,23 @@ class Faulty(Household):
         return super().reset(task)
 
     def step(self, action: str) -> str:
-        if self.played and f"household-{self.played.room.seed}" == TASKS[2].id:
+        if self.game and f"household-{self.game.room.seed}" == TASKS[2].id:
             time.sleep(60)
         return super().step(action)
 
 
 def test_a_world_that_raises_or_hangs_loses_no_other_game(capsys: pytest.CaptureFixture[str]) -> None:
-    games = play.play_games(expert(), Faulty, TASKS, play.Rules(step_seconds=0.5), parallel=2)
+    def make() -> Guarded:
+        return Guarded(Faulty, "faulty", seconds=0.5)
+
+    games = play.play_games(expert(), make, TASKS, parallel=2)
     assert [game.end for game in games] == ["won", "world failed", "world failed", *["won"] * 5]
-    assert games[1].error == "ValueError: no such room"
-    assert games[2].error == "no answer within 0.5 s" and games[2].steps == 1
-    assert capsys.readouterr().err == (
-        f"2 of 8 games failed, the first by world failed, {TASKS[1].id}: ValueError: no such room\n"
-    )
+    assert "faulty raised ValueError: no such room in reset" in games[1].error
+    assert "faulty did not come back from step within 0.5 s" in games[2].error and games[2].steps == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"2 of 8 games failed, the first by world failed, {TASKS[1].id}: ") and said.count("\n") == 1
     with pytest.raises(Failed, match="every game failed, the first by world failed"):
-        play.play_games(expert(), Faulty, TASKS[1:2])
+        play.play_games(expert(), make, TASKS[1:2])
 
 
 def test_a_conversation_that_a_server_refuses_is_one_game(tmp_path: Path) -> None:

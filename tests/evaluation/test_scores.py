@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import binomtest
 
 from tests.parts.players import TASKS, all_played, expert, played, script
-from tools.evaluation import rooms, scores
+from tools.evaluation import expert as experts
+from tools.evaluation import scores
 from tools.evaluation.play import Game
 
 
@@ -53,7 +54,7 @@ def test_the_summary_adds_up() -> None:
     games = [played(expert() if index % 2 else script(""), task) for index, task in enumerate(TASKS)]
     for game in games:
         game.wall = 0.25
-    found = scores.summary(games, rooms.first_action)
+    found = scores.summary(games, experts.first_action)
     assert (found["won"], found["rooms"], found["rate"]) == (4, 8, 0.5)
     assert found["wilson95"] == scores.wilson(4, 8)
     assert found["invalid"] == 16 and found["faults"] == {"no action": 16}
@@ -80,10 +81,10 @@ def test_games_of_one_task_are_not_independent() -> None:
 
 def test_the_expert_agrees_with_itself_and_reads_no_other_world() -> None:
     games = all_played(expert())
-    assert scores.agreement(games, rooms.first_action) == {"same": len(TASKS), "games": len(TASKS)}
+    assert scores.agreement(games, experts.first_action) == {"same": len(TASKS), "games": len(TASKS)}
     for game in games:
         game.transcript[1]["content"] = "You see a door. What now?"
-    assert scores.agreement(games, rooms.first_action) is None
+    assert scores.agreement(games, experts.first_action) is None
 
 
 def test_random_wins_are_as_likely_as_the_interval_says() -> None:

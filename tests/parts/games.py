@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from tests.parts.players import TASKS
-from tools.evaluation import play, rooms, scores
+from tools.evaluation import expert, play, scores
 from tools.evaluation.backends import Chat
+from tools.worlds.household.environment import Household
 from tools.worlds.world import Task
 
 
 def evaluation(player: str, quant: str, chat: Chat, tasks: Sequence[Task] = TASKS) -> scores.Evaluation:
     """What eval-*.json holds of a player in the household."""
-    games = play.play_games(chat, rooms.Household, tasks)
+    games = play.play_games(chat, Household, tasks)
     return {
         "player": player,
         "model": "smollm2-135m-lora",
@@ -26,7 +27,7 @@ def evaluation(player: str, quant: str, chat: Chat, tasks: Sequence[Task] = TASK
         "tasks_sha256": f"{len(tasks)} tasks",
         "weights_sha256": "0",
         "date": "2026-01-01T00:00:00Z",
-        "summary": scores.summary(games, rooms.first_action),
+        "summary": scores.summary(games, expert.first_action),
         "classic": {"prompt": "You are in a room.", "answer": "Action: look"},
         "games": [play.as_json(game) for game in games],
     }

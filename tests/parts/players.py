@@ -2,14 +2,15 @@
 
 import random
 import threading
+from itertools import islice
 
 from tools.evaluation.backends import Chat, Reply
-from tools.evaluation.play import Game, Guarded, Log, Rules, play_game, play_games
-from tools.evaluation.rooms import Household, first_tasks
+from tools.evaluation.play import Game, Log, Rules, play_game, play_games
+from tools.worlds.household.environment import Household
 from tools.worlds.household.expert import Expert
 from tools.worlds.world import Task
 
-TASKS = first_tasks(Household(), "unseen", 8)
+TASKS = list(islice(Household().tasks("unseen"), 8))
 
 
 def expert(wins: bool = True) -> Chat:
@@ -38,10 +39,7 @@ def script(*answers: str, ended: str = "stop") -> Chat:
 
 def played(chat: Chat, task: Task = TASKS[0], rules: Rules = Rules()) -> Game:  # noqa: B008
     """One game in the household."""
-    world = Guarded(Household)
-    game = play_game(chat, world, task, rules)
-    world.close()
-    return game
+    return play_game(chat, Household(), task, rules)
 
 
 def all_played(chat: Chat, log: Log | None = None, repeat: int = 1) -> list[Game]:

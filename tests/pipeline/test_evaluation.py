@@ -258,9 +258,10 @@ def test_files_of_other_kinds_of_evaluation_have_other_names() -> None:
 
 def test_the_tuned_model_is_always_asked_as_it_was_trained() -> None:
     asked = Asked(prompt="few-shot")
-    assert asked.rules("tuned") == play.Rules()
+    assert asked.rules("tuned", 30) == play.Rules()
     assert asked.setup("tuned", "m", "Q8_0", "ollama", TASKS, "0")["prompt"] == "trained"
-    assert asked.rules("base").shown and asked.rules("base").added == FORM
+    rules = asked.rules("base", 50)
+    assert rules.shown and (rules.added, rules.steps) == (FORM, 50)
 
 
 @pytest.mark.heavy

@@ -1,6 +1,5 @@
 """Games: an agent, asked through a backend, plays the tasks of a world; each game is saved as it ends."""
 
-import functools
 import hashlib
 import queue
 import re
@@ -10,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import BinaryIO, Literal, NamedTuple, TypedDict, cast
 
 import orjson
 
@@ -18,9 +17,9 @@ from tools import BadInput, Failed
 from tools.core import files, progress, trajectory
 from tools.core.trajectory import Message
 from tools.evaluation.backends import Chat, Refused, Reply
+from tools.worlds.guard import WorldFailed
 from tools.worlds.world import Task, World
 
-T = TypeVar("T")
 MakeWorld = Callable[[], World]
 # What may be wrong with an answer.
 Fault = Literal["nothing happens", "no action", "made-up observation", "cut by length", "loop"]
@@ -30,9 +29,6 @@ End = Literal[
 ]
 # Of these the model is not the cause: such a game is played anew when the evaluation goes on.
 FAILED = ("world failed", "server failed")
-# Seconds that a world may take for a step, and for its start with the first observation.
-STEP_SECONDS = 60.0
-START_SECONDS = 600.0
 # What the model is told where it named no action, in a world that has no sentence for it.
 UNREAD = "No action was read; it is the line `Action: ...`."
 
@@ -103,7 +99,6 @@ class Rules(NamedTuple):
     useless: int = 4
     added: str = ""
     shown: Sequence[Message] = ()
-    step_seconds: float = STEP_SECONDS
 
 
 def lenient_action(text: str) -> str | None:
@@ -121,48 +116,6 @@ MADE_UP = re.compile(r"^[\s*_#>-]*observation[\s*_]*:", re.MULTILINE | re.IGNORE
 PARSERS: dict[str, Callable[[str], str | None]] = {"strict": trajectory.action, "lenient": lenient_action}
 
 
-class WorldFailed(Exception):
-    """A world raised, or did not answer in time."""
-
-
-class Guarded:
-    """A world in a thread of its own, which makes it and is the only one to call it, each call within a time limit.
-
-    A thread that hangs is left behind: it is a daemon, so that nothing waits for it.
-    """
-
-    def __init__(self, make: MakeWorld) -> None:
-        self.asked: queue.SimpleQueue[Callable[[World], object] | None] = queue.SimpleQueue()
-        self.told: queue.SimpleQueue[tuple[object, Exception | None]] = queue.SimpleQueue()
-        threading.Thread(target=self.serve, args=(make,), daemon=True).start()
-
-    def serve(self, make: MakeWorld) -> None:
-        """Answer calls until None comes."""
-        world = None
-        while call := self.asked.get():
-            try:
-                world = world or make()
-                self.told.put((call(world), None))
-            except Exception as error:  # of code that is anybody's
-                self.told.put((None, error))
-
-    def ask(self, call: Callable[[World], T], seconds: float) -> T:
-        """What a call of the world returns. Raises WorldFailed in one line when it raises, or takes longer."""
-        self.asked.put(call)
-        try:
-            value, error = self.told.get(timeout=seconds)
-        except queue.Empty:
-            raise WorldFailed(f"no answer within {seconds:g} s") from None
-        if error:
-            said = " ".join(str(error).split())[:300]
-            raise WorldFailed(f"{type(error).__name__}: {said}" if said else type(error).__name__) from error
-        return cast(T, value)
-
-    def close(self) -> None:
-        """End the thread, once it has answered."""
-        self.asked.put(None)
-
-
 class Seen(NamedTuple):
     """What a world shows after an action: the observation, whether the task is done, whether the game is over."""
 
@@ -171,10 +124,10 @@ class Seen(NamedTuple):
     over: bool
 
 
-def play_game(chat: Chat, world: Guarded, task: Task, rules: Rules = Rules(), attempt: int = 0) -> Game:  # noqa: B008
+def play_game(chat: Chat, world: World, task: Task, rules: Rules = Rules(), attempt: int = 0) -> Game:  # noqa: B008
     """Play a task to its end: won, or lost for one of the reasons of `End`.
 
-    A world or a server that fails ends this game alone; the chat's other failures (Failed) are raised.
+    A world that fails (WorldFailed) or a server that refuses ends this game alone; other failures are raised.
     """
     game = Game(task.id, task.kind, task.goal, attempt)
     try:
@@ -189,12 +142,12 @@ def play_game(chat: Chat, world: Guarded, task: Task, rules: Rules = Rules(), at
     return game
 
 
-def play_on(chat: Chat, world: Guarded, task: Task, rules: Rules, game: Game) -> None:
+def play_on(chat: Chat, world: World, task: Task, rules: Rules, game: Game) -> None:
     """The turns of `play_game`, told to `game` one by one."""
     start = time.monotonic()
-    first, system, nothing = world.ask(lambda each: (each.reset(task), each.system_prompt, each.nothing), START_SECONDS)
+    first, nothing = world.reset(task), world.nothing
     game.world_seconds += time.monotonic() - start
-    told = [{"role": "system", "content": "\n\n".join(filter(None, [system, rules.added]))}]
+    told = [{"role": "system", "content": "\n\n".join(filter(None, [world.system_prompt, rules.added]))}]
     game.transcript += [*told, {"role": "user", "content": first}]
     seen: set[tuple[str, str]] = set()
     faults: list[Fault | None] = []
@@ -210,7 +163,7 @@ def play_on(chat: Chat, world: Guarded, task: Task, rules: Rules, game: Game) ->
         saw = Seen(nothing or UNREAD, False, False)
         if action is not None:
             start = time.monotonic()
-            saw = world.ask(functools.partial(step, action=action), rules.step_seconds)
+            saw = Seen(world.step(action), world.won, world.done)
             game.world_seconds += time.monotonic() - start
         useless = action is None or (bool(nothing) and saw.text == nothing)
         idle = idle + 1 if useless else 0
@@ -225,12 +178,6 @@ def play_on(chat: Chat, world: Guarded, task: Task, rules: Rules, game: Game) ->
             return
         game.transcript.append({"role": "user", "content": trajectory.observation(saw.text)})
     game.end = cause(faults[-rules.useless :], idle >= rules.useless)
-
-
-def step(world: World, action: str) -> Seen:
-    """Do an action in a world."""
-    text = world.step(action)
-    return Seen(text, world.won, world.done)
 
 
 def count(game: Game, reply: Reply) -> None:
@@ -330,8 +277,8 @@ def play_games(
 ) -> list[Game]:
     """Play all tasks, each `repeat` times, `parallel` at a time, with a progress bar; the games in the tasks' order.
 
-    `make`: makes a world; each of those that play side by side gets one. `log`: where games are saved as they end, and
-    those found that need not be played again.
+    `make`: makes a world (see worlds/load.py), one for each of those that play side by side. `log`: where games are
+    saved as they end, and those found that need not be played again.
 
     When the server fails or Ctrl-C is pressed, no game makes another move, and the error is raised at once. Raises
     Failed as well when the world or the server failed in every game.
@@ -351,22 +298,15 @@ def play_games(
         return chat(messages, seed)
 
     def work() -> None:
-        world = Guarded(make)
-        while not stopped.is_set():
-            try:
+        try:
+            world = make()
+            while not stopped.is_set():
                 task, attempt = open_.get_nowait()
-            except queue.Empty:
-                break
-            try:
-                game = play_game(ask, world, task, rules, attempt)
-            except BaseException as error:
-                ended.put(error)
-                break
-            ended.put(game)
-            if game.end == "world failed":
-                world.close()
-                world = Guarded(make)
-        world.close()
+                ended.put(play_game(ask, world, task, rules, attempt))
+        except queue.Empty:
+            return
+        except BaseException as error:
+            ended.put(error)
 
     # Daemons: what waits for a server when Ctrl-C is pressed holds up nothing.
     for _ in range(min(parallel, len(missing))):

@@ -20,11 +20,13 @@ from tools.core.run_folder import Run
 from tools.core.trajectory import Message
 from tools.pipeline.serving import CLASSIC, player, proof_inputs, spec
 from tools.pipeline.trained import Tuned, run_and_name
+from tools.recipes.recipe import read_recipe
 
 if TYPE_CHECKING:
     from tools.evaluation.backends import Chat, Sampling
-    from tools.evaluation.play import MakeWorld, Rules
+    from tools.evaluation.play import Rules
     from tools.evaluation.scores import Evaluation, Setup
+    from tools.worlds.load import Loaded
     from tools.worlds.world import Task
 
 # What a model is told that was not trained on the form of an answer.
@@ -39,15 +41,15 @@ PARALLEL = 4
 class Asked:
     """How a person wants games to be played.
 
-    `rooms`: tasks, the first of their `split` in a `world`. `backend`: "ollama", "llama-server", "transformers", or
-    "auto", the first of these that is there. `prompt`: how a model is asked that we did not tune: "trained" (as if it
-    were), "zero-shot", or "few-shot" with so many `shots`. `parse`: which reading of an answer is played. `repeat`:
-    games of each task, which differ at a `temperature`.
+    `rooms`: tasks, the first of their `split` ("": the world's own choice) in a `world`, see worlds/load.py. `backend`:
+    "ollama", "llama-server", "transformers", or "auto", the first of these that is there. `prompt`: how a model is
+    asked that we did not tune: "trained" (as if it were), "zero-shot", or "few-shot" with so many `shots`. `parse`:
+    which reading of an answer is played. `repeat`: games of each task, which differ at a `temperature`.
     """
 
     rooms: int = 48
     world: str = "household"
-    split: str = "unseen"
+    split: str = ""
     backend: str = "auto"
     prompt: str = "trained"
     shots: int = 3
@@ -55,18 +57,23 @@ class Asked:
     temperature: float = 0.0
     repeat: int = 1
 
-    def drawn(self) -> "tuple[MakeWorld, list[Task]]":
-        """What makes a world, and the tasks. Raises BadInput for a world or a split that there is not."""
-        from tools.evaluation import rooms
+    def drawn(self) -> "tuple[Loaded, list[Task]]":
+        """The world and its tasks. Raises BadInput for a world or a split that there is not."""
+        from tools.worlds import load
 
         if self.repeat > 1 and not self.temperature:
             raise BadInput(f"REPEAT={self.repeat}: at temperature 0 all games of a task are one; give TEMPERATURE=0.7")
-        world = rooms.make_world(self.world)
+        world = load.load(self.world)
         with progress.step(f"{self.world}: drawing {self.rooms} tasks"):
-            return lambda: rooms.make_world(self.world), rooms.first_tasks(world, self.split, self.rooms)
+            tasks = list(islice(world.make().tasks(self.split or world.split), self.rooms))
+        if not tasks:
+            raise BadInput(f"{self.world}: no tasks of the split {self.split or world.split}; SPLIT= names another")
+        return world, tasks
 
-    def setup(self, who: str, model: str, quant: str, backend: str, tasks: "Sequence[Task]", weights: str) -> "Setup":
-        """Of what an evaluation is that is played so."""
+    def setup(
+        self, who: str, model: str, quant: str, backend: str, tasks: "Sequence[Task]", weights: str, split: str = ""
+    ) -> "Setup":
+        """Of what an evaluation is that is played so; `split`: the world's own, where none was asked for."""
         prompt = "trained" if who == "tuned" else self.prompt
         told = "".join(f"{task.id} {task.goal}\n" for task in tasks)
         return {
@@ -80,7 +87,7 @@ class Asked:
             "temperature": self.temperature,
             "repeat": self.repeat,
             "world": self.world,
-            "split": self.split,
+            "split": self.split or split or "unseen",
             "tasks_sha256": files.sha256_of(told.encode()),
             "weights_sha256": weights,
         }
@@ -92,14 +99,14 @@ class Asked:
         trained = who == "tuned" or self.prompt == "trained"
         return backends.Sampling(self.temperature, backends.ANSWER_TOKENS if trained else backends.PROMPTED_TOKENS)
 
-    def rules(self, who: str, data: Path = trajectory.TRAIN_DATA) -> "Rules":
-        """How its games are played; `data`: the training set that few-shot episodes are of."""
+    def rules(self, who: str, steps: int, data: Path = trajectory.TRAIN_DATA) -> "Rules":
+        """How its games are played, for so many steps; `data`: the training set that few-shot episodes are of."""
         from tools.evaluation import play
 
         if who == "tuned" or self.prompt == "trained":
-            return play.Rules(self.parse)
+            return play.Rules(self.parse, steps)
         shown = few(trajectory.read(data), self.shots) if self.prompt == "few-shot" else []
-        return play.Rules(self.parse, added=FORM, shown=shown)
+        return play.Rules(self.parse, steps, added=FORM, shown=shown)
 
 
 def few(episodes: Iterable[trajectory.Episode], count: int) -> list[Message]:
@@ -138,7 +145,8 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
     from tools.serving import ollama
 
     quant, this = quant.upper(), model.run
-    make, tasks = asked.drawn()
+    world, tasks = asked.drawn()
+    data = read_recipe(this.recipe).data if this.recipe.exists() else trajectory.TRAIN_DATA
     backend = asked.backend
     if backend == "auto":
         backend = "ollama" if ollama.find() or ollama.users_own() else "llama-server"
@@ -149,7 +157,7 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
             inputs = proof_inputs(spec(model, quant, who, called)) if served else {}
             weights = inputs["gguf"] if served else model.hashes["adapter" if who == "tuned" else "base"]
             name = model.name if who == "tuned" else model.base_name
-            setup = asked.setup(who, name, quant if served else "", backend, tasks, weights)
+            setup = asked.setup(who, name, quant if served else "", backend, tasks, weights, world.split)
             sha256 = setup["tasks_sha256"]
             sampling = asked.sampling(who)
             chat = (
@@ -157,8 +165,9 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
                 if served
                 else in_process(model, who, sampling)
             )
-            play_one(this, setup, inputs, chat, make, tasks, asked.rules(who))
+            play_one(this, setup, inputs, chat, world, tasks, asked.rules(who, world.steps, data))
     show(this, sha256, as_json)
+    tell_world(asked, world, len(tasks), as_json)
 
 
 def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> None:
@@ -173,15 +182,28 @@ def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> Non
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
         raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
     key = os.environ.get(KEY) or "none"
-    make, tasks = asked.drawn()
+    world, tasks = asked.drawn()
     model = name or backends.only_model(url, key)
     this = Run(run_folder.outputs() / "served" / plain(model))
-    setup = asked.setup("served", model, "", "openai", tasks, "")
+    setup = asked.setup("served", model, "", "openai", tasks, "", world.split)
     with this.held("eval"), quiet(as_json):
         chat = backends.openai_chat(url, model, key, asked.sampling("served"))
         context = contextlib.nullcontext(chat)
-        play_one(this, setup, {}, context, make, tasks, asked.rules("served"))
+        play_one(this, setup, {}, context, world, tasks, asked.rules("served", world.steps))
     show(this, setup["tasks_sha256"], as_json)
+    tell_world(asked, world, len(tasks), as_json)
+
+
+def tell_world(asked: Asked, world: "Loaded", tasks: int, as_json: bool) -> None:
+    """Say what played the games of a world that is not ours, and why ALFWorld's are no row of the literature's."""
+    from tools.worlds import alfworld
+
+    if as_json or asked.world.startswith("household"):
+        return
+    print(f"Played by {world.played_by}.")
+    split = asked.split or world.split
+    if asked.world.startswith("alfworld") and (why := alfworld.why_no_row(split, tasks, world.steps)):
+        print(f"No row of the literature's tables: {why}.")
 
 
 def quiet(as_json: bool) -> "contextlib.AbstractContextManager[object]":
@@ -210,7 +232,7 @@ def play_one(
     setup: "Setup",
     inputs: dict[str, str],
     player: "contextlib.AbstractContextManager[Chat]",
-    make: "MakeWorld",
+    world: "Loaded",
     tasks: "Sequence[Task]",
     rules: "Rules",
 ) -> None:
@@ -218,7 +240,7 @@ def play_one(
 
     Each game is saved as it ends, in a file beside that ends in .jsonl: what was stopped goes on there.
     """
-    from tools.evaluation import play, rooms, scores
+    from tools.evaluation import expert, play, scores
 
     name = file_name(setup)
     file, log = this.evaluation(name), this.evaluation(name).with_suffix(".jsonl")
@@ -227,14 +249,15 @@ def play_one(
         print(f"{file}: already played")
         return
     with this.stage(f"eval-{name}", known), player as chat, contextlib.closing(play.Log(log, known)) as kept:
-        games = play.play_games(chat, make, tasks, rules, setup["repeat"], PARALLEL, scores.label(setup), kept)
+        parallel = min(PARALLEL, world.together or PARALLEL)
+        games = play.play_games(chat, world.make, tasks, rules, setup["repeat"], parallel, scores.label(setup), kept)
         turns = [{"role": "system", "content": games[0].transcript[0]["content"]}, {"role": "user", "content": CLASSIC}]
         with progress.step(f"{scores.label(setup)}: one more answer, to the first prompt that people try"):
             classic: scores.Classic = {"prompt": CLASSIC, "answer": chat(turns, 0).text}
         found: scores.Evaluation = {
             **setup,
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "summary": scores.summary(games, rooms.first_action),
+            "summary": scores.summary(games, expert.first_action),
             "classic": classic,
             "games": [play.as_json(game) for game in games],
         }

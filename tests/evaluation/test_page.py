@@ -8,7 +8,8 @@ from tests.parts.browser import browse, open_page
 from tests.parts.games import evaluation
 from tests.parts.players import TASKS, expert, script
 from tools.core import files
-from tools.evaluation import page
+from tools.core.run_folder import Run
+from tools.evaluation import curves, page
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"></ol></details>"
 
@@ -22,9 +23,16 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluation("tuned", "Q8_0", expert(wins=False)),
         evaluation("tuned", "Q4_K_M", expert(), TASKS[:3]),
     ]
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    files.write(path, page.render(f"cpu/{EVIL}", played).encode())
-    return path
+    this = Run(tmp_path_factory.mktemp("page"))
+    trained = {"inputs": {"recipe": "ab" * 32}, "loss": 0.5, "seconds": 600.0}
+    files.write_json(this.folder / "run.json", {"train": trained})
+    logged: list[dict[str, object]] = [{"step": n, "loss": 2 / n, "learning_rate": 0.001 / n} for n in range(1, 41)]
+    logged += [{"step": n, "eval_loss": 3 / n} for n in (10, 20, 40)]
+    for step in (20, 40):
+        state = {"log_history": [each for each in logged if int(str(each["step"])) <= step]}
+        files.write_json(this.checkpoints / f"checkpoint-{step}" / "trainer_state.json", state)
+    files.write(this.report, page.render(f"cpu/{EVIL}", played, this).encode())
+    return this.report
 
 
 def test_html_of_a_model_is_text(file: Path) -> None:
@@ -33,13 +41,27 @@ def test_html_of_a_model_is_text(file: Path) -> None:
     assert text.count("&lt;script&gt;") >= 2 * 4 * len(TASKS)
 
 
+def test_the_curves_are_those_of_the_newest_checkpoint(file: Path) -> None:
+    loss, rate = curves.curves(curves.history(Run(file.parent)))
+    assert (loss.steps, loss.high, loss.low) == (40, 2.0, 0.05)
+    assert [name for name, _ in loss.drawn] == ["training", "validation"]
+    assert loss.drawn[0][1].startswith("2.50,0.00 ") and loss.drawn[0][1].endswith(" 100.00,100.00")
+    assert rate.title == "Learning rate"
+    assert curves.curves([{"step": 1, "loss": 1.0}]) == [] and curves.history(Run(file.parent / "none")) == []
+
+
 @pytest.mark.heavy
 def test_every_game_can_be_read(file: Path) -> None:
     with browse(file) as tab:
         open_page(tab, file)
         assert tab.title() == f"cpu/{EVIL}: games"
         assert tab.locator("details").count() == 3 * len(TASKS) + 3
-        assert tab.locator("h2").all_inner_texts() == ["8 tasks of household, unseen", "3 tasks of household, unseen"]
+        assert tab.locator("h2").all_inner_texts() == [
+            "Training",
+            "8 tasks of household, unseen",
+            "3 tasks of household, unseen",
+        ]
+        assert tab.locator("polyline").count() == 3
         assert "8/8, 100 %" in tab.locator(".rate").all_inner_texts()[1].replace("\n", " ")
         first = tab.locator("#games-0-0 details").first
         assert first.locator("li").first.is_hidden()

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.core import templates
-from tools.evaluation import report, scores
+from tools.core import files, templates
+from tools.core.run_folder import Run
+from tools.evaluation import curves, report, scores
 from tools.evaluation.play import Played
 from tools.evaluation.scores import Comparison, Evaluation
 
@@ -48,13 +49,39 @@ class Part:
     pairs: list[Comparison]
 
 
-def render(title: str, evaluations: Sequence[Evaluation]) -> str:
-    """The page of a run's evaluations, in HTML; those of other tasks are in a part of their own."""
+def render(title: str, evaluations: Sequence[Evaluation], this: Run | None = None) -> str:
+    """The page of a run's evaluations, in HTML; those of other tasks are in a part of their own.
+
+    `this`: the run, for its training's figures and curves.
+    """
     by_tasks: dict[str, list[Evaluation]] = {}
     for each in evaluations:
         by_tasks.setdefault(each["tasks_sha256"], []).append(each)
     parts = [part(each, number) for number, each in enumerate(by_tasks.values())]
-    return templates.template("report/eval.html.j2").render(title=title, parts=parts)
+    drawn = curves.curves(curves.history(this)) if this else []
+    facts = training(this) if this else []
+    return templates.template("report/eval.html.j2").render(title=title, parts=parts, curves=drawn, facts=facts)
+
+
+def training(this: Run) -> list[tuple[str, str]]:
+    """What run.json says of a run's training, and whether its tokens were proven to be the server's."""
+    noted = this.provenance().get("train", {})
+    forms = {
+        "loss": ("loss", "{:.3f}"),
+        "eval_loss": ("validation loss", "{:.3f}"),
+        "steps": ("updates", "{:,.0f}"),
+        "tokens": ("tokens read", "{:,.0f}"),
+        "tokens_per_second": ("tokens/s", "{:,.0f}"),
+        "seconds": ("seconds", "{:,.0f}"),
+        "peak_gib": ("memory at most, GiB", "{:.2f}"),
+        "device_gib": ("GPU memory at most, GiB", "{:.2f}"),
+    }
+    found = [(title, form.format(noted[key])) for key, (title, form) in forms.items() if noted.get(key) is not None]
+    found += [(f"{key}, SHA-256", str(value)) for key, value in noted.get("inputs", {}).items()]
+    if this.parity.exists():
+        equal = files.read_object(this.parity).get("equal")
+        found.append(("parity of training and serving", "proven" if equal else "different"))
+    return found
 
 
 def part(evaluations: Sequence[Evaluation], number: int) -> Part:

@@ -327,7 +327,7 @@ def write_report(name: str, adapter: str = "", tier: str = "") -> None:
     if not played:
         asked = f"ADAPTER={adapter}" if adapter else f"RECIPE={name}"
         raise BadInput(f"{this.folder}: no games; make eval {asked} plays them")
-    files.write(this.report, page.render(f"{this.folder.parent.name}/{this.folder.name}", played).encode())
+    files.write(this.report, page.render(f"{this.folder.parent.name}/{this.folder.name}", played, this).encode())
     print(f"{this.report}: {sum(len(each['games']) for each in played)} games")
 
 

@@ -139,8 +139,20 @@ merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as sa
 export: $(if $(filter llamafactory,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory)
 	@$(TOOLS) export
 
-eval: ollama ## base and tuned model play unseen rooms (RECIPE= ROOMS=48)
+eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 WORLD= SPLIT=seen BACKEND= PROMPT=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)
 	@$(TOOLS) eval
+
+score: ollama ## base and tuned model answer the test set, each turn after the true ones before it (RECIPE= HELD_OUT=)
+	@$(TOOLS) score
+
+report: .venv/.ready ## a run's games as a page: what was won, how it was lost, every game (RECIPE=)
+	@$(TOOLS) report
+
+compare: .venv/.ready ## two models on the same tasks, with a paired test (A=... B=... recipes or eval-*.json; QUANT=)
+	@$(TOOLS) compare
+
+runs: .venv/.ready ## all runs: date, loss, rooms won, parity (JSON=1)
+	@$(TOOLS) runs
 
 # On a GPU the demo trains on more than the recipe's data; make hands this on to the targets that it needs first.
 demo: AS_DEMO = --demo
@@ -174,6 +186,7 @@ lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)
 	"$$UV" $(PIN) --extra train --group test --group lint pyproject.toml --output-file requirements.lock
 	"$$UV" $(PIN) --no-annotate tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
+	"$$UV" $(PIN) --no-annotate pyproject.toml tests/parts/locks/inspect.in --output-file tests/parts/locks/inspect.lock
 	"$$UV" $(PIN) --no-deps --no-annotate --group household --output-file tests/parts/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays

@@ -82,6 +82,16 @@ Proof = Annotated[
         "--proof", click_type=click.Choice(["weights", "tokens"]), help="what is proven before it gets its name"
     ),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        click_type=click.Choice(["auto", "ollama", "llama-server", "transformers"]),
+        help="what answers; auto: Ollama, or llama-server where there is none",
+    ),
+]
+Url = Annotated[
+    str, typer.Option(help="in place of a recipe: an OpenAI-compatible server's address; its key in OPENAI_API_KEY")
+]
 HeldOut = Annotated[str, typer.Option("--held-out", help="a file of episodes in place of data/test.jsonl")]
 
 
@@ -592,18 +602,98 @@ def eval(
     recipe: Tuned = "",
     tier: TierName = "",
     quant: Quant = "Q8_0",
-    rooms: Annotated[int, typer.Option(min=1, help="number of rooms to play")] = 48,
+    rooms: Annotated[int, typer.Option(min=1, help="number of rooms (tasks) to play")] = 48,
+    base: Base = "",
+    adapter: Folder = "",
+    name: Annotated[
+        str, typer.Option("--name", help="the model's name in Ollama (react-...); with --url: its name there")
+    ] = "",
+    num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
+    world: Annotated[
+        str, typer.Option(help="household, household:all, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT")
+    ] = "household",
+    split: Annotated[str, typer.Option(help="unseen, seen, train; by default the world's own choice")] = "",
+    backend: Backend = "auto",
+    url: Url = "",
+    prompt: Annotated[
+        str,
+        typer.Option(
+            click_type=click.Choice(["trained", "zero-shot", "few-shot"]),
+            help="how a model is asked that was not tuned: as if it were, or told the form of an answer",
+        ),
+    ] = "trained",
+    shots: Annotated[int, typer.Option(min=1, help="episodes of the training set that few-shot shows")] = 3,
+    parse: Annotated[
+        str,
+        typer.Option(
+            click_type=click.Choice(["strict", "lenient"]), help="how an answer's action is read; both are counted"
+        ),
+    ] = "strict",
+    temperature: Annotated[float, typer.Option(min=0, help="of the answers; 0: always the likeliest token")] = 0.0,
+    repeat: Annotated[int, typer.Option(min=1, help="games of each room, for pass@k; needs a temperature")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Let the base and the tuned model, or any that is served, play the same unseen rooms."""
+    from tools.pipeline.evaluation import Asked, play_games, play_served
+    from tools.pipeline.trained import tuned
+
+    asked = Asked(rooms, world, split, backend, prompt, shots, parse, temperature, repeat)
+    if url:
+        play_served(url, name, asked, as_json)
+    else:
+        play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, name, proof, asked, as_json)
+
+
+@app.command(epilog="Example: report smollm2-135m-lora")
+def report(recipe: Tuned = "", tier: TierName = "", adapter: Folder = "") -> None:
+    """Write report.html: what a run's models won, how they lost, and every game to read."""
+    from tools.pipeline.evaluation import write_report
+
+    write_report(recipe, adapter, tier)
+
+
+@app.command(epilog="Example: compare smollm2-135m-lora outputs/cpu/smollm2-135m-lora/eval-base-q8_0.json")
+def compare(
+    a: Annotated[str, typer.Argument(help="an eval-*.json, or a recipe or run's folder: its tuned model in --quant")],
+    b: Annotated[str, typer.Argument(help="the other, on the same tasks")],
+    quant: Quant = "Q8_0",
+    as_json: Json = False,
+) -> None:
+    """Compare two models on the same tasks: what each won, McNemar's exact test, and where they part."""
+    from tools.pipeline.evaluation import compare_evaluations
+
+    compare_evaluations(a, b, quant, as_json)
+
+
+@app.command()
+def runs(as_json: Json = False) -> None:
+    """List all runs: recipe, date, loss, rooms won, parity."""
+    from tools.pipeline.evaluation import show_runs
+
+    show_runs(as_json)
+
+
+@app.command(epilog="Example: score qwen7b-qlora --quant Q8_0")
+def score(
+    recipe: Tuned = "",
+    tier: TierName = "",
+    quant: Quant = "Q8_0",
     base: Base = "",
     adapter: Folder = "",
     name: Name = "",
     num_ctx: NumCtx = 0,
     proof: Proof = "weights",
+    backend: Backend = "auto",
+    held_out: HeldOut = "",
+    as_json: Json = False,
 ) -> None:
-    """Let the base and the tuned model play the same unseen rooms."""
-    from tools.pipeline.evaluation import play_games
+    """Score each answer of the test set, asked for after the true turns before it: action, BLEU-4, ROUGE, loss."""
+    from tools.pipeline.evaluation import score_answers
     from tools.pipeline.trained import tuned
 
-    play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name, proof)
+    model = tuned(recipe, base, adapter, tier, num_ctx)
+    score_answers(model, quant, name, proof, backend, as_messages(held_out), as_json)
 
 
 @app.command(epilog="Example: demo smollm2-135m-lora")

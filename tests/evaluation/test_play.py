@@ -1,114 +1,248 @@
-"""Games: how they are played, counted and stopped, with the household's expert and with real servers."""
+"""Games: how they are played, named by their end, saved and stopped."""
 
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.parts.players import TASKS, all_played, counted, expert, played, script
 from tools import Failed
 from tools.core import run_folder
 from tools.evaluation import play
-from tools.gguf import llamacpp
-from tools.serving import ollama
+from tools.evaluation.backends import Refused, Reply
+from tools.worlds.guard import Guarded
 from tools.worlds.household import episodes
-from tools.worlds.household.expert import SYSTEM, Expert
-from tools.worlds.household.world import NOTHING, Room
+from tools.worlds.household.environment import Household
+from tools.worlds.household.world import NOTHING
+from tools.worlds.world import Task
 
-pytestmark = pytest.mark.heavy
-
-ROOMS = list(episodes.rooms("play", 8))
 # Plays for ever, until it is told to end.
 ENDLESS = """import time
-from tools.evaluation import play
-from tools.worlds.household import episodes
-def chat(messages):
+from itertools import islice
+from tools.evaluation import backends, play
+from tools.worlds.household.environment import Household
+def chat(messages, seed):
     print("asked", flush=True)
     time.sleep(0.1)
-    return play.Reply("Action: look", 1, 0.1)
-play.play_rooms(chat, [room for room in episodes.rooms("play", 8) for _ in range(50)], "")
+    return backends.Reply("Action: look", 1, 0.1)
+tasks = list(islice(Household().tasks("unseen"), 8))
+play.play_games(chat, Household, tasks, repeat=50)
 """
-
-
-def expert() -> play.Chat:
-    """The household's expert as a backend, for any number of rooms at a time."""
-    playing: dict[str, Expert] = {}
-
-    def chat(messages: list[dict[str, str]]) -> play.Reply:
-        introduction = messages[1]["content"]
-        player = playing.setdefault(introduction, Expert(introduction, random.Random(0)))
-        thought, action = player.act(messages[-1]["content"].removeprefix("Observation: "))
-        return play.Reply(f"Thought: {thought}\nAction: {action}", 20, 0.5)
-
-    return chat
-
-
-def script(*answers: str) -> play.Chat:
-    """A backend that gives these answers over and over."""
-    return lambda messages: play.Reply(answers[(len(messages) // 2 - 1) % len(answers)], 1, 0.0)
 
 
 def test_a_game_is_the_conversation_of_the_data() -> None:
     """The model is asked with the very messages that it was trained on."""
-    for room in ROOMS:
+    for task, room in zip(TASKS, episodes.unseen_rooms(len(TASKS)), strict=True):
         told = episodes.episode(room, slip=0)
-        game = play.play_room(expert(), room, SYSTEM)
+        game = played(expert(), task)
         assert told and game.transcript == told["messages"]
-        assert game.won and game.invalid == 0
+        assert game.won and game.end == "won" and game.invalid == 0 and not game.faults
         assert game.steps == sum(turn["role"] == "assistant" for turn in game.transcript)
         assert (game.tokens, game.seconds) == (20 * game.steps, 0.5 * game.steps)
-        assert (game.seed, game.task, game.goal) == (room.seed, room.task, room.goal)
+        assert (game.strict, game.lenient) == (game.steps, game.steps)
+        assert (game.id, game.task, game.goal) == (f"household-{room.seed}", room.task, room.goal)
 
 
 def test_four_answers_in_a_row_that_do_nothing_lose() -> None:
-    game = play.play_room(script("go to fridge 1", "Action: dance", "Thought: hm.\nAction:", ""), ROOMS[0], "")
-    assert not game.won and (game.steps, game.invalid) == (4, 4)
+    game = played(script("go to fridge 1", "Action: dance", "Thought: hm.\nAction:", ""))
+    assert not game.won and (game.steps, game.invalid, game.end) == (4, 4, "no action")
     assert [turn["content"] for turn in game.transcript if turn["role"] == "user"][1:] == [
         f"Observation: {NOTHING}"
     ] * 4
 
 
 def test_an_answer_that_does_something_ends_the_row() -> None:
-    game = play.play_room(script("Action: dance", "Action: dance", "Action: dance", "Action: look"), ROOMS[0], "")
+    game = played(script("Action: dance", "Action: dance", "Action: dance", "Action: look"))
     assert not game.won and (game.steps, game.invalid) == (30, 23)
 
 
-def test_the_first_action_counts() -> None:
-    game = play.play_room(script("Action: look\nObservation: You won.\nAction: dance"), ROOMS[0], "", steps=2)
-    assert (game.steps, game.invalid) == (2, 0)
+@pytest.mark.parametrize(
+    ("chat", "end", "faults"),
+    [
+        (script("Action: dance"), "nothing happens", {"nothing happens": 4}),
+        (script("I would rather not."), "no action", {"no action": 4}),
+        (script("Thought: I think that", ended="length"), "cut by length", {"cut by length": 4}),
+        (script("Action: look"), "loop", {"loop": 29}),
+        (script("Action: look\nObservation: You won."), "made-up observation", {"made-up observation": 30}),
+        (script("Action: dance\n**Observation:** You won."), "made-up observation", {"made-up observation": 4}),
+        (
+            script(*(f"Action: look at {n}" for n in range(4)), "Action: look"),
+            "nothing happens",
+            {"nothing happens": 4},
+        ),
+        (script("", ended="context"), "context full", {}),
+    ],
+)
+def test_a_lost_game_says_why(chat: play.Chat, end: str, faults: dict[str, int]) -> None:
+    game = played(chat)
+    assert not game.won and (game.end, game.faults) == (end, faults)
 
 
-def test_all_games_come_in_the_order_of_the_rooms() -> None:
-    def slow(messages: list[dict[str, str]]) -> play.Reply:
-        time.sleep(0.001 * len(messages[1]["content"]) % 0.01)
-        return player(messages)
+def test_steps_that_all_do_something_new_are_used_up() -> None:
+    room = next(episodes.unseen_rooms(1))
+    answers = [f"Action: go to {name}" for name in room.receptacles]
+    game = played(script(*answers), rules=play.Rules(steps=len(answers)))
+    assert (game.end, game.faults) == ("steps used up", {})
 
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),
+    [
+        ("Thought: so.\nAction: go to fridge 1", "go to fridge 1", "go to fridge 1"),
+        ("Action: `Go to fridge 1.`", "`Go to fridge 1.`", "go to fridge 1"),
+        ("**Action:** [look]", "** [look]", "look"),
+        ("action: look", None, "look"),
+        ("I say Action: as an example.\nAction: look", "as an example.", "look"),
+        ("Action: look\nObservation: a mug.\nAction: take mug", "look", "look"),
+        ("Action:", None, None),
+        ("I look around.", None, None),
+    ],
+)
+def test_both_readings_of_an_answer(text: str, strict: str | None, lenient: str | None) -> None:
+    assert (play.PARSERS["strict"](text), play.PARSERS["lenient"](text)) == (strict, lenient)
+
+
+def test_a_game_is_played_by_one_parser_and_both_are_counted() -> None:
+    shouting, wins = script("action: LOOK"), expert()
+
+    def capitals(messages: list[dict[str, str]], seed: int) -> Reply:
+        return wins(messages, seed)._replace(text=wins(messages, seed).text.replace("Action: ", "action: "))
+
+    assert (played(shouting).end, played(shouting, rules=play.Rules("lenient")).end) == ("no action", "loop")
+    game = played(shouting)
+    assert (game.strict, game.lenient, game.steps) == (0, 4, 4)
+
+
+def test_all_games_come_in_the_order_of_the_tasks() -> None:
     player = expert()
-    games = play.play_rooms(slow, ROOMS, SYSTEM)
-    assert [game.seed for game in games] == [room.seed for room in ROOMS]
+
+    def slow(messages: list[dict[str, str]], seed: int) -> Reply:
+        time.sleep(0.001 * len(messages[1]["content"]) % 0.01)
+        return player(messages, seed)
+
+    games = all_played(slow)
+    assert [game.id for game in games] == [task.id for task in TASKS]
     assert all(game.won for game in games)
+
+
+def test_a_seed_is_that_of_task_attempt_and_step() -> None:
+    seeds: dict[tuple[str, int], list[int]] = {}
+
+    def chat(messages: list[dict[str, str]], seed: int) -> Reply:
+        seeds.setdefault((messages[1]["content"], len(messages)), []).append(seed)
+        return Reply("", 1, 0.0)
+
+    all_played(chat, repeat=2)
+    once = {key: sorted(each) for key, each in seeds.items()}
+    seeds.clear()
+    all_played(chat, repeat=2)
+    assert {key: sorted(each) for key, each in seeds.items()} == once
+    assert len({seed for each in once.values() for seed in each}) == 2 * 4 * len(TASKS)
 
 
 def test_a_failure_stops_all_games() -> None:
     asked: list[int] = []
 
-    def failing(messages: list[dict[str, str]]) -> play.Reply:
+    def failing(messages: list[dict[str, str]], seed: int) -> Reply:
         asked.append(1)
         time.sleep(0.02)
         if len(messages) > 4:
             raise Failed("the server is gone")
-        return play.Reply("Action: look", 1, 0.0)
+        return Reply("Action: look", 1, 0.0)
 
     with pytest.raises(Failed, match="the server is gone"):
-        play.play_rooms(failing, ROOMS * 10, "")
+        all_played(failing)
     time.sleep(0.1)
     assert len(asked) < 20
 
 
+def test_what_was_stopped_goes_on_and_gives_the_same(tmp_path: Path) -> None:
+    about, file = {"model": "a"}, tmp_path / "eval-a.jsonl"
+    whole = all_played(expert())
+    chat, asked = counted(expert())
+
+    def stops(messages: list[dict[str, str]], seed: int) -> Reply:
+        if len(asked) == 40:
+            raise Failed("the server is gone")
+        return chat(messages, seed)
+
+    log = play.Log(file, about)
+    with pytest.raises(Failed, match=f"gone; [1-7] of {len(TASKS)} games are kept, and the same command plays"):
+        all_played(stops, log)
+    log.close()
+    kept = len(log.games)
+    with file.open("ab") as half:  # as a kill leaves it
+        half.write(b'{"id": "household-')
+    again, more = counted(expert())
+    log = play.Log(file, about)
+    assert len(log.games) == kept
+    left = sum(game.steps for game in whole) - sum(game.steps for game in log.games.values())
+    games = all_played(again, log)
+    log.close()
+    assert len(more) == left
+    for game in (*games, *whole):
+        game.wall = game.world_seconds = 0
+    assert games == whole
+
+
+def test_games_of_another_model_are_played_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "eval-a.jsonl"
+    log = play.Log(file, {"model": "a"})
+    all_played(script(""), log)
+    log.close()
+    assert not play.Log(file, {"model": "b"}).games
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+class Faulty(Household):
+    """The household, but one task raises, and one hangs."""
+
+    def reset(self, task: Task) -> str:
+        if task is TASKS[1]:
+            raise ValueError("no such\nroom")
+        return super().reset(task)
+
+    def step(self, action: str) -> str:
+        if self.game and f"household-{self.game.room.seed}" == TASKS[2].id:
+            time.sleep(60)
+        return super().step(action)
+
+
+def test_a_world_that_raises_or_hangs_loses_no_other_game(capsys: pytest.CaptureFixture[str]) -> None:
+    def make() -> Guarded:
+        return Guarded(Faulty, "faulty", seconds=0.5)
+
+    games = play.play_games(expert(), make, TASKS, parallel=2)
+    assert [game.end for game in games] == ["won", "world failed", "world failed", *["won"] * 5]
+    assert "faulty raised ValueError: no such room in reset" in games[1].error
+    assert "faulty did not come back from step within 0.5 s" in games[2].error and games[2].steps == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"2 of 8 games failed, the first by world failed, {TASKS[1].id}: ") and said.count("\n") == 1
+    with pytest.raises(Failed, match="every game failed, the first by world failed"):
+        play.play_games(expert(), make, TASKS[1:2])
+
+
+def test_a_conversation_that_a_server_refuses_is_one_game(tmp_path: Path) -> None:
+    player = expert()
+
+    def refusing(messages: list[dict[str, str]], seed: int) -> Reply:
+        if TASKS[3].goal in messages[1]["content"]:
+            raise Refused("400: no")
+        return player(messages, seed)
+
+    log = play.Log(tmp_path / "eval-a.jsonl", {})
+    games = all_played(refusing, log)
+    log.close()
+    refused = [game for game in games if game.end == "server failed"]
+    assert refused and all(game.won for game in games if game not in refused)
+    kept = play.Log(tmp_path / "eval-a.jsonl", {})
+    assert {game.id for game in refused} == {task.id for task in TASKS} - {name for name, _ in kept.games}
+
+
+@pytest.mark.heavy
 def test_ctrl_c_stops_all_games_at_once() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS], cwd=run_folder.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -119,68 +253,3 @@ def test_ctrl_c_stops_all_games_at_once() -> None:
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - start < 5
     assert "KeyboardInterrupt" in errors
-
-
-def test_the_summary_adds_up() -> None:
-    games = [play.play_room(expert() if index % 2 else script(""), room, SYSTEM) for index, room in enumerate(ROOMS)]
-    found = play.summary(games, wall_seconds=2.0)
-    assert (found["won"], found["rooms"], found["rate"]) == (4, 8, 0.5)
-    assert found["wilson95"] == play.wilson(4, 8)
-    assert found["invalid"] == 16
-    assert sum(each["rooms"] for each in found["by_task"].values()) == 8
-    assert sum(each["won"] for each in found["by_task"].values()) == 4
-    assert found["mean_steps"] == sum(game.steps for game in games) / 8
-    assert found["tokens_per_second"] == sum(game.tokens for game in games) / 2.0
-    assert found["seconds"] == 2.0
-
-
-@pytest.mark.parametrize(("won", "rooms"), [(0, 8), (1, 10), (26, 48), (120, 200), (48, 48)])
-def test_the_interval_holds_the_rates_that_the_score_test_allows(won: int, rooms: int) -> None:
-    """Wilson's ends are the rates p with |won / rooms - p| = z sqrt(p (1 - p) / rooms)."""
-    low, high = play.wilson(won, rooms)
-    assert 0 <= low <= won / rooms <= high <= 1
-    for end in (low, high):
-        assert abs(won / rooms - end) == pytest.approx(1.959964 * (end * (1 - end) / rooms) ** 0.5, abs=1e-9)
-
-
-@pytest.fixture(scope="module")
-def url(smollm2_gguf: Path) -> Iterator[str]:
-    with llamacpp.server(smollm2_gguf, 512) as url:
-        yield url
-
-
-def test_the_base_model_plays_through_openai_s_api(url: str) -> None:
-    """Without training it wins no room; what it says and what that took is counted."""
-    game = play.play_room(play.openai_chat(url), ROOMS[0], SYSTEM, steps=1)
-    assert not game.won and game.steps == 1
-    assert 0 < game.tokens <= play.ANSWER_TOKENS and game.seconds > 0
-    answer = game.transcript[2]["content"]
-    assert answer and "<|im_end|>" not in answer
-
-
-def test_a_conversation_that_outgrows_the_context_loses(url: str) -> None:
-    room = Room(0, "put", "mug", "desk", "put some mug on desk", {f"drawer {number}": () for number in range(200)})
-    game = play.play_room(play.openai_chat(url), room, SYSTEM)
-    assert (game.won, game.steps, game.tokens) == (False, 4, 0)
-
-
-def test_a_server_that_is_gone_fails_in_one_line() -> None:
-    chat = play.openai_chat(f"http://127.0.0.1:{llamacpp.free_port()}")
-    with pytest.raises(Failed, match="Connection error"):
-        chat([{"role": "user", "content": "Hi"}])
-
-
-@pytest.mark.slow
-def test_the_base_model_plays_through_ollama(
-    smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if ollama.install() is None:
-        pytest.skip("neither Ollama nor Go is installed")
-    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path))
-    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{llamacpp.free_port()}")  # no Ollama of the user's
-    spec = ollama.Spec("react-test", smollm2_gguf, "smollm2-135m-lora", "0", "Apache-2.0", {"num_ctx": 2048})
-    with ollama.session() as session:
-        ollama.create(session.client, spec)
-        game = play.play_room(play.ollama_chat(session.client, "react-test"), ROOMS[0], SYSTEM, steps=1)
-    assert not game.won and game.steps == 1
-    assert 0 < game.tokens <= play.ANSWER_TOKENS

@@ -1,48 +1,32 @@
 """What a run's files come to: the table, a game in full, demo.json, the last lines."""
 
 import io
-import random
 from pathlib import Path
 
 import orjson
 import pytest
 from rich.console import Console
 
+from tests.parts.games import evaluation
+from tests.parts.players import expert, script
+from tools import BadInput
 from tools.core import files
 from tools.core.run_folder import Run
-from tools.evaluation import play, report
-from tools.worlds.household import episodes
-from tools.worlds.household.expert import SYSTEM, Expert
-
-
-def expert(wins: bool) -> play.Chat:
-    """The household's expert as a player; it stops playing after its first answer unless it `wins`."""
-    playing: dict[str, Expert] = {}
-
-    def chat(messages: list[dict[str, str]]) -> play.Reply:
-        introduction = messages[1]["content"]
-        if len(messages) == 2:
-            playing[introduction] = Expert(introduction, random.Random(0))
-        elif not wins:
-            return play.Reply("I do not know.", 4, 0.0)
-        thought, action = playing[introduction].act(messages[-1]["content"].removeprefix("Observation: "))
-        return play.Reply(f"Thought: {thought}\nAction: {action}", 20, 0.0)
-
-    return chat
+from tools.evaluation import report, scores
 
 
 @pytest.fixture(scope="module")
-def played() -> list[play.Evaluation]:
+def played() -> list[scores.Evaluation]:
     """Eight rooms, lost by one player and won by another in two quantisations."""
-    rooms = list(episodes.rooms("play", 8))
-    found: list[play.Evaluation] = []
-    for player, quant, wins in (("base", "Q8_0", False), ("tuned", "F16", True), ("tuned", "Q8_0", True)):
-        games = [play.play_room(expert(wins), room, SYSTEM) for room in rooms]
-        summary = play.summary(games, 2.0)
-        classic: play.Classic = {"prompt": "You are in a room.", "answer": "Action: look"}
-        written = [*map(play.as_json, games)]
-        found.append({"player": player, "quant": quant, "summary": summary, "classic": classic, "games": written})
-    return found
+    return [
+        evaluation("base", "Q8_0", expert(wins=False)),
+        evaluation("tuned", "F16", expert()),
+        evaluation("tuned", "Q8_0", expert()),
+    ]
+
+
+def shown_all(what: list[object]) -> str:
+    return "".join(map(shown, what))
 
 
 def shown(what: object) -> str:
@@ -51,7 +35,7 @@ def shown(what: object) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_table_has_a_column_for_each_player_and_its_intervals(played: list[play.Evaluation]) -> None:
+def test_the_table_has_a_column_for_each_player_and_its_intervals(played: list[scores.Evaluation]) -> None:
     text = shown(report.table(played))
     assert "base Q8_0" in text and "tuned F16" in text and "tuned Q8_0" in text
     assert text.count("0/8 0 %") == 1 and text.count("8/8 100 %") == 2 and text.count("(68-100)") == 2
@@ -59,10 +43,36 @@ def test_the_table_has_a_column_for_each_player_and_its_intervals(played: list[p
     assert two.count("0/8    0 % (0-32)") == 1 and two.count("8/8  100 % (68-100)") == 1
     rows = {line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")}
     tasks = set(played[0]["summary"]["by_task"])
-    assert rows == tasks | {"all", "95 %", "invalid actions", "mean steps", "tokens/s", "seconds"}
+    figures = {"invalid actions", "actions read", "expert's first step", "mean steps", "steps a win"}
+    assert rows == tasks | figures | {"all", "95 %", "lost: no action", "tokens/s", "seconds"}
 
 
-def test_a_game_is_printed_in_full(played: list[play.Evaluation]) -> None:
+def test_what_the_lenient_parser_reads_more_is_said() -> None:
+    text = shown(report.table([evaluation("base", "Q8_0", script("action: look"))]))
+    assert "0 % (100 % leniently)" in text
+
+
+def test_two_models_are_compared_task_by_task(played: list[scores.Evaluation]) -> None:
+    found = scores.compare(played[0], played[1])
+    assert (found["both"], found["a_alone"], found["b_alone"], found["neither"]) == (0, 0, 8, 0)
+    assert found["p"] == 2 / 2**8 and len(found["parted"]) == 8
+    text = shown_all(report.comparison(found))
+    assert "A: base Q8_0" in text and "B: tuned F16" in text and "B alone 8" in text and "p = 0.0078" in text
+    assert all(game["goal"] in text for game in played[0]["games"])
+    same = scores.compare(played[1], played[2])
+    assert (same["both"], same["p"], same["parted"]) == (8, 1.0, [])
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"player": "tuned", "quant": "Q8_0", "summary": {}}'])
+def test_what_is_no_evaluation_is_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "eval-tuned-q8_0.json"
+    file.write_text(text)
+    with pytest.raises(BadInput, match="eval-tuned-q8_0.json") as raised:
+        report.read_evaluation(file)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_game_is_printed_in_full(played: list[scores.Evaluation]) -> None:
     game = played[1]["games"][0]
     text = " ".join(shown(report.transcript(game)).split())
     assert "A game that was won" in text
@@ -70,7 +80,7 @@ def test_a_game_is_printed_in_full(played: list[play.Evaluation]) -> None:
         assert " ".join(turn["content"].split()) in text
 
 
-def test_demo_sums_up_a_runs_folder(tmp_path: Path, played: list[play.Evaluation]) -> None:
+def test_demo_sums_up_a_runs_folder(tmp_path: Path, played: list[scores.Evaluation]) -> None:
     this = Run(tmp_path / "cpu" / "smollm2-135m-lora")
     with this.stage("check", {}):
         pass

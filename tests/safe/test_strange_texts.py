@@ -31,7 +31,8 @@ from tests.parts.command import tools
 from tools import BadInput, Failed
 from tools.core import catalog, files, quote, run_folder
 from tools.data import convert, split, stats
-from tools.evaluation import report
+from tools.evaluation import report, scores
+from tools.evaluation.play import Game, as_json
 from tools.gguf import llamacpp, perplexity
 from tools.pipeline.serving import without_adapters
 from tools.pipeline.trained import tuned
@@ -455,10 +456,10 @@ def wide(text: str) -> str:
 def test_tables_show_a_text_and_obey_none_of_it(text: str) -> None:
     part = split.Part(episodes=1, wanted=1.0, share=1.0, groups=1, tasks={text: 1}, mean_turns=1.0, mean_characters=1)
     balance: split.Balance = {"seed": 0, "out": "", "groups": 1, "largest": 1, "parts": {"train": part}}
-    summary: dict[str, Any] = {"won": 1, "rooms": 1, "by_task": {text: {"won": 1, "rooms": 1}}, "invalid": 0}
-    summary |= {"mean_steps": 1.0, "tokens_per_second": 1.0, "seconds": 1.0}
-    game: Any = {"won": True, "goal": text, "seed": 0, "steps": 1, "transcript": [{"role": "user", "content": text}]}
-    played: Any = {"player": text, "quant": "Q8_0", "summary": summary}
+    told = [Game(text, text, text, won=True, transcript=[{"role": "user", "content": text}])]
+    game = as_json(told[0])
+    played: Any = {"player": text, "quant": "Q8_0", "summary": scores.summary(told), "prompt": "trained"}
+    played |= {"backend": "ollama", "parse": "strict", "temperature": 0}
     scored: Any = {"quant": text, "bytes": 1, "imatrix": False, "perplexity": 1.0, "perplexity_error": 0.1}
     shown = {
         "stats": drawn(*stats.tables(figures(text))),

@@ -110,7 +110,7 @@ def test_an_episode_longer_than_the_sequence_is_named(tmp_path: Path, folder: Pa
     found = preflight.check(make(tmp_path, {"sequence_len": 256}, EPISODES), folder)
     (error,) = [each for each in found.errors if "sequence_len" in each.what]
     assert "tokens and sequence_len is 256: 100% of the episodes are dropped" in error.what
-    assert error.where == f"{tmp_path}/data.jsonl:1" and "sequence_len: 1536" in error.fix
+    assert error.where == f"{tmp_path}/data.jsonl:1" and "sequence_len: 1024" in error.fix
 
 
 @pytest.mark.parametrize("wrong", [{"roles_to_train": ["user", "assistant"]}, {"train_on_eos": "none"}])

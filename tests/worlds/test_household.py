@@ -360,11 +360,3 @@ def test_the_committed_episodes_are_those_the_code_makes() -> None:
         assert (run_folder.ROOT / "data" / f"{name}.jsonl").read_bytes() == b"".join(
             orjson.dumps(each) + b"\n" for each in made
         )
-
-
-def test_no_layout_stands_in_two_sets() -> None:
-    train = episodes.introductions(episodes.train_episodes())
-    test = episodes.introductions(episodes.test_episodes())
-    play = {room.introduction for room in episodes.unseen_rooms(200)}
-    assert len(train) >= 240 and len(test) >= 40 and len(play) == 200
-    assert not train & test and not train & play and not test & play

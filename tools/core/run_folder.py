@@ -134,6 +134,11 @@ class Run:
         """The games of one player, e.g. evaluation("base-q8_0") is eval-base-q8_0.json."""
         return self.folder / f"eval-{name}.json"
 
+    @property
+    def report(self) -> Path:
+        """The page of its games."""
+        return self.folder / "report.html"
+
     def provenance(self) -> dict[str, Any]:
         """What run.json holds: by stage, seconds, peak memory and what the stage wrote down."""
         path = self.folder / "run.json"

@@ -1,230 +1,350 @@
-"""The agent plays through a backend: Ollama, llama-server, or any server that speaks OpenAI's API."""
+"""Games: an agent, asked through a backend, plays the tasks of a world; each game is saved as it ends."""
 
+import hashlib
+import queue
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, TypedDict, cast
 
-from tools import Failed
-from tools.core import progress, trajectory
+import orjson
+
+from tools import BadInput, Failed
+from tools.core import files, progress, trajectory
 from tools.core.trajectory import Message
-from tools.worlds.household.world import NOTHING, Room, World
+from tools.evaluation.backends import Chat, Refused, Reply
+from tools.worlds.guard import WorldFailed
+from tools.worlds.world import Task, World
 
-if TYPE_CHECKING:
-    from ollama import Client
-
-# Tokens that an answer may have: the longest in the committed episodes has 84.
-ANSWER_TOKENS = 96
-
-
-class Reply(NamedTuple):
-    """What a backend answered: its text, the tokens generated, and the seconds it took."""
-
-    text: str
-    tokens: int
-    seconds: float
-
-
-Chat = Callable[[list[Message]], Reply]
+MakeWorld = Callable[[], World]
+# What may be wrong with an answer.
+Fault = Literal["nothing happens", "no action", "made-up observation", "cut by length", "loop"]
+# How a game ended: won, or why it was lost.
+End = Literal[
+    "won", Fault, "context full", "steps used up", "ended by the world", "world failed", "server failed", "not over"
+]
+# Of these the model is not the cause: such a game is played anew when the evaluation goes on.
+FAILED = ("world failed", "server failed")
+# What the model is told where it named no action, in a world that has no sentence for it.
+UNREAD = "No action was read; it is the line `Action: ...`."
 
 
 @dataclass
 class Game:
-    """One room as it was played. `invalid`: answers that did nothing; `transcript`: all messages, the system's first.
+    """One task as it was played, `attempt` counting from 0 where each is played several times.
 
-    `tokens`: generated; `seconds`: waited for answers.
+    `steps`: answers. `invalid`: those that did nothing. `strict`, `lenient`: those in which each parser read an action.
+    `faults`: answers by what was wrong with them. `tokens`: generated. `timings`: the seconds that each answer took,
+    `seconds` their sum. `world_seconds`: spent in the world. `wall`: seconds since the game that ended before it, of
+    all that are played side by side. `error`: what the world or the server said that failed. `transcript`: all
+    messages, the system's first; episodes that were shown before the task are left out.
     """
 
-    seed: int
+    id: str
     task: str
     goal: str
+    attempt: int = 0
     won: bool = False
+    end: End = "not over"
     steps: int = 0
     invalid: int = 0
+    strict: int = 0
+    lenient: int = 0
+    faults: dict[Fault, int] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
+    world_seconds: float = 0.0
+    wall: float = 0.0
+    error: str = ""
+    timings: list[float] = field(default_factory=list)
     transcript: list[Message] = field(default_factory=list)
-
-
-class Tally(TypedDict):
-    """Rooms won of those played."""
-
-    won: int
-    rooms: int
-
-
-class Summary(Tally):
-    """What games came to; `wilson95`: the interval of `rate`; `invalid`: answers that did nothing; see `summary`."""
-
-    rate: float
-    wilson95: list[float]
-    by_task: dict[str, Tally]
-    invalid: int
-    mean_steps: float
-    tokens_per_second: float
-    seconds: float
-
-
-class Classic(TypedDict):
-    """The first prompt that people try, and the answer."""
-
-    prompt: str
-    answer: str
 
 
 class Played(TypedDict):
     """A game as eval-*.json has it: the fields of `Game`."""
 
-    seed: int
+    id: str
     task: str
     goal: str
+    attempt: int
     won: bool
+    end: End
     steps: int
     invalid: int
+    strict: int
+    lenient: int
+    faults: dict[Fault, int]
     tokens: int
     seconds: float
+    world_seconds: float
+    wall: float
+    error: str
+    timings: list[float]
     transcript: list[Message]
 
 
-class Evaluation(TypedDict):
-    """eval-*.json: what a player ("base" or "tuned") did in one quantisation."""
+class Rules(NamedTuple):
+    """How games are played: the parser's name, the answers that a game may have, and those in a row that do nothing.
 
-    player: str
-    quant: str
-    summary: Summary
-    classic: Classic
-    games: list[Played]
-
-
-def ollama_chat(client: "Client", name: str) -> Chat:
-    """A chat with a model in Ollama, at temperature 0. It raises Failed when Ollama does not answer."""
-    from tools.serving import ollama as server
-
-    def chat(messages: list[Message]) -> Reply:
-        start = time.monotonic()
-        said = server.chat(client, name, messages, ANSWER_TOKENS, 0.0)
-        return Reply(said.text, said.tokens, time.monotonic() - start)
-
-    return chat
-
-
-def openai_chat(url: str, model: str = "model", key: str = "none") -> Chat:
-    """A chat with a server that speaks OpenAI's API under `url`/v1, such as llama-server, at temperature 0.
-
-    An answer that the server refuses because the conversation has outgrown its context is an empty one. Proxies from
-    the environment are not used. The chat raises Failed when the server does not answer.
+    `shown`: turns of other episodes that stand between the system's and the task. `added`: text that follows the
+    world's own system prompt.
     """
-    from openai import BadRequestError, DefaultHttpxClient, OpenAI, OpenAIError
 
-    http = DefaultHttpxClient(trust_env=False, timeout=600)
-    client = OpenAI(base_url=f"{url}/v1", api_key=key, http_client=http)
-
-    def chat(messages: list[Message]) -> Reply:
-        start = time.monotonic()
-        try:
-            said = client.chat.completions.create(
-                model=model,
-                messages=messages,  # type: ignore[arg-type]
-                temperature=0,
-                max_tokens=ANSWER_TOKENS,
-            )
-        except BadRequestError as error:
-            if "context" not in str(error):
-                raise Failed(f"{url}: {error}") from error
-            return Reply("", 0, time.monotonic() - start)
-        except OpenAIError as error:
-            raise Failed(f"{url}: {error}") from error
-        tokens = said.usage.completion_tokens if said.usage else 0
-        return Reply(said.choices[0].message.content or "", tokens, time.monotonic() - start)
-
-    return chat
+    parse: str = "strict"
+    steps: int = 30
+    useless: int = 4
+    added: str = ""
+    shown: Sequence[Message] = ()
 
 
-def play_room(chat: Chat, room: Room, system: str, steps: int = 30, useless: int = 4) -> Game:
-    """Play a room to its end: won, or lost after `steps` answers or `useless` answers in a row that do nothing."""
-    world = World(room)
-    turns = [{"role": "system", "content": system}, {"role": "user", "content": room.introduction}]
-    game = Game(room.seed, room.task, room.goal, transcript=turns)
-    idle = 0
-    while game.steps < steps and idle < useless:
-        reply = chat(turns)
-        turns.append({"role": "assistant", "content": reply.text})
-        act = trajectory.action(reply.text)
-        answer = world.step(act) if act else NOTHING
-        idle = idle + 1 if answer == NOTHING else 0
-        game.steps += 1
-        game.invalid += answer == NOTHING
-        game.tokens += reply.tokens
-        game.seconds += reply.seconds
-        if world.won:
-            game.won = True
-            break
-        turns.append({"role": "user", "content": trajectory.observation(answer)})
+def lenient_action(text: str) -> str | None:
+    """What an answer does, read as a person would: None when it names nothing.
+
+    The last "Action:" before an observation that the model made up, whatever its case, without Markdown's stars,
+    backticks, brackets and quotes around it, in small letters, without a full stop.
+    """
+    before = MADE_UP.split(text, maxsplit=1)[0]
+    found = re.findall(r"^[\s*_#>-]*action[\s*_]*:(.*)$", before, re.MULTILINE | re.IGNORECASE)
+    return (found[-1].strip(" \t`*_[]()<>\"'.").lower() or None) if found else None
+
+
+MADE_UP = re.compile(r"^[\s*_#>-]*observation[\s*_]*:", re.MULTILINE | re.IGNORECASE)
+PARSERS: dict[str, Callable[[str], str | None]] = {"strict": trajectory.action, "lenient": lenient_action}
+
+
+class Seen(NamedTuple):
+    """What a world shows after an action: the observation, whether the task is done, whether the game is over."""
+
+    text: str
+    won: bool
+    over: bool
+
+
+def play_game(chat: Chat, world: World, task: Task, rules: Rules = Rules(), attempt: int = 0) -> Game:  # noqa: B008
+    """Play a task to its end: won, or lost for one of the reasons of `End`.
+
+    A world that fails (WorldFailed) or a server that refuses ends this game alone; other failures are raised.
+    """
+    game = Game(task.id, task.kind, task.goal, attempt)
+    try:
+        play_on(chat, world, task, rules, game)
+    except WorldFailed as error:
+        game.end, game.error = "world failed", str(error)
+    except Refused as error:
+        game.end, game.error = "server failed", str(error)
+    game.won = game.end == "won"
+    game.faults = dict(sorted(game.faults.items()))
+    game.seconds = sum(game.timings)
     return game
 
 
-def play_rooms(chat: Chat, rooms: Sequence[Room], system: str, parallel: int = 4, title: str = "play") -> list[Game]:
-    """Play all rooms, `parallel` at a time, with a progress bar; the games in the order of the rooms.
+def play_on(chat: Chat, world: World, task: Task, rules: Rules, game: Game) -> None:
+    """The turns of `play_game`, told to `game` one by one."""
+    start = time.monotonic()
+    first, nothing = world.reset(task), world.nothing
+    game.world_seconds += time.monotonic() - start
+    told = [{"role": "system", "content": "\n\n".join(filter(None, [world.system_prompt, rules.added]))}]
+    game.transcript += [*told, {"role": "user", "content": first}]
+    seen: set[tuple[str, str]] = set()
+    faults: list[Fault | None] = []
+    idle = 0
+    while game.steps < rules.steps and idle < rules.useless:
+        reply = chat([*told, *rules.shown, *game.transcript[1:]], seed_of(game))
+        if reply.ended == "context":
+            game.end = "context full"
+            return
+        game.transcript.append({"role": "assistant", "content": reply.text})
+        count(game, reply)
+        action = PARSERS[rules.parse](reply.text)
+        saw = Seen(nothing or UNREAD, False, False)
+        if action is not None:
+            start = time.monotonic()
+            saw = Seen(world.step(action), world.won, world.done)
+            game.world_seconds += time.monotonic() - start
+        useless = action is None or (bool(nothing) and saw.text == nothing)
+        idle = idle + 1 if useless else 0
+        game.invalid += useless
+        again = (action or "", saw.text) in seen
+        seen.add((action or "", saw.text))
+        faults.append(fault_of(reply, action, useless, again))
+        if fault := faults[-1]:
+            game.faults[fault] = game.faults.get(fault, 0) + 1
+        if saw.won or saw.over:
+            game.end = "won" if saw.won else "ended by the world"
+            return
+        game.transcript.append({"role": "user", "content": trajectory.observation(saw.text)})
+    game.end = cause(faults[-rules.useless :], idle >= rules.useless)
 
-    When one game fails or Ctrl-C is pressed, no game makes another move, and the error is raised at once.
+
+def count(game: Game, reply: Reply) -> None:
+    """Add an answer to a game's figures."""
+    game.steps += 1
+    game.tokens += reply.tokens
+    game.timings.append(round(reply.seconds, 4))
+    game.strict += trajectory.action(reply.text) is not None
+    game.lenient += lenient_action(reply.text) is not None
+
+
+def fault_of(reply: Reply, action: str | None, useless: bool, again: bool) -> Fault | None:
+    """What is wrong with an answer, the first that holds; `again`: its action gave the same observation before."""
+    if action is None:
+        return "cut by length" if reply.ended == "length" else "no action"
+    if MADE_UP.search(reply.text):
+        return "made-up observation"
+    if useless:
+        return "nothing happens"
+    return "loop" if again else None
+
+
+def cause(last: Sequence[Fault | None], stuck: bool) -> End:
+    """Why a game was lost, by its last answers: their commonest fault.
+
+    Unless they were `stuck`, none of them doing anything, half of them must have it; else the steps were used up.
     """
+    faults = Counter(each for each in last if each)
+    if not faults:
+        return "steps used up"
+    fault, times = faults.most_common(1)[0]
+    return fault if stuck or 2 * times >= len(last) else "steps used up"
+
+
+def seed_of(game: Game) -> int:
+    """The seed of a game's next answer, by task, attempt and step alone: neither order nor neighbours change it."""
+    about = f"{game.id} {game.attempt} {game.steps}"
+    return int.from_bytes(hashlib.sha256(about.encode()).digest()[:4], "big") >> 1
+
+
+class Log:
+    """A JSONL file of games as they end: first a line that says of what evaluation they are, then one a game.
+
+    It is taken up where an evaluation of the same was stopped; a line that a kill left unfinished is cut off.
+    """
+
+    def __init__(self, path: Path, about: object) -> None:
+        self.path, head = path, orjson.dumps(about) + b"\n"
+        self.games: dict[tuple[str, int], Game] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
+        if whole and whole[0] + b"\n" == head:
+            for number, line in enumerate(whole[1:], 2):
+                game = read_game(line, f"{path}:{number}")
+                if game.end not in FAILED:
+                    self.games[game.id, game.attempt] = game
+        elif whole:
+            progress.say(f"{path}: games of another model, of other tasks or rules; they are replaced")
+        # Written anew, so that a game that failed is in it once.
+        files.write(path, head + b"".join(map(line_of, self.games.values())))
+        self.file: BinaryIO = path.open("ab")
+
+    def add(self, game: Game) -> None:
+        """Save a game."""
+        with files.one_line(self.path):
+            self.file.write(line_of(game))
+            self.file.flush()
+        self.games[game.id, game.attempt] = game
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def line_of(game: Game) -> bytes:
+    """A game as a line of JSON."""
+    return orjson.dumps(game) + b"\n"
+
+
+def read_game(line: bytes, where: str) -> Game:
+    """The game of a line. Raises BadInput, which begins with `where`, for what is none."""
+    try:
+        return Game(**orjson.loads(line))
+    except (orjson.JSONDecodeError, TypeError) as error:
+        raise BadInput(f"{where}: no game ({error}); remove the file, and the games are played anew") from error
+
+
+def play_games(
+    chat: Chat,
+    make: MakeWorld,
+    tasks: Sequence[Task],
+    rules: Rules = Rules(),  # noqa: B008
+    repeat: int = 1,
+    parallel: int = 4,
+    title: str = "play",
+    log: Log | None = None,
+) -> list[Game]:
+    """Play all tasks, each `repeat` times, `parallel` at a time, with a progress bar; the games in the tasks' order.
+
+    `make`: makes a world (see worlds/load.py), one for each of those that play side by side. `log`: where games are
+    saved as they end, and those found that need not be played again.
+
+    When the server fails or Ctrl-C is pressed, no game makes another move, and the error is raised at once. Raises
+    Failed as well when the world or the server failed in every game.
+    """
+    wanted = [(task, attempt) for task in tasks for attempt in range(repeat)]
+    games = {key: game for key, game in log.games.items()} if log else {}
+    open_: queue.SimpleQueue[tuple[Task, int]] = queue.SimpleQueue()
+    missing = [(task, attempt) for task, attempt in wanted if (task.id, attempt) not in games]
+    for each in missing:
+        open_.put(each)
+    ended: queue.SimpleQueue[Game | BaseException] = queue.SimpleQueue()
     stopped = threading.Event()
 
-    def ask(messages: list[Message]) -> Reply:
+    def ask(messages: list[Message], seed: int) -> Reply:
         if stopped.is_set():
             raise Failed("stopped")
-        return chat(messages)
+        return chat(messages, seed)
 
-    pool = ThreadPoolExecutor(parallel)
+    def work() -> None:
+        try:
+            world = make()
+            while not stopped.is_set():
+                task, attempt = open_.get_nowait()
+                ended.put(play_game(ask, world, task, rules, attempt))
+        except queue.Empty:
+            return
+        except BaseException as error:
+            ended.put(error)
+
+    # Daemons: what waits for a server when Ctrl-C is pressed holds up nothing.
+    for _ in range(min(parallel, len(missing))):
+        threading.Thread(target=work, daemon=True).start()
+    won, before = sum(game.won for game in games.values()), time.monotonic()
     try:
-        with progress.bar(f"{title}: 0 won", len(rooms), "rooms") as shown:
-            games = [pool.submit(play_room, ask, room, system) for room in rooms]
-            won = 0
-            for done, game in enumerate(as_completed(games), 1):
-                won += game.result().won
-                shown.update(done, title=f"{title}: {won} won")
-        return [game.result() for game in games]
+        with progress.bar(f"{title}: {won} won", len(wanted), "games") as shown:
+            shown.update(len(games))
+            for _ in missing:
+                game = ended.get()
+                if isinstance(game, BaseException):
+                    kept = f"; {len(games)} of {len(wanted)} games are kept, and the same command plays the others"
+                    if log and isinstance(game, Failed):
+                        raise Failed(f"{game}{kept}") from game
+                    raise game
+                now = time.monotonic()
+                game.wall, before = round(now - before, 3), now
+                if log:
+                    log.add(game)
+                games[game.id, game.attempt] = game
+                won += game.won
+                shown.update(len(games), title=f"{title}: {won} won")
     finally:
         stopped.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+    found = [games[task.id, attempt] for task, attempt in wanted]
+    tell_failures(found)
+    return found
 
 
-def summary(games: Sequence[Game], wall_seconds: float) -> Summary:
-    """What games came to.
-
-    `wall_seconds` is the time that all of them took together; tokens_per_second counts generated tokens over it.
-    """
-    won = sum(game.won for game in games)
-    by_task: dict[str, Tally] = {}
-    for task in sorted({game.task for game in games}):
-        played = [game.won for game in games if game.task == task]
-        by_task[task] = {"won": sum(played), "rooms": len(played)}
-    return {
-        "won": won,
-        "rooms": len(games),
-        "rate": won / len(games),
-        "wilson95": wilson(won, len(games)),
-        "by_task": by_task,
-        "invalid": sum(game.invalid for game in games),
-        "mean_steps": sum(game.steps for game in games) / len(games),
-        "tokens_per_second": sum(game.tokens for game in games) / wall_seconds,
-        "seconds": round(wall_seconds, 1),
-    }
-
-
-def wilson(won: int, rooms: int) -> list[float]:
-    """The 95 % score interval [low, high] of a success rate; it holds for few rooms and for rates near 0 and 1.
-
-    E. B. Wilson (1927), Probable inference, the law of succession, and statistical inference, Journal of the American
-    Statistical Association 22, 209-212.
-    """
-    z = 1.959964  # The normal distribution's 97.5 % quantile.
-    rate = won / rooms
-    middle = rate + z**2 / (2 * rooms)
-    reach = z * (rate * (1 - rate) / rooms + z**2 / (4 * rooms**2)) ** 0.5
-    return [max(0.0, (middle - reach) / (1 + z**2 / rooms)), min(1.0, (middle + reach) / (1 + z**2 / rooms))]
+def tell_failures(games: Sequence[Game]) -> None:
+    """Say on stderr in which games the world or the server failed. Raises Failed when it was all of them."""
+    failed = [game for game in games if game.end in FAILED]
+    if not failed:
+        return
+    first = f"{failed[0].id}: {failed[0].error}"
+    if len(failed) == len(games):
+        raise Failed(f"every game failed, the first by {failed[0].end}, {first}")
+    progress.say(f"{len(failed)} of {len(games)} games failed, the first by {failed[0].end}, {first}")
 
 
 def as_json(game: Game) -> Played:

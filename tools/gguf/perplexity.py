@@ -155,10 +155,10 @@ def nan(key: str, path: Path) -> Failed:
     return Failed(f"{path}: its {key} is NaN: its weights are broken; check the loss in train.log and train again")
 
 
-def table(models: Sequence[Score]) -> "Table":
+def table(models: Sequence[Score], won: Mapping[str, str] | None = None) -> "Table":
     """The figures to choose by: size, perplexity, and how far from f16; `models` as quality.json has them.
 
-    Same token: how often the likeliest one is f16's.
+    Same token: how often the likeliest one is f16's. `won`: rooms won by quantisation, of those that were played.
     """
     from rich import box
     from rich.table import Table
@@ -167,7 +167,7 @@ def table(models: Sequence[Score]) -> "Table":
     title = "What each quantisation costs, on held-out episodes"
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     drawn.add_column("", no_wrap=True)
-    for head in ("MB", "perplexity", "mean KL", "99.9 % KL", "max KL", "same token"):
+    for head in ("MB", "perplexity", "mean KL", "99.9 % KL", "max KL", "same token", *(["rooms"] if won else [])):
         drawn.add_column(head, justify="right", no_wrap=True)
     for each in models:
         name = f"{each['quant']}{' +imatrix' if each['imatrix'] else ''}"
@@ -175,5 +175,7 @@ def table(models: Sequence[Score]) -> "Table":
         if "mean_kld" in each:
             row += [f"{each[key]:.4f}" for key in ("mean_kld", "kld_99_9", "max_kld")]
             row += [f"{each['same_top_percent']:.2f} %"]
+        if won:
+            row += [""] * (6 - len(row)) + [won.get(each["quant"], "")]
         drawn.add_row(quote.cell(name), *row)
     return drawn

@@ -1,58 +1,296 @@
-"""Model to games: the base and the tuned model play the same unseen rooms."""
+"""Model to games: models play the same tasks; what came of it as tables, a page and demo.json."""
 
+import contextlib
+import os
+import re
+import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import orjson
 
 from tools import BadInput
-from tools.core import files, progress, quote
+from tools.core import chat_template, files, progress, quote, run_folder, trajectory
 from tools.core.run_folder import Run
-from tools.core.trajectory import system_prompt
+from tools.core.trajectory import Message
 from tools.pipeline.serving import CLASSIC, player, proof_inputs, spec
 from tools.pipeline.trained import Tuned, run_and_name
+from tools.recipes.recipe import read_recipe
 
 if TYPE_CHECKING:
-    from tools.evaluation.play import Evaluation
+    from tools.evaluation.backends import Chat, Sampling
+    from tools.evaluation.play import Rules
+    from tools.evaluation.scores import Evaluation, Setup
+    from tools.worlds.load import Loaded
+    from tools.worlds.world import Task
+
+# What a model is told that was not trained on the form of an answer.
+FORM = "Answer each turn with two lines and nothing else:\nThought: what you think\nAction: one action"
+# The key of a server elsewhere, by OpenAI's own name for it; it is written nowhere.
+KEY = "OPENAI_API_KEY"
+# Games side by side.
+PARALLEL = 4
 
 
-def play_games(model: Tuned, quant: str, rooms: int, called: str, proof: str) -> None:
-    """Let the tuned model and its base, where it is known, play the same unseen rooms; print the table.
+@dataclass(frozen=True)
+class Asked:
+    """How a person wants games to be played.
+
+    `rooms`: tasks, the first of their `split` ("": the world's own choice) in a `world`, see worlds/load.py. `backend`:
+    "ollama", "llama-server", "transformers", or "auto", the first of these that is there. `prompt`: how a model is
+    asked that we did not tune: "trained" (as if it were), "zero-shot", or "few-shot" with so many `shots`. `parse`:
+    which reading of an answer is played. `repeat`: games of each task, which differ at a `temperature`.
+    """
+
+    rooms: int = 48
+    world: str = "household"
+    split: str = ""
+    backend: str = "auto"
+    prompt: str = "trained"
+    shots: int = 3
+    parse: str = "strict"
+    temperature: float = 0.0
+    repeat: int = 1
+
+    def drawn(self) -> "tuple[Loaded, list[Task]]":
+        """The world and its tasks. Raises BadInput for a world or a split that there is not."""
+        from tools.worlds import load
+
+        if self.repeat > 1 and not self.temperature:
+            raise BadInput(f"REPEAT={self.repeat}: at temperature 0 all games of a task are one; give TEMPERATURE=0.7")
+        world = load.load(self.world)
+        with progress.step(f"{self.world}: drawing {self.rooms} tasks"):
+            tasks = list(islice(world.make().tasks(self.split or world.split), self.rooms))
+        if not tasks:
+            raise BadInput(f"{self.world}: no tasks of the split {self.split or world.split}; SPLIT= names another")
+        return world, tasks
+
+    def setup(
+        self, who: str, model: str, quant: str, backend: str, tasks: "Sequence[Task]", weights: str, split: str = ""
+    ) -> "Setup":
+        """Of what an evaluation is that is played so; `split`: the world's own, where none was asked for."""
+        prompt = "trained" if who == "tuned" else self.prompt
+        told = "".join(f"{task.id} {task.goal}\n" for task in tasks)
+        return {
+            "player": who,
+            "model": model,
+            "quant": quant,
+            "backend": backend,
+            "prompt": prompt,
+            "shots": self.shots if prompt == "few-shot" else 0,
+            "parse": self.parse,
+            "temperature": self.temperature,
+            "repeat": self.repeat,
+            "world": self.world,
+            "split": self.split or split or "unseen",
+            "tasks_sha256": files.sha256_of(told.encode()),
+            "weights_sha256": weights,
+        }
+
+    def sampling(self, who: str) -> "Sampling":
+        """How its answers are drawn."""
+        from tools.evaluation import backends
+
+        trained = who == "tuned" or self.prompt == "trained"
+        return backends.Sampling(self.temperature, backends.ANSWER_TOKENS if trained else backends.PROMPTED_TOKENS)
+
+    def rules(self, who: str, steps: int, data: Path = trajectory.TRAIN_DATA) -> "Rules":
+        """How its games are played, for so many steps; `data`: the training set that few-shot episodes are of."""
+        from tools.evaluation import play
+
+        if who == "tuned" or self.prompt == "trained":
+            return play.Rules(self.parse, steps)
+        shown = few(trajectory.read(data), self.shots) if self.prompt == "few-shot" else []
+        return play.Rules(self.parse, steps, added=FORM, shown=shown)
+
+
+def few(episodes: Iterable[trajectory.Episode], count: int) -> list[Message]:
+    """The turns of `count` episodes, the first of each task by turns, without what their system turns say."""
+    by_task: dict[str, list[list[Message]]] = {}
+    for episode in episodes:
+        turns = [turn for turn in episode["messages"] if turn["role"] != "system"]
+        by_task.setdefault(str(episode.get("task", "")), []).append(turns)
+    turn_by_turn = (of[place] for place in range(count) for of in by_task.values() if place < len(of))
+    chosen = islice(turn_by_turn, count)
+    return [{"role": turn["role"], "content": turn["content"]} for turns in chosen for turn in turns]
+
+
+def file_name(setup: "Setup") -> str:
+    """What an evaluation's file is called after eval-: player and quantisation, then what is not as usual."""
+    usual = {"prompt": "trained", "parse": "strict", "world": "household", "split": "unseen"}
+    words = [setup["player"], setup["quant"].lower()]
+    words += [str(setup[key]) for key, value in usual.items() if setup[key] != value]  # type: ignore[literal-required]
+    words += ["transformers"] if setup["backend"] == "transformers" else []
+    words += [f"{setup['shots']}-shots"] if setup["shots"] else []
+    words += [f"t{setup['temperature']:g}"] if setup["temperature"] else []
+    words += [f"x{setup['repeat']}"] if setup["repeat"] > 1 else []
+    return "-".join(plain(word) for word in words if word)
+
+
+def plain(word: str) -> str:
+    """A word as a part of a file's name."""
+    return re.sub(r"[^\w.-]+|^\.+", "-", word, flags=re.ASCII)[:80]
+
+
+def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, as_json: bool = False) -> None:
+    """Let the tuned model and its base, where it is known, play the same tasks; print the table.
 
     `proof`: see serving.publish.
     """
+    from tools.serving import ollama
+
+    quant, this = quant.upper(), model.run
+    world, tasks = asked.drawn()
+    data = read_recipe(this.recipe).data if this.recipe.exists() else trajectory.TRAIN_DATA
+    backend = asked.backend
+    if backend == "auto":
+        backend = "ollama" if ollama.find() or ollama.users_own() else "llama-server"
+    sha256 = ""
+    with this.held("eval"), quiet(as_json):
+        for who in ("base", "tuned") if model.before else ("tuned",):
+            served = backend != "transformers"
+            inputs = proof_inputs(spec(model, quant, who, called)) if served else {}
+            weights = inputs["gguf"] if served else model.hashes["adapter" if who == "tuned" else "base"]
+            name = model.name if who == "tuned" else model.base_name
+            setup = asked.setup(who, name, quant if served else "", backend, tasks, weights, world.split)
+            sha256 = setup["tasks_sha256"]
+            sampling = asked.sampling(who)
+            chat = (
+                player(model, quant, who, called, proof=proof, backend=backend, sampling=sampling)
+                if served
+                else in_process(model, who, sampling)
+            )
+            play_one(this, setup, inputs, chat, world, tasks, asked.rules(who, world.steps, data))
+    show(this, sha256, as_json)
+    tell_world(asked, world, len(tasks), as_json)
+
+
+def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> None:
+    """Let the model `name` (the only one there, if empty) of an OpenAI-compatible server play; print the table.
+
+    Its files lie in outputs/served/. The key is that of OPENAI_API_KEY in the environment. Raises BadInput for an
+    address that cannot be one, or that has a key in it.
+    """
+    from tools.evaluation import backends
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
+    key = os.environ.get(KEY) or "none"
+    world, tasks = asked.drawn()
+    model = name or backends.only_model(url, key)
+    this = Run(run_folder.outputs() / "served" / plain(model))
+    setup = asked.setup("served", model, "", "openai", tasks, "", world.split)
+    with this.held("eval"), quiet(as_json):
+        chat = backends.openai_chat(url, model, key, asked.sampling("served"))
+        context = contextlib.nullcontext(chat)
+        play_one(this, setup, {}, context, world, tasks, asked.rules("served", world.steps))
+    show(this, setup["tasks_sha256"], as_json)
+    tell_world(asked, world, len(tasks), as_json)
+
+
+def tell_world(asked: Asked, world: "Loaded", tasks: int, as_json: bool) -> None:
+    """Say what played the games of a world that is not ours, and why ALFWorld's are no row of the literature's."""
+    from tools.worlds import alfworld
+
+    if as_json or asked.world.startswith("household"):
+        return
+    print(f"Played by {world.played_by}.")
+    split = asked.split or world.split
+    if asked.world.startswith("alfworld") and (why := alfworld.why_no_row(split, tasks, world.steps)):
+        print(f"No row of the literature's tables: {why}.")
+
+
+def quiet(as_json: bool) -> "contextlib.AbstractContextManager[object]":
+    """Send what stages say on stdout to stderr, where stdout is for JSON."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def in_process(model: Tuned, who: str, sampling: "Sampling") -> Iterator["Chat"]:
+    """A chat with the tuned model or its base by transformers, in this process."""
+    from tools.evaluation import in_process as batches
+    from tools.gguf import base
+
+    tuned = who == "tuned"
+    folder = model.base if tuned or not model.before else model.before
+    tokens = model.tokenizer if tuned else folder
+    tokenizer = chat_template.tokenizer(tokens)
+    adapter = model.adapter if tuned else None
+    ends = base.end_texts(tokens, folder)
+    with batches.transformers_chat(folder, adapter, tokenizer, ends, sampling, PARALLEL) as chat:
+        yield chat
+
+
+def play_one(
+    this: Run,
+    setup: "Setup",
+    inputs: dict[str, str],
+    player: "contextlib.AbstractContextManager[Chat]",
+    world: "Loaded",
+    tasks: "Sequence[Task]",
+    rules: "Rules",
+) -> None:
+    """Let one model play, and write its eval-*.json; nothing where that was done.
+
+    Each game is saved as it ends, in a file beside that ends in .jsonl: what was stopped goes on there.
+    """
+    from tools.evaluation import expert, play, scores
+
+    name = file_name(setup)
+    file, log = this.evaluation(name), this.evaluation(name).with_suffix(".jsonl")
+    known = {**setup, **inputs}
+    if this.done(f"eval-{name}", known) and file.exists():
+        print(f"{file}: already played")
+        return
+    with this.stage(f"eval-{name}", known), player as chat, contextlib.closing(play.Log(log, known)) as kept:
+        parallel = min(PARALLEL, world.together or PARALLEL)
+        games = play.play_games(chat, world.make, tasks, rules, setup["repeat"], parallel, scores.label(setup), kept)
+        turns = [{"role": "system", "content": games[0].transcript[0]["content"]}, {"role": "user", "content": CLASSIC}]
+        with progress.step(f"{scores.label(setup)}: one more answer, to the first prompt that people try"):
+            classic: scores.Classic = {"prompt": CLASSIC, "answer": chat(turns, 0).text}
+        found: scores.Evaluation = {
+            **setup,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "summary": scores.summary(games, expert.first_action),
+            "classic": classic,
+            "games": [play.as_json(game) for game in games],
+        }
+        files.write_json(file, found)
+    # All that it holds is in the other.
+    files.remove(log)
+
+
+def show(this: Run, sha256: str, as_json: bool = False) -> None:
+    """Print the table of a run's evaluations on these tasks, or what they came to as JSON."""
     from rich.console import Console
 
-    from tools.evaluation import play, report
-    from tools.worlds.household import episodes
+    from tools.evaluation import report
 
-    quant = quant.upper()
-    this, drawn, words = model.run, list(episodes.unseen_rooms(rooms)), str(system_prompt())
-    with this.held("eval"):
-        for who in ("base", "tuned") if model.before else ("tuned",):
-            stage, file = f"eval-{who}-{quant.lower()}", this.evaluation(f"{who}-{quant.lower()}")
-            wanted = spec(model, quant, who, called)
-            inputs = proof_inputs(wanted) | {
-                "rooms": files.sha256_of("".join(each.introduction for each in drawn).encode())
-            }
-            if this.done(stage, inputs) and file.exists():
-                print(f"{file}: already played")
-                continue
-            with this.stage(stage, inputs), player(model, quant, who, called, proof=proof) as chat:
-                start = time.monotonic()
-                games = play.play_rooms(chat, drawn, words, title=f"{who} {quant}")
-                summary = play.summary(games, time.monotonic() - start)
-                turns = [{"role": "system", "content": words}, {"role": "user", "content": CLASSIC}]
-                with progress.step(f"{who} {quant}: one more answer, to the first prompt that people try"):
-                    classic = {"prompt": CLASSIC, "answer": chat(turns).text}
-                written = {"player": who, "quant": quant, "summary": summary, "classic": classic}
-                files.write_json(file, written | {"games": [play.as_json(game) for game in games]})
-    Console().print(report.table(evaluations(this)))
+    played = [each for each in evaluations(this) if each["tasks_sha256"] == sha256]
+    if as_json:
+        short = [{key: value for key, value in each.items() if key != "games"} for each in played]
+        print(orjson.dumps(short).decode())
+        return
+    Console().print(report.table(played))
 
 
 def evaluations(this: Run) -> "list[Evaluation]":
-    """All games of a run: the base first, then by quantisation."""
-    return [orjson.loads(item.read_bytes()) for item in sorted(this.folder.glob("eval-*.json"))]
+    """All evaluations of a run: the base first, then by quantisation; one of an older version is left out, and said."""
+    from tools.evaluation import report
+
+    found = []
+    for path in sorted(this.folder.glob("eval-*.json")):
+        try:
+            found.append(report.read_evaluation(path))
+        except BadInput as error:
+            print(error, file=sys.stderr)
+    return found
 
 
 def sum_up(name: str, quant: str, called: str, adapter: str = "", tier: str = "") -> None:
@@ -68,6 +306,7 @@ def sum_up(name: str, quant: str, called: str, adapter: str = "", tier: str = ""
     if tuned is None:
         asked = f"ADAPTER={adapter}" if adapter else f"RECIPE={name}"
         raise BadInput(f"{this.folder}: no games of {quant}; make eval {asked} QUANT={quant} plays them")
+    played = [each for each in played if each["tasks_sha256"] == tuned["tasks_sha256"]]
     files.write_json(this.folder / "demo.json", report.demo(this, played, quant.upper()))
     console = Console()
     won = next((game for game in tuned["games"] if game["won"]), None)
@@ -77,3 +316,103 @@ def sum_up(name: str, quant: str, called: str, adapter: str = "", tier: str = ""
     print(f"\nThe classic first prompt:\n{CLASSIC}\n\n{answer}\n")
     console.print(report.table(played))
     print(report.closing(this, called or served, own=server.users_own() is None))
+
+
+def write_report(name: str, adapter: str = "", tier: str = "") -> None:
+    """Write report.html of a run's games. Raises BadInput where there are none."""
+    from tools.evaluation import page
+
+    this, _ = run_and_name(name, adapter, tier)
+    played = evaluations(this)
+    if not played:
+        asked = f"ADAPTER={adapter}" if adapter else f"RECIPE={name}"
+        raise BadInput(f"{this.folder}: no games; make eval {asked} plays them")
+    files.write(this.report, page.render(f"{this.folder.parent.name}/{this.folder.name}", played, this).encode())
+    print(f"{this.report}: {sum(len(each['games']) for each in played)} games")
+
+
+def compare_evaluations(a: str, b: str, quant: str, as_json: bool) -> None:
+    """Print how two models did on the same tasks; see `evaluation_of` for `a` and `b`. Raises BadInput for others."""
+    from rich.console import Console
+
+    from tools.evaluation import report, scores
+
+    files_ = [evaluation_of(each, quant) for each in (a, b)]
+    first, second = (report.read_evaluation(each) for each in files_)
+    if first["tasks_sha256"] != second["tasks_sha256"]:
+        tasks = [f"{len({game['id'] for game in each['games']})} of {each['world']}" for each in (first, second)]
+        raise BadInput(f"{files_[0]} and {files_[1]}: other tasks ({tasks[0]}, {tasks[1]}); ROOMS= and SPLIT= set them")
+    found = scores.compare(first, second)
+    names = [quote.visible(os.path.relpath(each)) for each in files_]
+    if as_json:
+        print(orjson.dumps({**found, "a_file": names[0], "b_file": names[1]}).decode())
+        return
+    print(f"A: {names[0]}\nB: {names[1]}")
+    Console().print(*report.comparison(found))
+
+
+def evaluation_of(name: str, quant: str) -> Path:
+    """The eval-*.json that a person names: a file, else a run's folder or recipe, whose tuned model in `quant` it is.
+
+    Raises BadInput where there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        return path
+    this = Run(path) if (path / "run.json").is_file() else run_and_name(name)[0]
+    if not (file := this.evaluation(f"tuned-{quant.lower()}")).is_file():
+        there = ", ".join(each.name for each in sorted(this.folder.glob("eval-*.json"))) or "none"
+        raise BadInput(f"{file}: no such games; there: {there}; name a file, or make eval plays them")
+    return file
+
+
+def show_runs(as_json: bool) -> None:
+    """Print all runs. Raises BadInput where there are none."""
+    from tools.evaluation import runs
+
+    runs.show(run_folder.outputs(), as_json)
+
+
+def score_answers(
+    model: Tuned, quant: str, called: str, proof: str, backend: str, held_out: str, as_json: bool
+) -> None:
+    """Score the answers of the tuned model and its base to held-out conversations; print the figures.
+
+    score-*.json has them. `held_out`: a file of conversations in place of the committed test set.
+    """
+    from rich.console import Console
+
+    from tools.evaluation import answers
+    from tools.parity import training_model
+
+    asked, quant, this = Asked(backend=backend), quant.upper(), model.run
+    data = Path(held_out) if held_out else trajectory.TEST_DATA
+    wanted = answers.turns(trajectory.read(data))
+    found: dict[str, answers.Score | dict[str, float]] = {}
+    with this.held("eval"), quiet(as_json):
+        for who in ("base", "tuned") if model.before else ("tuned",):
+            served = backend != "transformers"
+            inputs = proof_inputs(spec(model, quant, who, called)) if served else dict(model.hashes)
+            inputs |= {"data": files.sha256(data), "backend": backend}
+            title = f"{who} {quant}" if served else f"{who} in transformers"
+            file = this.folder / f"score-{plain(title)}.json"
+            if not this.done(file.stem, inputs) or not file.exists():
+                chat = (
+                    player(model, quant, who, called, proof=proof, backend=backend)
+                    if served
+                    else in_process(model, who, asked.sampling(who))
+                )
+                with this.stage(file.stem, inputs):
+                    with chat as ask:
+                        said = answers.generated(ask, wanted, PARALLEL, title)
+                    tuned = who == "tuned"
+                    folder = model.base if tuned or not model.before else model.before
+                    loaded = training_model.load(folder, model.adapter if tuned else None).float()
+                    tokenizer = chat_template.tokenizer(model.tokenizer if tuned else folder)
+                    loss = answers.perplexity(loaded, tokenizer, trajectory.read(data), title)
+                    files.write_json(file, {**answers.score(wanted, said), **loss})
+            found[title] = files.read_object(file)
+    if as_json:
+        print(orjson.dumps(found).decode())
+    else:
+        Console().print(answers.table(found))

@@ -126,7 +126,7 @@ def make_adapter_gguf(model: Tuned) -> Path:
 
 
 def score_quality(model: Tuned, quants: str, guided: bool, chunks: int, held_out: str) -> None:
-    """Score quantisations of the tuned model against its f16 on held-out episodes; print the table.
+    """Score quantisations of the tuned model against its f16 on held-out episodes; print the table, with rooms won.
 
     What is missing of the GGUFs is made. `held_out`: a file of other episodes than the committed test set.
     """
@@ -149,4 +149,14 @@ def score_quality(model: Tuned, quants: str, guided: bool, chunks: int, held_out
                     found = perplexity.score_quants(this.gguf("F16"), made, trajectory.read(data), tokenizer, chunks)
                     files.write_json(this.quality, found)
                     notes |= {"tokens": found["tokens"]}
-    Console().print(perplexity.table(orjson.loads(this.quality.read_bytes())["models"]))
+    Console().print(perplexity.table(orjson.loads(this.quality.read_bytes())["models"], rooms_won(this)))
+
+
+def rooms_won(this: Run) -> dict[str, str]:
+    """The rooms that a run's tuned model won, "35/48", by quantisation, where it has played as served."""
+    found = {}
+    for path in sorted(this.folder.glob("eval-tuned-*.json")):
+        played = files.read_object(path)
+        if path == this.evaluation(f"tuned-{played['quant']}".lower()):
+            found[str(played["quant"])] = f"{played['summary']['won']}/{played['summary']['rooms']}"
+    return found

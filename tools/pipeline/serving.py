@@ -22,7 +22,7 @@ from tools.pipeline.trained import Tuned, run_and_name
 if TYPE_CHECKING:
     from ollama import Client
 
-    from tools.evaluation.play import Chat
+    from tools.evaluation.backends import Chat, Sampling
     from tools.parity.values import Values
     from tools.serving.ollama import Spec
 
@@ -105,35 +105,51 @@ def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False, p
 
 @contextlib.contextmanager
 def player(
-    model: Tuned, quant: str, who: str, called: str, force: bool = False, proof: str = WEIGHTS
+    model: Tuned,
+    quant: str,
+    who: str,
+    called: str,
+    force: bool = False,
+    proof: str = WEIGHTS,
+    backend: str = "auto",
+    sampling: "Sampling | None" = None,
 ) -> Iterator["Chat"]:
-    """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
+    """A chat with the tuned or the base model behind its server; the tuned one is proven.
+
+    `backend`: "ollama", "llama-server", or "auto": Ollama, and llama-server where there is none.
+    """
     from tools.core import chat_template
-    from tools.evaluation import play
+    from tools.evaluation import backends
     from tools.gguf import llamacpp
     from tools.serving import ollama as server
 
-    wanted = spec(model, quant, who, called)
+    wanted, sampling = spec(model, quant, who, called), sampling or backends.Sampling()
     if who == "tuned":
         print(context_line(wanted))
     else:
         # The base's own template, which training may not have used, is tried.
         chat_template.tokenizer(model.before or model.base)
     with contextlib.ExitStack() as stack:
-        try:
-            session = stack.enter_context(server.session())
-        except server.NoOllama as missing:
-            print(f"{missing}: the chain ends in llama-server")
+        session = None
+        if backend != "llama-server":
+            try:
+                session = stack.enter_context(server.session())
+            except server.NoOllama as missing:
+                if backend == "ollama":
+                    raise
+                print(f"{missing}: the chain ends in llama-server")
+        if session is None:
             if who == "tuned":
                 publish(None, model, wanted, proof=proof)
             tokens = int(wanted.parameters["num_ctx"])
-            yield play.openai_chat(stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL)))
+            url = stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL))
+            yield backends.openai_chat(url, sampling=sampling)
             return
         if who == "tuned":
             publish(session.client, model, wanted, force, proof)
         else:
             server.create(session.client, wanted)
-        yield play.ollama_chat(session.client, wanted.name)
+        yield backends.ollama_chat(session.client, wanted.name, sampling)
 
 
 def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False, proof: str = WEIGHTS) -> None:

@@ -447,13 +447,20 @@ def stops(client: "Client", name: str) -> tuple[str, ...]:
 
 
 def chat(
-    client: "Client", name: str, messages: list[Message], max_tokens: int, temperature: float, token_alone: bool = False
+    client: "Client",
+    name: str,
+    messages: list[Message],
+    max_tokens: int,
+    temperature: float,
+    token_alone: bool = False,
+    seed: int = 0,
 ) -> Answer:
     """One answer of a model to messages (role, content). Raises Failed with Ollama's own message.
 
-    `token_alone`: the end token ends it, and no stop text: a model that spells the end token out goes on.
+    `token_alone`: the end token ends it, and no stop text: a model that spells the end token out goes on. `seed`: of
+    what is drawn at a temperature above 0.
     """
-    options: dict[str, Any] = {"num_predict": max_tokens, "temperature": temperature}
+    options: dict[str, Any] = {"num_predict": max_tokens, "temperature": temperature, "seed": seed}
     options |= {"stop": []} if token_alone else {}
     with failures(client, name):
         said = client.chat(name, messages, options=options)

@@ -2,7 +2,8 @@
 
 import itertools
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,18 @@ from tools.core import files, progress, run_folder
 from tools.worlds.household import alfworld
 from tools.worlds.household.expert import STYLES, SYSTEM, Expert, Lost, system
 from tools.worlds.household.facts import facts
-from tools.worlds.household.rooms import make_room, make_room_for
+from tools.worlds.household.rooms import held_out, make_room, make_room_for
 from tools.worlds.household.world import Room, World
 
 MOST_STEPS = 30
 # Long games teach little that short ones do not, and cost most of all to train on.
 TRAIN_STEPS = 12
-# Each use draws its rooms from seeds of its own.
-FIRST_SEED = {"train": 0, "test": 1_000_000, "play": 2_000_000}
+# Each use draws its rooms from seeds of its own. "train" and "test" are the committed files; the others are played:
+# unseen rooms, seen ones, and those where further training episodes are collected.
+FIRST_SEED = {"train": 0, "test": 1_000_000, "play": 2_000_000, "seen": 3_000_000, "collect": 4_000_000}
 TRAIN_EPISODES = 240
 TEST_EPISODES = 48
 SLIP = 0.2
-# Rooms to play that a long training leaves out.
-LEFT_OUT = 1000
 # Rooms drawn for others than us; far from the seeds above, and so far apart that two seeds' rooms never meet.
 FIRST_DRAWN = 1_000_000_000
 SEEDS_APART = 1_000_000_000
@@ -56,14 +56,25 @@ def episode(
     return None
 
 
-def rooms(use: str, count: int, known: Iterable[str] = (), steps: int = MOST_STEPS) -> Iterator[Room]:
-    """`count` rooms for "train", "test" or "play" that the expert wins in `steps`, none with a known introduction."""
+def anywhere(_: Room) -> bool:
+    """Allows all rooms."""
+    return True
+
+
+def rooms(
+    use: str,
+    count: int,
+    known: Iterable[str] = (),
+    steps: int = MOST_STEPS,
+    allowed: Callable[[Room], bool] = anywhere,
+) -> Iterator[Room]:
+    """`count` allowed rooms for a use that the expert wins in `steps`, none with a known introduction."""
     told = set(known)
     seed = FIRST_SEED[use]
     while count:
         room = make_room(seed)
         seed += 1
-        if room.introduction not in told and episode(room, slip=0, steps=steps):
+        if room.introduction not in told and allowed(room) and episode(room, slip=0, steps=steps):
             told.add(room.introduction)
             count -= 1
             yield room
@@ -80,9 +91,26 @@ def introductions(episodes: Iterable[dict[str, Any]]) -> set[str]:
     return {each["messages"][1]["content"] for each in episodes}
 
 
+@cache
+def taught() -> frozenset[frozenset[str]]:
+    """The sets of receptacles of the committed training episodes."""
+    drawn = rooms("train", TRAIN_EPISODES, steps=TRAIN_STEPS)
+    return frozenset(frozenset(room.receptacles) for room in drawn)
+
+
+def is_unseen(room: Room) -> bool:
+    """Whether no training episode, committed or made later, is in a room with the same set of receptacles."""
+    return held_out(room.receptacles) and frozenset(room.receptacles) not in taught()
+
+
+def may_teach(room: Room) -> bool:
+    """Whether training episodes may be made in rooms with this set of receptacles."""
+    return not held_out(room.receptacles)
+
+
 def test_episodes() -> Iterator[dict[str, Any]]:
-    """The committed test set: other seeds and other layouts than the training set's."""
-    for room in rooms("test", TEST_EPISODES, introductions(train_episodes())):
+    """The committed test set: in rooms with other sets of receptacles than any training episode's."""
+    for room in rooms("test", TEST_EPISODES, allowed=is_unseen):
         yield episode(room, slip=0) or {}
 
 
@@ -103,40 +131,41 @@ def write_committed(force: bool = False) -> None:
 def demo_episodes(like_shipped: int, of_all_tasks: int) -> Iterator[dict[str, Any]]:
     """Episodes for a long training: in rooms like the committed set's, then of all tasks in all kinds of room.
 
-    No layout of the committed test set is among them, nor of the first LEFT_OUT rooms to play.
+    None is in a room with a set of receptacles that is kept for evaluation.
     """
-    known = introductions(test_episodes()) | {room.introduction for room in unseen_rooms(LEFT_OUT)}
-    for room in rooms("train", like_shipped, known):
+    for room in rooms("train", like_shipped, allowed=may_teach):
         yield episode(room, SLIP) or episode(room, slip=0) or {}
     asked = list(facts().tasks)
     drawn = drawn_rooms(0, asked, list(facts().rooms))
     games = played(drawn, SLIP, "full", MOST_STEPS, system(asked))
-    yield from itertools.islice((each for each in games if each and not introductions([each]) & known), of_all_tasks)
+    yield from itertools.islice(filter(None, games), of_all_tasks)
 
 
 def unseen_rooms(count: int) -> Iterator[Room]:
-    """Rooms to play whose layouts are in neither committed set."""
-    known = introductions(train_episodes()) | introductions(test_episodes())
-    yield from rooms("play", count, known)
+    """Rooms to play, with sets of receptacles that no training episode has."""
+    yield from rooms("play", count, introductions(test_episodes()), allowed=is_unseen)
 
 
-def drawn_rooms(seed: int, tasks: Sequence[str], rooms: Sequence[str]) -> Iterator[Room]:
-    """Rooms without end, tasks and rooms by turns; another seed has none of the same rooms.
+def turns(tasks: Sequence[str], rooms: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Tasks and the rooms where they are set, by turns, without end.
 
     Raises BadInput when ALFRED sets none of the tasks in any of the rooms.
     """
     places = {task: [each for each in facts().tasks[task].rooms if each in rooms] for task in tasks}
-    turns = [task for task in tasks if places[task]]
-    if not turns:
+    asked = [task for task in tasks if places[task]]
+    if not asked:
         raise BadInput(f"{', '.join(tasks)}: set in none of {', '.join(rooms)}; see catalog/household.yaml")
+    return ((task, places[task][turn % len(places[task])]) for turn in itertools.count() for task in asked)
+
+
+def drawn_rooms(seed: int, tasks: Sequence[str], rooms: Sequence[str]) -> Iterator[Room]:
+    """Rooms to train in, without end, tasks and rooms by turns; another seed has none of the same rooms.
+
+    Raises BadInput when ALFRED sets none of the tasks in any of the rooms.
+    """
     first = FIRST_DRAWN + seed * SEEDS_APART
-
-    def drawn(number: int) -> Room:
-        turn, which = divmod(number, len(turns))
-        task = turns[which]
-        return make_room_for(first + number, task, places[task][turn % len(places[task])])
-
-    return map(drawn, itertools.count())
+    drawn = enumerate(turns(tasks, rooms), first)
+    return (make_room_for(number, task, place) for number, (task, place) in drawn)
 
 
 def played(rooms: Iterable[Room], slip: float, style: str, steps: int, prompt: str) -> Iterator[dict[str, Any] | None]:
@@ -173,21 +202,22 @@ def make(
     if style not in STYLES:
         raise BadInput(f"{style}: the expert's styles are {', '.join(STYLES)}")
     files.check_output(out, force)
-    asked = _chosen("tasks", tasks, facts().tasks)
+    asked = chosen("tasks", tasks, facts().tasks)
     if games:
         own: Iterable[Room] = (room for room in alfworld.games(alfworld.folder(games)) if room.task in asked)
     else:
-        own = drawn_rooms(seed, asked, _chosen("rooms", rooms, facts().rooms))
+        own = drawn_rooms(seed, asked, chosen("rooms", rooms, facts().rooms))
     with files.output(out, force) as beside:
         return write(beside, own, asked, count, slip, style, steps)
 
 
-def _chosen(what: str, names: str, known: Collection[str]) -> list[str]:
-    chosen = list(known) if names == "all" else names.split(",")
-    for each in chosen:
+def chosen(what: str, names: str, known: Collection[str]) -> list[str]:
+    """The names that a comma separates, or all known; raises BadInput for one that is not known."""
+    asked = list(known) if names == "all" else names.split(",")
+    for each in asked:
         if each not in known:
             raise BadInput(f"{each}: not among the household's {what}: {', '.join(known)}")
-    return chosen
+    return asked
 
 
 def write(

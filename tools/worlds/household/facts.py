@@ -19,6 +19,13 @@ class Committed(Part):
     tasks: tuple[str, ...]
 
 
+class OwnGames(Part):
+    """ALFWorld's own games by split, and the most steps of one."""
+
+    games: Mapping[str, int]
+    steps: int
+
+
 class Receptacle(Part):
     """What holds things: how many objects at most at the start, and whether it must be opened."""
 
@@ -56,6 +63,7 @@ class Household(Part):
     """catalog/household.yaml. `likely`: by kind of thing, the receptacles where such a thing mostly is."""
 
     committed: Committed
+    alfworld: OwnGames
     receptacles: Mapping[str, Receptacle]
     rooms: Mapping[str, RoomKind]
     likely: Mapping[str, tuple[str, ...]]

@@ -1,7 +1,8 @@
 """Rooms made from a seed: what stands where, what lies in it, and a task that can be done there."""
 
+import hashlib
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 from tools.worlds.household.facts import facts
@@ -10,13 +11,28 @@ from tools.worlds.household.world import Room, kind
 
 def make_room(seed: int) -> Room:
     """A room as the committed episodes have them; the same seed gives the same room on every machine."""
-    committed = facts().committed
-    return _make(seed, committed.room, committed.tasks)
+    committed, rng = facts().committed, random.Random(seed)
+    while True:
+        room = _draw(rng, seed, committed.room, committed.tasks)
+        if room:
+            return room
 
 
-def make_room_for(seed: int, task: str, place: str) -> Room:
-    """A kitchen, livingroom, bedroom or bathroom with a task that ALFRED sets there, told in ALFWorld's order."""
-    room = _make(seed, place, (task,))
+def held_out(receptacles: Iterable[str]) -> bool:
+    """Whether rooms with this set of receptacles are for evaluation alone: one set of four, chosen by its hash."""
+    return hashlib.sha256("\n".join(sorted(receptacles)).encode()).digest()[0] < 64
+
+
+def make_room_for(seed: int, task: str, place: str, evaluation: bool = False) -> Room:
+    """A kitchen, livingroom, bedroom or bathroom with a task that ALFRED sets there, told in ALFWorld's order.
+
+    Its set of receptacles is one that is `held_out` for `evaluation`, and else one that is not.
+    """
+    rng = random.Random(seed)
+    while True:
+        room = _draw(rng, seed, place, (task,))
+        if room and held_out(room.receptacles) == evaluation:
+            break
     inside = {name: _in_order(room.receptacles[name]) for name in _in_order(room.receptacles)}
     order = _in_order([thing for things in inside.values() for thing in things])
     return Room(seed, task, room.object, room.target, room.goal, inside, order)
@@ -26,14 +42,6 @@ def _in_order(names: Collection[str]) -> tuple[str, ...]:
     """By name, the highest number first, as ALFWorld numbers what it tells."""
     split = [(name.rsplit(" ", 1), name) for name in names]
     return tuple(name for _, name in sorted(split, key=lambda each: (each[0][0], -int(each[0][1]))))
-
-
-def _make(seed: int, place: str, tasks: Sequence[str]) -> Room:
-    rng = random.Random(seed)
-    while True:
-        room = _draw(rng, seed, place, tasks)
-        if room:
-            return room
 
 
 @cache

@@ -28,13 +28,14 @@ class Reply(NamedTuple):
     """What a backend answered: its text, the tokens generated, and the seconds it took.
 
     `ended`: why it ended: "stop", "length" (the tokens that it may have were used up), or "context" (the conversation
-    has outgrown what the model remembers, and there is no answer).
+    has outgrown what the model remembers, and there is no answer). `prompt_tokens`: read, where the server counts them.
     """
 
     text: str
     tokens: int
     seconds: float
     ended: str = "stop"
+    prompt_tokens: int = 0
 
 
 # The messages so far, and the seed of what is drawn at a temperature above 0. It raises Failed when the server does not
@@ -129,9 +130,10 @@ def openai_chat(
             raise Failed(f"{url}: {one_line(error)}") from error
         if not said.choices:
             raise Refused(f"{url}: an answer without a choice")
-        tokens = said.usage.completion_tokens if said.usage else 0
+        read, tokens = (said.usage.prompt_tokens, said.usage.completion_tokens) if said.usage else (0, 0)
         first = said.choices[0]
-        return Reply(first.message.content or "", tokens, time.monotonic() - start, first.finish_reason or "stop")
+        text, ended = first.message.content or "", first.finish_reason or "stop"
+        return Reply(text, tokens, time.monotonic() - start, ended, read)
 
     return patiently(ask, patience)
 

@@ -70,6 +70,14 @@ class Asked:
             raise BadInput(f"{self.world}: no tasks of the split {self.split or world.split}; SPLIT= names another")
         return world, tasks
 
+    def chosen_backend(self) -> str:
+        """What answers, where "auto" leaves it to what is there."""
+        from tools.serving import ollama
+
+        if self.backend != "auto":
+            return self.backend
+        return "ollama" if ollama.find() or ollama.users_own() else "llama-server"
+
     def setup(
         self, who: str, model: str, quant: str, backend: str, tasks: "Sequence[Task]", weights: str, split: str = ""
     ) -> "Setup":
@@ -142,14 +150,10 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
 
     `proof`: see serving.publish.
     """
-    from tools.serving import ollama
-
     quant, this = quant.upper(), model.run
     world, tasks = asked.drawn()
     data = read_recipe(this.recipe).data if this.recipe.exists() else trajectory.TRAIN_DATA
-    backend = asked.backend
-    if backend == "auto":
-        backend = "ollama" if ollama.find() or ollama.users_own() else "llama-server"
+    backend = asked.chosen_backend()
     sha256 = ""
     with this.held("eval"), quiet(as_json):
         for who in ("base", "tuned") if model.before else ("tuned",):
@@ -178,12 +182,8 @@ def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> Non
     """
     from tools.evaluation import backends
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
-    key = os.environ.get(KEY) or "none"
+    key, model = server_of(url, name)
     world, tasks = asked.drawn()
-    model = name or backends.only_model(url, key)
     this = Run(run_folder.outputs() / "served" / plain(model))
     setup = asked.setup("served", model, "", "openai", tasks, "", world.split)
     with this.held("eval"), quiet(as_json):
@@ -192,6 +192,20 @@ def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> Non
         play_one(this, setup, {}, context, world, tasks, asked.rules("served", world.steps))
     show(this, setup["tasks_sha256"], as_json)
     tell_world(asked, world, len(tasks), as_json)
+
+
+def server_of(url: str, name: str) -> tuple[str, str]:
+    """The key for an OpenAI-compatible server, "none" without one, and the model's name there.
+
+    Raises BadInput for an address that cannot be one, or that has a key in it.
+    """
+    from tools.evaluation import backends
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
+    key = os.environ.get(KEY) or "none"
+    return key, name or backends.only_model(url, key)
 
 
 def tell_world(asked: Asked, world: "Loaded", tasks: int, as_json: bool) -> None:

@@ -72,6 +72,16 @@ def test_a_refusal_is_one_line_and_not_asked_again(status: int, kind: type[Faile
         assert len(asked) == 1
 
 
+@pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{}]}, {"choices": "no"}, [], "<html>"])
+def test_an_answer_of_another_kind_is_one_line(body: Any) -> None:
+    with (
+        serving(lambda number, asked: (200, {}, body)) as (url, _),
+        pytest.raises(Refused, match="no answer of") as what,
+    ):
+        backends.openai_chat(url)(HI, 0)
+    assert "\n" not in str(what.value)
+
+
 def test_a_context_that_is_full_is_no_failure() -> None:
     full = 400, {}, {"error": {"message": "the request exceeds the available context size"}}
     with serving(lambda number, body: full) as (url, _):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,13 +23,14 @@ from tests.parts.web import Script, says, serving
 from tools import BadInput, Failed
 from tools.core import files, run_folder, trajectory
 from tools.core.run_folder import Run
-from tools.evaluation import play
+from tools.evaluation import play, scores
 from tools.evaluation.backends import Chat
 from tools.gguf import perplexity
 from tools.pipeline import evaluation as stage
-from tools.pipeline.evaluation import FORM, Asked
+from tools.pipeline.evaluation import FORM, Asked, Drawn
 from tools.pipeline.model import make_gguf, rooms_won
 from tools.pipeline.trained import tuned
+from tools.worlds import load
 
 ROOMS = 6
 
@@ -241,8 +243,27 @@ def test_without_runs_it_says_what_makes_one(outputs: Path) -> None:
         stage.show_runs(as_json=False)
 
 
+def set_up(asked: Asked) -> scores.Setup:
+    """Of what an evaluation of a tuned model is."""
+    drawn = Drawn(load.load("household"), asked.split or "unseen", TASKS, "0")
+    return asked.setup("tuned", "m", "Q8_0", "ollama", drawn, "0")
+
+
+def test_the_tasks_of_a_person_s_own_world_are_those_of_its_code(tmp_path: Path) -> None:
+    code = tmp_path / "my_world.py"
+    shutil.copy2(run_folder.ROOT / "docs" / "examples" / "my_world.py", code)
+    name = re.findall(r"^class (\w+)", code.read_text(), re.MULTILINE)[0]
+    asked = Asked(2, world=f"{code}:{name}")
+    first = asked.drawn()
+    assert first.tasks and first.sha256 == asked.drawn().sha256
+    code.write_text(code.read_text() + "\n")
+    assert asked.drawn().sha256 != first.sha256
+    with pytest.raises(BadInput, match="no such world"):
+        Asked(world="houshold").drawn()
+
+
 def test_files_of_other_kinds_of_evaluation_have_other_names() -> None:
-    usual = Asked().setup("tuned", "m", "Q8_0", "ollama", TASKS, "0")
+    usual = set_up(Asked())
     assert stage.file_name(usual) == "tuned-q8_0"
     others = [
         Asked(parse="lenient"),
@@ -251,7 +272,7 @@ def test_files_of_other_kinds_of_evaluation_have_other_names() -> None:
         Asked(temperature=0.5),
         Asked(temperature=0.5, repeat=2),
     ]
-    names = [stage.file_name(each.setup("tuned", "m", "Q8_0", "ollama", TASKS, "0")) for each in others]
+    names = [stage.file_name(set_up(each)) for each in others]
     names.append(stage.file_name({**usual, "backend": "transformers", "quant": ""}))
     assert len({*names, "tuned-q8_0"}) == 7 and all("/" not in name for name in names)
 
@@ -259,7 +280,7 @@ def test_files_of_other_kinds_of_evaluation_have_other_names() -> None:
 def test_the_tuned_model_is_always_asked_as_it_was_trained() -> None:
     asked = Asked(prompt="few-shot")
     assert asked.rules("tuned", 30) == play.Rules()
-    assert asked.setup("tuned", "m", "Q8_0", "ollama", TASKS, "0")["prompt"] == "trained"
+    assert set_up(asked)["prompt"] == "trained"
     rules = asked.rules("base", 50)
     assert rules.shown and (rules.added, rules.steps) == (FORM, 50)
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -169,17 +168,29 @@ def test_an_address_that_is_none_is_one_line_without_its_key(outputs: Path, url:
 def run(outputs: Path) -> Iterator[Run]:
     """A run of the demo's recipe with games of three players."""
     this = Run(outputs / "cpu" / "smollm2-135m-lora")
-    files.write_json(this.folder / "run.json", {"train": {"inputs": {}, "loss": 0.5, "eval_loss": 0.6}})
+    trained = {"inputs": {}, "seconds": 600.0, "peak_gib": 2.0, "loss": 0.5, "eval_loss": 0.6}
+    files.write_json(this.folder / "run.json", {"train": trained})
     files.write_json(this.parity, {"equal": True})
     files.write_json(this.evaluation("base-q8_0"), evaluation("base", "Q8_0", script("")))
     files.write_json(this.evaluation("tuned-q8_0"), evaluation("tuned", "Q8_0", expert()))
     files.write_json(this.evaluation("tuned-q4_k_m"), evaluation("tuned", "Q4_K_M", expert(), TASKS[:4]))
+    files.write_json(
+        this.evaluation("tuned-q8_0-lenient"), evaluation("tuned", "Q8_0", script("")) | {"parse": "lenient"}
+    )
     yield this
+
+
+def test_the_demo_sums_up_what_was_played_as_usual(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.sum_up("smollm2-135m-lora", "Q8_0", "", tier="cpu")
+    told = capsys.readouterr().out
+    assert "A game that was won" in told and "The classic first prompt" in told and "lenient" not in told
+    found = files.read_object(run.folder / "demo.json")
+    assert (found["base"]["won"], found["tuned"]["won"], found["parity"]) == (0, 8, True)
 
 
 def test_a_report_is_written_of_a_run_s_games(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     stage.write_report("smollm2-135m-lora", tier="cpu")
-    assert capsys.readouterr().out == f"{run.report}: 20 games\n"
+    assert capsys.readouterr().out == f"{run.report}: 28 games\n"
     assert "tuned Q4_K_M" in run.report.read_text()
 
 
@@ -221,7 +232,7 @@ def test_all_runs_are_in_a_table(run: Run, outputs: Path, capsys: pytest.Capture
     rows = {row["recipe"]: row for row in orjson.loads(shown.out)}
     row = rows["smollm2-135m-lora"]
     assert (row["tier"], row["loss"], row["eval_loss"], row["parity"]) == ("cpu", 0.5, 0.6, True)
-    assert row["won"] == {"base-q8_0": "0/8", "tuned-q8_0": "8/8", "tuned-q4_k_m": "4/4"}
+    assert row["won"] == {"base-q8_0": "0/8", "tuned-q8_0": "8/8", "tuned-q4_k_m": "4/4", "tuned-q8_0-lenient": "0/8"}
     assert rows["mine"]["loss"] is None and not rows["mine"]["won"]
     assert shown.err.count("\n") == 1 and "not JSON" in shown.err
     stage.show_runs(as_json=False)
@@ -252,8 +263,7 @@ def set_up(asked: Asked) -> scores.Setup:
 def test_the_tasks_of_a_person_s_own_world_are_those_of_its_code(tmp_path: Path) -> None:
     code = tmp_path / "my_world.py"
     shutil.copy2(run_folder.ROOT / "docs" / "examples" / "my_world.py", code)
-    name = re.findall(r"^class (\w+)", code.read_text(), re.MULTILINE)[0]
-    asked = Asked(2, world=f"{code}:{name}")
+    asked = Asked(2, world=f"{code}:MyWorld")
     first = asked.drawn()
     assert first.tasks and first.sha256 == asked.drawn().sha256
     code.write_text(code.read_text() + "\n")

@@ -189,8 +189,7 @@ def demo(run: Run, evaluations: Sequence[Evaluation], quant: str = "Q8_0") -> De
 
 def player(evaluations: Sequence[Evaluation], who: str, quant: str) -> Player | None:
     """One player's figures; None when it did not play."""
-    usual = [each for each in evaluations if each["prompt"] == "trained" and each["backend"] != "transformers"]
-    played = {each["quant"]: each["summary"] for each in usual if each["player"] == who}
+    played = {each["quant"]: each["summary"] for each in evaluations if each["player"] == who}
     if not played:
         return None
     chosen = played.get(quant, list(played.values())[-1])

@@ -286,12 +286,15 @@ def show(this: Run, drawn: Drawn, as_json: bool = False) -> None:
         print(f"No row of the literature's tables: {why}.")
 
 
-def evaluations(this: Run) -> "list[Evaluation]":
-    """All evaluations of a run: the base first, then by quantisation; one of an older version is left out, and said."""
+def evaluations(this: Run, paths: Iterable[Path] | None = None) -> "list[Evaluation]":
+    """Evaluations of a run, by default all: the base first, then by quantisation.
+
+    One of an older version is left out, and said on stderr.
+    """
     from tools.evaluation import report
 
     found = []
-    for path in sorted(this.folder.glob("eval-*.json")):
+    for path in sorted(this.folder.glob("eval-*.json")) if paths is None else paths:
         try:
             found.append(report.read_evaluation(path))
         except BadInput as error:
@@ -307,7 +310,7 @@ def sum_up(name: str, quant: str, called: str, adapter: str = "", tier: str = ""
     from tools.serving import ollama as server
 
     this, served = run_and_name(name, adapter, tier)
-    played = evaluations(this)
+    played = evaluations(this, this.usual_evaluations())
     tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
     if tuned is None:
         asked = f"ADAPTER={adapter}" if adapter else f"RECIPE={name}"

@@ -236,7 +236,9 @@ def episodes(
     tasks: Annotated[
         str, typer.Option(help="tasks to take in turn: put, look, clean, heat, cool, two, or all")
     ] = "all",
-    places: Annotated[str, typer.Option(help="kinds of room: kitchen, livingroom, bedroom, bathroom, or all")] = "all",
+    places: Annotated[
+        str, typer.Option(help="kinds of room: kitchen, livingroom, bedroom, bathroom, all, or large kitchens")
+    ] = "all",
     style: Annotated[
         str, typer.Option(help="thoughts: full restates what was seen, terse gives only the next step")
     ] = "full",

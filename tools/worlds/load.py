@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from tools import BadInput
 from tools.worlds import alfworld, guard
-from tools.worlds.household import episodes
 from tools.worlds.household.environment import Household
 from tools.worlds.household.facts import facts
 from tools.worlds.openenv import SECONDS, OpenEnv
@@ -41,7 +40,7 @@ class Loaded(NamedTuple):
 def load(name: str, seconds: float = guard.SECONDS) -> Loaded:
     """The world that a name means; `seconds`: the time limit of a step of a world that is not ours.
 
-    A name is `household` (the committed episodes' families), `household:all` or `household:look,two`,
+    A name is `household` (the committed episodes' families), `household:all`, `household:look,two`, `household:large`,
     `alfworld:SPLIT` or `alfworld:FOLDER`, `FILE.py:CLASS`, or the address of an OpenEnv server. One world is made to
     see that it can be. Raises BadInput when it does not follow the protocol, is not there or has another name, and
     WorldFailed when its own code fails.
@@ -49,8 +48,7 @@ def load(name: str, seconds: float = guard.SECONDS) -> Loaded:
     kind, _, rest = name.partition(":")
     if kind == "household":
         made = partial(Household, rest)
-        made()
-        return Loaded(name, made, steps=episodes.MOST_STEPS, played_by="the household")
+        return Loaded(name, made, steps=made().steps, played_by="the household")
     if kind == "alfworld":
         return _alfworld(name, rest, seconds)
     if kind in ("http", "https"):

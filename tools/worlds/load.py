@@ -16,7 +16,7 @@ from tools.worlds.household.facts import facts
 from tools.worlds.openenv import SECONDS, OpenEnv
 from tools.worlds.world import World
 
-NAMES = "household, household:all, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT"
+NAMES = "household, household:all, household:large, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT"
 # Actions of a game where a world says nothing of it: as many as ALFWorld's games have.
 STEPS = 50
 
@@ -81,7 +81,7 @@ def _tried(make: Callable[[], World]) -> Callable[[], World]:
 
 
 def _class(name: str, path: Path, class_name: str) -> Callable[[], World]:
-    """A class of a person's file. Raises BadInput when there is none, WorldFailed when the file cannot be run."""
+    """A class of a person's file. Raises BadInput when there is none, or when the file cannot be run."""
     if not path.is_file():
         raise BadInput(f"{name}: no such file: {path}")
     module = _run(name, path)
@@ -107,7 +107,7 @@ def _run(name: str, path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise BadInput(f"{error.filename}:{error.lineno}: {name}: {guard.described(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = guard.place(traceback.extract_tb(error.__traceback__), path)
         raise BadInput(f"{where}: {name} cannot be imported: {guard.described(error)}") from error
     return module

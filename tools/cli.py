@@ -246,7 +246,9 @@ def episodes(
     tasks: Annotated[
         str, typer.Option(help="tasks to take in turn: put, look, clean, heat, cool, two, or all")
     ] = "all",
-    places: Annotated[str, typer.Option(help="kinds of room: kitchen, livingroom, bedroom, bathroom, or all")] = "all",
+    places: Annotated[
+        str, typer.Option(help="kinds of room: kitchen, livingroom, bedroom, bathroom, all, or large kitchens")
+    ] = "all",
     style: Annotated[
         str, typer.Option(help="thoughts: full restates what was seen, terse gives only the next step")
     ] = "full",
@@ -611,7 +613,8 @@ def eval(
     num_ctx: NumCtx = 0,
     proof: Proof = "weights",
     world: Annotated[
-        str, typer.Option(help="household, household:all, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT")
+        str,
+        typer.Option(help="what is played: household, household:large, alfworld:valid_unseen, my_env.py:MyWorld ..."),
     ] = "household",
     split: Annotated[str, typer.Option(help="unseen, seen, train; by default the world's own choice")] = "",
     backend: Backend = "auto",

@@ -307,7 +307,7 @@ def test_base_and_tuned_play_and_answer_in_this_process_and_served(
     assert all(name in table for name in ("base transformers", "tuned transformers", "base F16", "tuned F16"))
     held_out = tmp_path / "held.jsonl"
     held_out.write_bytes(b"".join(trajectory.TEST_DATA.read_bytes().splitlines(keepends=True)[:1]))
-    found = {}
+    found: dict[str, Any] = {}
     for backend in ("transformers", "llama-server"):
         stage.score_answers(model, "F16", "", "tokens", backend, str(held_out), as_json=True)
         found |= orjson.loads(capsys.readouterr().out)

@@ -171,7 +171,7 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
             setup = asked.setup(who, name, quant if served else "", backend, drawn, weights)
             sampling = asked.sampling(who)
             chat = (
-                player(model, quant, who, called, proof=proof, backend=backend, sampling=sampling)
+                player(model, quant, who, called, proof=proof, backend=asked.backend, sampling=sampling)
                 if served
                 else in_process(model, who, sampling)
             )

@@ -142,6 +142,9 @@ export: $(if $(filter llamafactory,$(value TO)),setup,gguf) ## folders for LM St
 eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 WORLD= SPLIT=seen BACKEND= PROMPT=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)
 	@$(TOOLS) eval
 
+collect: $(if $(value URL)$(value TEACHER),setup,ollama) ## a teacher plays training rooms: wins become episodes, lost twins pairs (RECIPE= ROOMS=200 REPEAT=4 TEMPERATURE=0.7 WORLD= OUT=folder; URL= NAME= PRICE="in out" BUDGET= of a server; TEACHER=expert SLIP=)
+	@$(TOOLS) collect
+
 score: ollama ## base and tuned model answer the test set, each turn after the true ones before it (RECIPE= HELD_OUT=)
 	@$(TOOLS) score
 

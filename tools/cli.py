@@ -1,6 +1,7 @@
 """The command line: names, help, exit codes. Heavy modules are imported by the command that needs them."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -42,6 +43,17 @@ def as_messages(data: str) -> str:
 def quants(text: str) -> str:
     """Several quantisations, each as `one_quant`."""
     return " ".join(map(one_quant, text.split()))
+
+
+def prices(text: str) -> str:
+    """Two prices as the option has them. Raises BadInput for what is none."""
+    try:
+        read, written = map(float, text.split()) if text else (0.0, 0.0)
+    except ValueError:
+        read = -1.0
+    if not (0 <= read < math.inf and 0 <= written < math.inf):
+        raise BadInput(f"{text}: PRICE= (--price) takes two numbers of dollars, such as '0.15 0.60'")
+    return text
 
 
 Recipe = Annotated[str, typer.Argument(help="a recipe by name (smollm2-135m-lora) or path")]
@@ -92,6 +104,22 @@ Backend = Annotated[
 Url = Annotated[
     str, typer.Option(help="in place of a recipe: an OpenAI-compatible server's address; its key in OPENAI_API_KEY")
 ]
+Rooms = Annotated[int, typer.Option(min=1, help="number of rooms (tasks) to play")]
+NameThere = Annotated[
+    str, typer.Option("--name", help="the model's name in Ollama (react-...); with --url: its name there")
+]
+WorldName = Annotated[
+    str, typer.Option(help="what is played: household, household:large, alfworld:valid_unseen, my_env.py:MyWorld ...")
+]
+Prompt = Annotated[
+    str,
+    typer.Option(
+        click_type=click.Choice(["trained", "zero-shot", "few-shot"]),
+        help="how a model is asked that was not tuned: as if it were, or told the form of an answer",
+    ),
+]
+Shots = Annotated[int, typer.Option(min=1, help="episodes of the training set that few-shot shows")]
+Temperature = Annotated[float, typer.Option(min=0, help="of the answers; 0: always the likeliest token")]
 HeldOut = Annotated[str, typer.Option("--held-out", help="a file of episodes in place of data/test.jsonl")]
 
 
@@ -604,36 +632,25 @@ def eval(
     recipe: Tuned = "",
     tier: TierName = "",
     quant: Quant = "Q8_0",
-    rooms: Annotated[int, typer.Option(min=1, help="number of rooms (tasks) to play")] = 48,
+    rooms: Rooms = 48,
     base: Base = "",
     adapter: Folder = "",
-    name: Annotated[
-        str, typer.Option("--name", help="the model's name in Ollama (react-...); with --url: its name there")
-    ] = "",
+    name: NameThere = "",
     num_ctx: NumCtx = 0,
     proof: Proof = "weights",
-    world: Annotated[
-        str,
-        typer.Option(help="what is played: household, household:large, alfworld:valid_unseen, my_env.py:MyWorld ..."),
-    ] = "household",
+    world: WorldName = "household",
     split: Annotated[str, typer.Option(help="unseen, seen, train; by default the world's own choice")] = "",
     backend: Backend = "auto",
     url: Url = "",
-    prompt: Annotated[
-        str,
-        typer.Option(
-            click_type=click.Choice(["trained", "zero-shot", "few-shot"]),
-            help="how a model is asked that was not tuned: as if it were, or told the form of an answer",
-        ),
-    ] = "trained",
-    shots: Annotated[int, typer.Option(min=1, help="episodes of the training set that few-shot shows")] = 3,
+    prompt: Prompt = "trained",
+    shots: Shots = 3,
     parse: Annotated[
         str,
         typer.Option(
             click_type=click.Choice(["strict", "lenient"]), help="how an answer's action is read; both are counted"
         ),
     ] = "strict",
-    temperature: Annotated[float, typer.Option(min=0, help="of the answers; 0: always the likeliest token")] = 0.0,
+    temperature: Temperature = 0.0,
     repeat: Annotated[int, typer.Option(min=1, help="games of each room, for pass@k; needs a temperature")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -646,6 +663,55 @@ def eval(
         play_served(url, name, asked, as_json)
     else:
         play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, name, proof, asked, as_json)
+
+
+@app.command(epilog="Example: collect smollm2-135m-lora --rooms 200")
+def collect(
+    recipe: Tuned = "",
+    tier: TierName = "",
+    quant: Quant = "Q8_0",
+    rooms: Rooms = 200,
+    base: Base = "",
+    adapter: Folder = "",
+    name: NameThere = "",
+    num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
+    world: WorldName = "household",
+    split: Annotated[str, typer.Option(help="the tasks that are played: train, or another of the world's")] = "train",
+    backend: Backend = "auto",
+    url: Url = "",
+    teacher: Annotated[
+        str, typer.Option(click_type=click.Choice(["expert"]), help="in place of a recipe: the household's own expert")
+    ] = "",
+    slip: Annotated[float, typer.Option(min=0, max=1, help="how often the expert errs and mends that")] = 0.0,
+    prompt: Prompt = "trained",
+    shots: Shots = 3,
+    temperature: Temperature = 0.7,
+    repeat: Annotated[int, typer.Option(min=1, help="games of each room: won and lost ones make a pair")] = 4,
+    parallel: Annotated[int, typer.Option(min=1, help="games side by side")] = 4,
+    price: Annotated[
+        str,
+        typer.Option(callback=prices, help="'in out': dollars for a million tokens read and written"),
+    ] = "",
+    budget: Annotated[float, typer.Option(min=0, help="dollars after which it stops; needs --price")] = 0.0,
+    out: Annotated[str, typer.Option(help="the folder to write; by default collected/ in the run's")] = "",
+    force: Replace = False,
+    as_json: Json = False,
+) -> None:
+    """Let a teacher play training tasks; its wins become episodes, lost games with a won twin preference pairs."""
+    from tools.pipeline import collect as stage
+    from tools.pipeline.evaluation import Asked
+    from tools.pipeline.trained import tuned
+
+    read, written = map(float, price.split()) if price else (0.0, 0.0)
+    wanted = stage.Wanted(out, (read, written) if price else None, budget, parallel, force)
+    asked = Asked(rooms, world, split, backend, prompt, shots, "strict", temperature, repeat)
+    if teacher:
+        stage.collect_expert(slip, asked, wanted, as_json)
+    elif url:
+        stage.collect_served(url, name, asked, wanted, as_json)
+    else:
+        stage.collect_own(tuned(recipe, base, adapter, tier, num_ctx), quant, name, proof, asked, wanted, as_json)
 
 
 @app.command(epilog="Example: report smollm2-135m-lora")

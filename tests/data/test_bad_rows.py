@@ -115,3 +115,23 @@ def test_a_file_without_one_good_row_says_why(tmp_path: Path) -> None:
 def test_options_that_are_none_are_one_line(words: tuple[str, ...], why: str, tmp_path: Path) -> None:
     done = command("data/test.jsonl", tmp_path / "out.jsonl", "--to", "alpaca", *words)
     assert done.returncode == 2 and why in done.stderr.decode() and len(done.stderr.splitlines()) == 1
+
+
+def test_a_broken_step_costs_its_episode_and_no_other(tmp_path: Path) -> None:
+    file, apart = tmp_path / "steps.jsonl", tmp_path / "apart.jsonl"
+    several = {"messages": [*GOOD["messages"][:3], *GOOD["messages"][1:3], *GOOD["messages"][1:3]]}  # of three steps
+    (tmp_path / "in.jsonl").write_bytes(b"".join(orjson.dumps(several | {"id": n}) + b"\n" for n in range(5)))
+    to(file, tmp_path / "in.jsonl", target="alpaca", steps=True)
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[4] = b'{"instruction": "cut\n'  # the second step of the second episode
+    del lines[9]  # the first step of the fourth
+    file.write_bytes(b"".join(lines))
+    with pytest.raises(BadInput, match=r"steps\.jsonl:5: not JSON"):
+        to(tmp_path / "out.jsonl", file)
+    counts = to(tmp_path / "out.jsonl", file, on_error="apart", apart=str(apart))
+    assert (counts.read, counts.written, counts.bad) == (5, 3, 2)
+    assert [orjson.loads(line)["id"] for line in (tmp_path / "out.jsonl").open()] == [0, 2, 4]
+    first, second = (orjson.loads(line) for line in apart.read_bytes().splitlines())
+    assert (first["where"], second["where"]) == (f"{file}:5", f"{file}:10")
+    assert first["row"].encode() == b"".join(lines[3:6]).rstrip()
+    assert second["row"].encode() == b"".join(lines[9:11]).rstrip()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tools import BadInput
 from tools.core.chunks import Lines
 from tools.data import formats
-from tools.data.formats import CannotHold, alpaca, calls, columns, messages, messages_of, sharegpt, transcript, worker
+from tools.data.formats import alpaca, columns, messages, messages_of, sharegpt, transcript, worker
+from tools.data.formats.source import steps
 from tools.data.formats.worker import Task
 
 SYSTEM = {"role": "system", "content": "Solve the task."}
@@ -45,10 +46,10 @@ def back(data: bytes, source: str) -> bytes:
         chunk = worker.Episodes([*transcript.episodes(data.decode().split("\n"))])
         found = worker.convert_chunk(source, chunk, Task("messages"))
     else:
-        parsed = [orjson.loads(line) for line in data.splitlines()]
-        if parsed and alpaca.is_step(parsed[0]):
-            data = b"".join(orjson.dumps(row) + b"\n" for row in alpaca.joined(iter(parsed)))
-        found = worker.convert_chunk(source, Lines(data), Task("messages"))
+        chunk = Lines(data)
+        if alpaca.is_step(orjson.loads(data.partition(b"\n")[0] or b"null")):
+            chunk = next(steps(iter([chunk])))
+        found = worker.convert_chunk(source, chunk, Task("messages"))
     assert not found.bad
     return found.data
 
@@ -507,10 +508,39 @@ def test_what_cannot_be_written_says_why() -> None:
     assert said.startswith("cannot be written as JSON (Type is not JSON serializable")
 
 
-def test_several_calls_in_one_turn_are_refused() -> None:
-    turn = CALLED["messages"][1]
-    with pytest.raises(CannotHold, match="several calls"):
-        calls.to_text([turn | {"tool_calls": turn["tool_calls"] * 2}])
+def in_parallel() -> dict[str, Any]:
+    """An episode with a turn of two calls, then one of a single call."""
+    question, turn, answer, end = CALLED["messages"]
+    (call,) = turn["tool_calls"]
+    two = turn | {"tool_calls": [call, call | {"id": "call_7"}]}
+    single = turn | {"tool_calls": [call | {"id": "call_3"}]}
+    answers = [answer, answer | {"tool_call_id": "call_7"}]
+    told = {"role": "tool", "tool_call_id": "call_3", "content": "desk 2"}
+    return CALLED | {"messages": [question, two, *answers, single, told, end]}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_several_calls_in_one_turn_stay_where_messages_hold_calls(drop: bool) -> None:
+    (row,) = rows("messages", in_parallel(), "messages", calls=True, drop=drop)
+    turns = in_parallel()["messages"]
+    assert row["messages"][:6] == turns[:6]
+    assert ("tools" in row) != drop
+
+
+@pytest.mark.parametrize("to", ["messages", "sharegpt", "agentinstruct", "alpaca", "llamafactory", "react", "alfworld"])
+def test_several_calls_in_one_turn_are_a_bad_row_of_what_has_one_action_a_turn(to: str) -> None:
+    bad = made("messages", [in_parallel(), GAME], Task(to, calls=to != "messages", on_error="apart", drop=True)).bad
+    assert [line for line, _, _ in bad] == [0]
+    assert "several calls of tools in one turn (search, search)" in bad[0][1]
+
+
+def test_several_calls_in_a_function_call_of_sharegpt_are_read() -> None:
+    value = '[{"name": "search", "arguments": {"q": "a"}}, {"name": "search", "arguments": {"q": "b"}}]'
+    turns = [("human", "Where?"), ("function_call", value), ("observation", "desk 1"), ("gpt", "On desk 1.")]
+    row = {"conversations": [{"from": tag, "value": text} for tag, text in turns]}
+    (held,) = rows("sharegpt", row, "messages", calls=True)
+    assert [call["function"]["arguments"] for call in held["messages"][1]["tool_calls"]] == [{"q": "a"}, {"q": "b"}]
+    assert held["messages"][2] == {"role": "tool", "content": "desk 1"}
 
 
 def test_what_travels_beside_the_turns_is_counted() -> None:
@@ -519,10 +549,10 @@ def test_what_travels_beside_the_turns_is_counted() -> None:
 
 
 def test_rows_of_steps_that_lost_one_are_refused() -> None:
-    steps = rows("messages", GAME, "alpaca", steps=True)
-    for broken in (steps[:1], steps[1:], [*steps[:1], *steps[:1]], [steps[0], {"instruction": "a", "output": "b"}]):
+    whole = rows("messages", GAME, "alpaca", steps=True)
+    for broken in (whole[:1], whole[1:], [*whole[:1], *whole[:1]], [whole[0], {"instruction": "a", "output": "b"}]):
         with pytest.raises(BadInput, match="keep the rows of one together"):
-            list(alpaca.joined(iter(broken)))
+            alpaca.joined(broken)
 
 
 @pytest.mark.parametrize(

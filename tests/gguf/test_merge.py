@@ -105,3 +105,28 @@ def test_an_adapter_of_single_experts_is_added_to_each(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = PeftModel.from_pretrained(plain, str(adapter)).eval()(ids).logits
         assert (merged(ids).logits - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["RandLora", "Vera", "VBLoRA"])
+def test_adapters_whose_layers_share_tensors_are_merged_to_what_peft_computes(
+    small_base: Path, tmp_path: Path, kind: str
+) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(small_base, dtype=torch.float32)
+
+    sizes = {"num_vectors": 16, "vector_length": 16} if kind == "VBLoRA" else {"r": 4}
+    tuned: Any = peft.get_peft_model(base(), getattr(peft, f"{kind}Config")(target_modules=["q_proj"], **sizes))
+    torch.manual_seed(0)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    merged = merge.merged_model(small_base, tmp_path / "adapter").float()
+    ids = torch.arange(1, 17)[None]
+    with torch.no_grad():
+        trained, before = (model(input_ids=ids).logits for model in (tuned.eval(), base()))
+        apart = (merged(input_ids=ids).logits - trained).abs().max()
+    assert apart < (trained - before).abs().max() / 20  # the merged weights are rounded to 16 bits

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tests.gguf.test_lora import KINDS, make_base
 from tests.parts import models
+from tools.gguf import merge
 from tools.parity import training_model
 
 TALKS = [list(range(1, 40)), list(range(50, 70))]
@@ -36,12 +36,12 @@ def test_an_adapter_of_each_kind_beside_its_base(tmp_path: Path, kind: str, tied
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3", "qwen2.5-vl"])
 def test_a_whole_model_whose_weights_stay_as_they_are(tmp_path: Path, name: str) -> None:
     base = models.make(name, tmp_path / "base")
     loaded = training_model.load(base, None)
     found = training_model.log_probabilities(loaded, TALKS, WHERE)
-    in_full: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    in_full: Any = merge.model_class(loaded.config).from_pretrained(base, dtype=torch.float32)
     for mine, theirs in zip(found, wanted(in_full), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     assert {each.dtype for each in loaded.parameters()} == {torch.bfloat16}

@@ -21,7 +21,7 @@ from tools.core import run_folder
 # Ollama, and must not train on data that the check refuses.
 TARGET_ONLY = {"DRY_RUN", "FORCE", "GPU", "RESUME"}
 # With one of these a command needs no recipe.
-INSTEAD_OF_RECIPE = {"ADAPTER", "ALL", "GGUF", "MODEL", "URL"}
+INSTEAD_OF_RECIPE = {"ADAPTER", "ALL", "GGUF", "MODEL", "TEACHER", "URL"}
 # From the environment we do not take them: WSL keeps the computer's name there, and DEMO may be another program's.
 TYPED_ONLY = {"DEMO", "NAME"}
 # How alike two names must be for one to be the other misspelt: TYER and TIER are 0.75.

@@ -7,7 +7,7 @@ from pathlib import Path
 from tools import BadInput
 from tools.core import chunks, quote, trajectory
 from tools.data import formats
-from tools.data.formats import Episode, messages, tables, worker
+from tools.data.formats import Episode, calls, messages, messages_of, tables, worker
 from tools.data.formats import rows as json_rows
 from tools.data.formats.pairs import Pair
 from tools.data.formats.source import Source, cutter, first_row
@@ -48,7 +48,7 @@ def read_job(
 ) -> Iterator[tuple[int, Episode | str]]:
     """The line, from 0, of every row of a chunk and its episode, or why it is none; `counts` gets their formats."""
     if isinstance(job, Episodes):
-        yield from job.rows
+        yield from ((line, held if isinstance(held, dict) else held[0]) for line, held in job.rows)
         return
     line = at = 0
     for begin, end in worker.spans_of(job):
@@ -61,7 +61,13 @@ def read_job(
         elif isinstance(found, Pair):
             yield line, {"messages": [*found.prompt, *found.chosen], "rejected": found.rejected} | found.rest
         else:
-            yield line, formats.with_messages(*found)
+            episode = formats.with_messages(*found)
+            try:
+                calls.refuse_several(messages_of(episode))
+            except BadInput as error:
+                yield line, str(error)
+            else:
+                yield line, episode
 
 
 def is_messages(path: Path) -> bool:

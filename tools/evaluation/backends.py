@@ -28,13 +28,14 @@ class Reply(NamedTuple):
     """What a backend answered: its text, the tokens generated, and the seconds it took.
 
     `ended`: why it ended: "stop", "length" (the tokens that it may have were used up), or "context" (the conversation
-    has outgrown what the model remembers, and there is no answer).
+    has outgrown what the model remembers, and there is no answer). `prompt_tokens`: read, where the server counts them.
     """
 
     text: str
     tokens: int
     seconds: float
     ended: str = "stop"
+    prompt_tokens: int = 0
 
 
 # The messages so far, and the seed of what is drawn at a temperature above 0. It raises Failed when the server does not
@@ -124,8 +125,8 @@ def openai_chat(
         seconds = time.monotonic() - start
         try:  # the library takes any JSON for an answer, and a page of HTML for a text
             first, used = said.choices[0], said.usage
-            tokens, ended = used.completion_tokens if used else 0, first.finish_reason or "stop"
-            return Reply(first.message.content or "", tokens, seconds, ended)
+            read, tokens = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)
+            return Reply(first.message.content or "", tokens, seconds, first.finish_reason or "stop", read)
         except (AttributeError, IndexError, TypeError) as error:
             raise Refused(f"{url}: this is no answer of OpenAI's API: {str(said)[:100]!r}") from error
 

@@ -38,10 +38,10 @@ class Game:
     """One task as it was played, `attempt` counting from 0 where each is played several times.
 
     `steps`: answers. `invalid`: those that did nothing. `strict`, `lenient`: those in which each parser read an action.
-    `faults`: answers by what was wrong with them. `tokens`: generated. `timings`: the seconds that each answer took,
-    `seconds` their sum. `world_seconds`: spent in the world. `wall`: seconds since the game that ended before it, of
-    all that are played side by side. `error`: what the world or the server said that failed. `transcript`: all
-    messages, the system's first; episodes that were shown before the task are left out.
+    `faults`: answers by what was wrong with them. `tokens`: generated; `prompt_tokens`: read for them. `timings`: the
+    seconds that each answer took, `seconds` their sum. `world_seconds`: spent in the world. `wall`: seconds since the
+    game that ended before it, of all that are played side by side. `error`: what the world or the server said that
+    failed. `transcript`: all messages, the system's first; episodes that were shown before the task are left out.
     """
 
     id: str
@@ -56,6 +56,7 @@ class Game:
     lenient: int = 0
     faults: dict[Fault, int] = field(default_factory=dict)
     tokens: int = 0
+    prompt_tokens: int = 0
     seconds: float = 0.0
     world_seconds: float = 0.0
     wall: float = 0.0
@@ -79,6 +80,7 @@ class Played(TypedDict):
     lenient: int
     faults: dict[Fault, int]
     tokens: int
+    prompt_tokens: int
     seconds: float
     world_seconds: float
     wall: float
@@ -184,6 +186,7 @@ def count(game: Game, reply: Reply) -> None:
     """Add an answer to a game's figures."""
     game.steps += 1
     game.tokens += reply.tokens
+    game.prompt_tokens += reply.prompt_tokens
     game.timings.append(round(reply.seconds, 4))
     game.strict += trajectory.action(reply.text) is not None
     game.lenient += lenient_action(reply.text) is not None

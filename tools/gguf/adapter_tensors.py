@@ -18,6 +18,7 @@ WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoi
 PARTS = r"(lora_(?:embedding_)?[AB]|lora_magnitude_vector|modules_to_save|trainable_tokens_delta)"
 NAMED = re.compile(rf"\.{PARTS}\.(?!weight$|bias$)([^.]+)(?=\.|$)")
 PREFIX = "base_model.model."
+SHARED = re.compile(r"base_model\.\w+")  # a tensor that all layers of an adapter share, as VeRA and RandLoRA have
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,4 @@ def of_adapter(folder: Path) -> AdapterTensors:
 def plain_name(name: str) -> str:
     """A tensor's name as peft saves it: without the wrappers of a training and the adapter's name, with its prefix."""
     name = NAMED.sub(r".\1", WRAPPERS.sub("", name))
-    return name if name.startswith(PREFIX) else PREFIX + name.removeprefix("base_model.")
+    return name if name.startswith(PREFIX) or SHARED.fullmatch(name) else PREFIX + name.removeprefix("base_model.")

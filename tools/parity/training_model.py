@@ -21,7 +21,7 @@ def load(folder: Path, adapter: Path | None) -> "PreTrainedModel":
     So they stay in the file, which the system reads as they are used. Raises Failed where transformers cannot read
     them.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -29,7 +29,8 @@ def load(folder: Path, adapter: Path | None) -> "PreTrainedModel":
         if adapter:
             tuned: PreTrainedModel = merge.with_adapter(folder, adapter, "auto")  # type: ignore[assignment]
             return tuned.eval()
-        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        whole: PreTrainedModel = merge.model_class(config).from_pretrained(
             folder, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
     except (BadInput, Failed):

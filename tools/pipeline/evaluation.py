@@ -73,6 +73,14 @@ class Asked:
         told += [files.sha256(code)] if code.is_file() else []
         return Drawn(loaded, split, tasks, files.sha256_of("\n".join(told).encode()))
 
+    def chosen_backend(self) -> str:
+        """What answers, where "auto" leaves it to what is there."""
+        from tools.serving import ollama
+
+        if self.backend != "auto":
+            return self.backend
+        return "ollama" if ollama.find() or ollama.users_own() else "llama-server"
+
     def setup(self, who: str, model: str, quant: str, backend: str, drawn: "Drawn", weights: str) -> "Setup":
         """Of what an evaluation is that is played so."""
         prompt = "trained" if who == "tuned" else self.prompt
@@ -154,14 +162,10 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
 
     `proof`: see serving.publish.
     """
-    from tools.serving import ollama
-
     quant, this = quant.upper(), model.run
     drawn = asked.drawn()
     data = read_recipe(this.recipe).data if this.recipe.exists() else trajectory.TRAIN_DATA
-    backend = asked.backend
-    if backend == "auto":
-        backend = "ollama" if ollama.find() or ollama.users_own() else "llama-server"
+    backend = asked.chosen_backend()
     with this.held("eval"), quiet(as_json):
         for who in ("base", "tuned") if model.before else ("tuned",):
             served = backend != "transformers"
@@ -187,12 +191,8 @@ def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> Non
     """
     from tools.evaluation import backends
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
-    key = os.environ.get(KEY) or "none"
+    key, model = server_of(url, name)
     drawn = asked.drawn()
-    model = name or backends.only_model(url, key)
     this = Run(run_folder.outputs() / "served" / plain(model))
     setup = asked.setup("served", model, "", "openai", drawn, "")
     with this.held("eval"), quiet(as_json):
@@ -200,6 +200,20 @@ def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> Non
         context = contextlib.nullcontext(chat)
         play_one(this, setup, {}, context, drawn, asked.rules("served", drawn.world.steps))
     show(this, drawn, as_json)
+
+
+def server_of(url: str, name: str) -> tuple[str, str]:
+    """The key for an OpenAI-compatible server, "none" without one, and the model's name there.
+
+    Raises BadInput for an address that cannot be one, or that has a key in it.
+    """
+    from tools.evaluation import backends
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
+    key = os.environ.get(KEY) or "none"
+    return key, name or backends.only_model(url, key)
 
 
 def quiet(as_json: bool) -> "contextlib.AbstractContextManager[object]":

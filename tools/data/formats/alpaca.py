@@ -5,8 +5,9 @@ knows no history. A row a step: the task as instruction, what has been said sinc
 read it. No reader of Alpaca leaves an answer untrained, so a row holds no episode in which one is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from itertools import chain
+from typing import cast
 
 import msgspec
 
@@ -178,41 +179,44 @@ class Step(Columns, kw_only=True):
     extra: Place
 
 
+class BadStep(BadInput):
+    """Rows that do not make an episode; `place`: which of them, from 0, shows it."""
+
+    def __init__(self, place: int, why: str) -> None:
+        super().__init__(why)
+        self.place = place
+
+
 def is_step(row: object) -> bool:
     """Whether a row is one step of an episode, written so by `write_steps`."""
     extra = row.get("extra") if isinstance(row, dict) else None
     return isinstance(extra, dict) and STEP in extra
 
 
-def joined(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows of steps, joined again to a row an episode; other rows as they are.
+def step_of(row: object) -> tuple[int, int] | None:
+    """Which step of how many a row is; None for a row that is no step, or whose columns are not what they should be."""
+    try:
+        return msgspec.convert(row, Step).extra.step_of
+    except msgspec.ValidationError:
+        return None
 
-    Raises BadInput where a step is missing or was changed.
-    """
-    first: Row = {}
+
+def joined(rows: Sequence[object]) -> Row:
+    """The row of an episode, from the rows of its steps. Raises BadStep where one is missing or was changed."""
     steps: list[Step] = []
-    for row in rows:
-        if not steps and not is_step(row):
-            yield row
-            continue
-        number = len(steps) + 1
-        try:
-            step = msgspec.convert(row, Step)
-        except msgspec.ValidationError:
-            step = None
-        if step is None or step.extra.step_of[0] != number:
-            raise BadInput(f"step {number} of an episode should stand here; keep the rows of one together")
-        first = first if steps else row
-        steps.append(step)
-        if number == step.extra.step_of[1]:
-            yield first | last_exchange_and_history(steps)
-            steps = []
-    if steps:
-        raise BadInput(f"an episode ends at step {len(steps)}, before its last; keep the rows of one together")
+    for number, row in enumerate(rows, 1):
+        found = step_of(row)
+        if found is None or found[0] != number:
+            raise BadStep(number - 1, f"step {number} of an episode should stand here; keep the rows of one together")
+        steps.append(msgspec.convert(row, Step))
+    if len(steps) != steps[-1].extra.step_of[1]:
+        why = f"an episode ends at step {len(steps)}, before its last; keep the rows of one together"
+        raise BadStep(len(steps) - 1, why)
+    return cast("Row", rows[0]) | last_exchange_and_history(steps)
 
 
 def last_exchange_and_history(steps: list[Step]) -> Row:
-    """What differs between an episode's first step and its row. Raises BadInput where a step's input does not go on.
+    """What differs between an episode's first step and its row. Raises BadStep where a step's input does not go on.
 
     A step's input is all that was said since the task: the earlier answers and observations, then its own observation.
     """
@@ -222,7 +226,7 @@ def last_exchange_and_history(steps: list[Step]) -> Row:
         if number > 1:
             head, now = f"{said}\n" if said else "", step.input or ""
             if not now.startswith(head):
-                raise BadInput(f"step {number} of an episode does not go on from the one before it")
+                raise BadStep(number - 1, f"step {number} of an episode does not go on from the one before it")
             said, asked = now, now[len(head) :]
         history.append((asked, step.output))
         said = f"{said}\n{step.output}" if number > 1 else step.output

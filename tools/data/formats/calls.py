@@ -3,7 +3,8 @@
 A call of `search` with {"q": "mug"} is `Action: search` and `Action Input: {"q": "mug"}` on the next line; an action in
 plain words (`Action: go to desk 1`) is a call of `act` with the words as its `action`. What stands beside a call is its
 Thought, but for <think> ... </think>, which stays as it is. What a tool answers is an Observation. Text that would not
-come back the same is left as it is.
+come back the same is left as it is. A turn with several calls has no such text: it and its answers stay messages with
+calls, for the one target that holds them.
 """
 
 import re
@@ -33,17 +34,23 @@ def has_call(turn: Message) -> bool:
 
 
 def to_text(messages: list[Message]) -> list[Message]:
-    """The messages with calls and their answers as text.
+    """The messages with calls and their answers as text; turns with several calls, and their answers, as they are.
 
-    Raises CannotHold for several calls in one turn, BadInput for a call that names no function.
+    Raises BadInput for a call that names no function.
     """
     made: list[Message] = []
-    number, latest = 0, None
+    number, latest, several = 0, None, False
     for place, turn in enumerate(messages, 1):
         calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else None)
-        if calls is not None:
-            if not isinstance(calls, list) or len(calls) != 1:
-                raise CannotHold(f"message {place} has several calls of tools; a ReAct turn has one action")
+        if calls is not None and not isinstance(calls, list):
+            raise BadInput(f"message {place} has tool_calls that are no list of calls")
+        several = len(calls) > 1 if calls else several and turn["role"] in ("tool", "function")
+        if several:
+            for call in calls or []:
+                as_answer(turn, call, place)
+            number += len(calls or [])
+            made.append(turn)
+        elif calls is not None:
             number += 1
             latest = identity(calls[0], number)
             made.append(as_answer(turn, calls[0], place) | ({} if latest is None else {"tool_call_id": latest}))
@@ -58,6 +65,17 @@ def to_text(messages: list[Message]) -> list[Message]:
         else:
             made.append({key: value for key, value in turn.items() if key not in ("tool_calls", "function_call")})
     return made
+
+
+def refuse_several(messages: list[Message]) -> None:
+    """Raise CannotHold for a turn with several calls."""
+    for turn in messages:
+        if calls := cast("list[dict[str, dict[str, object]]]", turn.get("tool_calls", [])):
+            names = ", ".join(str(call.get("function", call)["name"]) for call in calls)
+            raise CannotHold(
+                f"several calls of tools in one turn ({names}); a ReAct turn has one action, and messages with calls"
+                " hold them (TO=messages CALLS=1)"
+            )
 
 
 def identity(call: object, number: int) -> str | None:
@@ -118,7 +136,7 @@ def from_text(messages: list[Message]) -> list[Message]:
         after = messages[place + 1] if place + 1 < len(messages) else None
         name, found = as_call(turn, number + 1) if after is None or observes(after) else ("", turn)
         made.append(found)
-        number += bool(name)
+        number += len(cast("list[object]", found.get("tool_calls", ())))
         waiting = name if after else ""
     return made
 
@@ -142,6 +160,8 @@ def as_call(turn: Message, number: int) -> tuple[str, Message]:
     """
     text = turn.get("content")
     if turn["role"] != "assistant" or type(text) is not str or tuple(turn)[:2] != ("role", "content"):
+        return "", turn
+    if "tool_calls" in turn:
         return "", turn
     found = CALLED.fullmatch(text)
     if not found:

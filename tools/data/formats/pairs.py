@@ -69,7 +69,9 @@ def spoken(turns: object, roles: Mapping[str, str]) -> list[Message]:
     if name == "sharegpt":
         episode, plain = sharegpt.read({"conversations": made})
         return cast("list[Message]", episode["messages"]) if plain is None else as_messages(*plain)
-    return calls.to_text(made)
+    messages = calls.to_text(made)
+    calls.refuse_several(messages)
+    return messages
 
 
 def as_messages(said_by: list[str], texts: list[str]) -> list[Message]:

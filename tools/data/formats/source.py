@@ -5,12 +5,12 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import orjson
 
@@ -18,7 +18,7 @@ from tools import BadInput
 from tools.core import chunks
 from tools.data import formats
 from tools.data.formats import Episode, Row, alpaca, rows, tables, transcript
-from tools.data.formats.worker import Episodes, Job, Range, loaded
+from tools.data.formats.worker import Broken, Episodes, Job, Range, loaded
 
 # An object that holds all rows in one of its keys, and at most plain values before it.
 WRAPPER = re.compile(
@@ -91,7 +91,7 @@ class Source:
         if not self.format and head.lstrip()[:1] not in (b"[", b"{"):
             self.format = text_format(head)
         if self.format in formats.TEXT:
-            yield from batches(transcript.episodes(lines(every)))
+            yield from batches((line - 1, episode) for line, episode in transcript.episodes(lines(every)))
             return
         first = first_row(head)
         self.format = self.format or (rows.format_of(first) if first else "") or "messages"
@@ -158,31 +158,78 @@ def first_bytes(pieces: Iterator[bytes]) -> bytes:
     return head
 
 
+class StepRow(NamedTuple):
+    """A row of a file of steps: its line, from 0, its bytes, and its object or why it is none."""
+
+    line: int
+    raw: bytes
+    row: object
+
+
 def steps(cut: Iterator[chunks.Chunk]) -> Iterator[Job]:
-    """The episodes of Alpaca's rows of steps."""
-    at = 0  # the line of the row that was read last, from 0
+    """The episodes of Alpaca's rows of steps; an episode of which a step is broken or missing is one bad row."""
+    ended: list[chunks.Fault] = []
 
-    def step_rows() -> Iterator[Row]:
-        nonlocal at
+    def step_rows() -> Iterator[StepRow]:
+        base = 0
         for chunk in cut:
-            base = at
             if isinstance(chunk, chunks.Fault):
-                at = base + chunk.line
-                raise BadInput(chunk.why)
+                ended.append(chunk._replace(line=base + chunk.line))
+                return
             spans = chunk.spans if isinstance(chunk, chunks.Elements) else chunks.line_spans(chunk.data)
+            line, at = base, 0
             for begin, end in spans:
-                at = base + chunk.data.count(b"\n", 0, begin)
-                row = loaded(chunk.data[begin:end])
-                if not isinstance(row, dict):
-                    raise BadInput("no object; a step is {...}")
-                yield row
-            at = base + chunk.data.count(b"\n")
+                line, at = line + chunk.data.count(b"\n", at, begin), begin
+                raw = chunk.data[begin:end]
+                try:
+                    yield StepRow(line, raw, loaded(raw))
+                except BadInput as error:
+                    yield StepRow(line, raw, error)
+            base += chunk.data.count(b"\n")
 
-    episodes = ((at + 1, formats.with_messages(*alpaca.read(row))) for row in alpaca.joined(step_rows()))
+    yield from batches(map(episode_of, together(step_rows())))
+    yield from ended
+
+
+def together(rows: Iterable[StepRow]) -> Iterator[list[StepRow]]:
+    """Rows of steps, those of one episode together; a row that is no step is alone.
+
+    What cannot be read, and a step whose forerunner is missing, stay with the unfinished episode before them.
+    """
+    group: list[StepRow] = []
+    latest, last = 0, 0  # the step that was read last, and of how many; both 0 where an episode may begin
+    for each in rows:
+        number, of = alpaca.step_of(each.row) or (0, 0)
+        ends = latest == last or (number and number <= latest) or not (number or isinstance(each.row, BadInput))
+        if group and ends:
+            yield group
+            group, latest, last = [], 0, 0
+        group.append(each)
+        if number:
+            latest, last = number, of
+    if group:
+        yield group
+
+
+def episode_of(group: list[StepRow]) -> tuple[int, Episode | Broken]:
+    """The line, from 0, and the episode of its rows of steps, or why they make none."""
+    at = group[0].line
     try:
-        yield from batches(episodes)
+        for each in group:
+            if isinstance(each.row, BadInput):
+                at = each.line
+                raise each.row
+        row = group[0].row
+        if alpaca.is_step(row) or len(group) > 1:
+            row = alpaca.joined([each.row for each in group])
+        if not isinstance(row, dict):
+            raise BadInput("no object; a step is {...}")
+        return at, formats.with_messages(*alpaca.read(row))
+    except alpaca.BadStep as error:
+        at, why = group[error.place].line, str(error)
     except BadInput as error:
-        yield chunks.Fault(str(error), at)
+        why = str(error)
+    return at, Broken(why, b"\n".join(each.raw for each in group))
 
 
 def first_row(head: bytes) -> Row | None:
@@ -223,8 +270,7 @@ def lines(pieces: Iterator[bytes]) -> Iterator[str]:
         yield rest
 
 
-def batches(episodes: Iterator[tuple[int, Episode]]) -> Iterator[Job]:
+def batches(episodes: Iterator[tuple[int, Episode | Broken]]) -> Iterator[Job]:
     """Chunks of so many episodes, each with its line from 0."""
-    numbered = ((line - 1, episode) for line, episode in episodes)
-    while batch := list(islice(numbered, BATCH)):
+    while batch := list(islice(episodes, BATCH)):
         yield Episodes(batch)

@@ -27,9 +27,11 @@ from tools.data import formats
 from tools.data.formats import (
     CannotHold,
     Episode,
+    Message,
     Read,
     Turns,
     alpaca,
+    calls,
     columns,
     masks,
     messages_of,
@@ -47,10 +49,17 @@ CONSTANT = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
 TOO_DEEP = "nested too deep (more than 250 levels); flatten what the episode carries beside its messages"
 
 
+class Broken(NamedTuple):
+    """Rows that were to be one episode and are none: why, and their bytes."""
+
+    why: str
+    raw: bytes
+
+
 class Episodes(NamedTuple):
     """Episodes that are read already, each with its line, from 0."""
 
-    rows: list[tuple[int, Episode]]
+    rows: list[tuple[int, Episode | Broken]]
 
 
 class Range(NamedTuple):
@@ -183,7 +192,10 @@ def read_chunk(
     """What each row of a chunk holds, or why it cannot be read; `counts` gets the rows of each format."""
     if isinstance(chunk, Episodes):
         counts[source] = counts.get(source, 0) + len(chunk.rows)
-        return ((episode, formats.roles_and_texts(messages_of(episode))) for _, episode in chunk.rows)
+        return (
+            (held, formats.roles_and_texts(messages_of(held))) if isinstance(held, dict) else BadInput(held[0])
+            for _, held in chunk.rows
+        )
     if isinstance(chunk, Lines) and not task.roles and (found := uniform_lines.read_chunk(source, chunk.data)):
         counts[source] = counts.get(source, 0) + len(found)
         return iter(found)
@@ -208,8 +220,8 @@ def located(chunk: Lines | Elements | Episodes, bad: list[tuple[int, str]], raw:
     line = at = 0
     for place, why in bad:
         if isinstance(chunk, Episodes):
-            line, episode = chunk.rows[place]
-            yield Bad(line, why, orjson.dumps(episode) if raw else b"")
+            line, held = chunk.rows[place]
+            yield Bad(line, why, b"" if not raw else orjson.dumps(held) if isinstance(held, dict) else held[1])
             continue
         begin, end = spans[place]
         line, at = line + chunk.data.count(b"\n", at, begin), begin
@@ -304,12 +316,14 @@ def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> l
     if not turns and (task.to not in rows.WRITERS or not task.untrained):
         plain = task.untrained and task.to != "llamafactory"
         masks.refuse_flags(messages_of(episode), f"what reads {task.to}" if plain else "LLaMA-Factory")
+    if not turns and not (task.calls and task.to == "messages"):
+        calls.refuse_several(messages_of(episode))
     if task.to in formats.TEXT:
         log = task.to == "alfworld"
         held = transcript.without_extra(episode, log) if task.drop else episode
         return [transcript.write(held, log, number).encode()]
     if task.drop:
-        episode = {"messages": [{key: turn[key] for key in KEPT if key in turn} for turn in messages_of(episode)]}
+        episode = {"messages": [without_extra(turn) for turn in messages_of(episode)]}
     if task.to == "llamafactory":  # whose files are made of these messages
         alpaca.write(episode, not task.drop, turns)
         sharegpt.write(episode, task.calls, turns)
@@ -319,6 +333,12 @@ def written(episode: Episode, task: Task, turns: Turns | None, number: int) -> l
             return [encoded(row) for row in alpaca.write_steps(episode, not task.drop, turns)]
         return [encoded(alpaca.write(episode, not task.drop, turns))]
     return [encoded(rows.WRITERS[task.to](episode, task.calls, turns))]
+
+
+def without_extra(turn: Message) -> Message:
+    """A message without keys of its own. Calls, of which only turns with several still have any, are no extra."""
+    kept = (*KEPT, "tool_call_id") if turn["role"] in ("tool", "function") else (*KEPT, "tool_calls")
+    return {key: turn[key] for key in kept if key in turn}
 
 
 def encoded(row: object) -> bytes:

@@ -681,8 +681,9 @@ def collect(
     backend: Backend = "auto",
     url: Url = "",
     teacher: Annotated[
-        str, typer.Option(click_type=click.Choice(["expert"]), help="in place of a recipe: the household's own expert")
-    ] = "",
+        str | None,
+        typer.Option(click_type=click.Choice(["expert"]), help="in place of a recipe: the household's own expert"),
+    ] = None,
     slip: Annotated[float, typer.Option(min=0, max=1, help="how often the expert errs and mends that")] = 0.0,
     prompt: Prompt = "trained",
     shots: Shots = 3,

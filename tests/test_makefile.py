@@ -112,8 +112,8 @@ def once(known: dict[str, click.Parameter]) -> dict[str, click.Parameter]:
 
 def value_of(each: click.Parameter, text: str) -> str:
     """A value that an option takes: `text` wherever any text is one."""
-    if each.name in ("quant", "adapter_only"):
-        return {"quant": "Q4_K_M", "adapter_only": "1"}[each.name]
+    if known := {"quant": "Q4_K_M", "adapter_only": "1", "price": "0.1 0.2"}.get(each.name or ""):
+        return known
     if isinstance(each, click.Option) and each.is_flag:
         return "1"
     if isinstance(each.type, click.Choice):

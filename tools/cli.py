@@ -109,7 +109,7 @@ NameThere = Annotated[
     str, typer.Option("--name", help="the model's name in Ollama (react-...); with --url: its name there")
 ]
 WorldName = Annotated[
-    str, typer.Option(help="household, household:all, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT")
+    str, typer.Option(help="what is played: household, household:large, alfworld:valid_unseen, my_env.py:MyWorld ...")
 ]
 Prompt = Annotated[
     str,
@@ -274,7 +274,9 @@ def episodes(
     tasks: Annotated[
         str, typer.Option(help="tasks to take in turn: put, look, clean, heat, cool, two, or all")
     ] = "all",
-    places: Annotated[str, typer.Option(help="kinds of room: kitchen, livingroom, bedroom, bathroom, or all")] = "all",
+    places: Annotated[
+        str, typer.Option(help="kinds of room: kitchen, livingroom, bedroom, bathroom, all, or large kitchens")
+    ] = "all",
     style: Annotated[
         str, typer.Option(help="thoughts: full restates what was seen, terse gives only the next step")
     ] = "full",

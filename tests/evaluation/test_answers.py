@@ -63,7 +63,8 @@ def test_the_perplexity_is_that_of_the_answers_tokens(small_base: Path) -> None:
     from tools.parity import training_model
 
     model, tokenizer = training_model.load(small_base, None).float(), chat_template.tokenizer(small_base)
-    ids, labels = [], []
+    ids: list[int] = []
+    labels: list[int] = []
     for number, turn in enumerate(TEST[0]["messages"]):
         upto = answers.rendered(tokenizer, TEST[0]["messages"][: number + 1])
         prompt = answers.rendered(tokenizer, TEST[0]["messages"][:number], True) if number else []

@@ -64,7 +64,7 @@ def test_retry_after_may_be_a_date() -> None:
     [(401, Failed, "no such key"), (404, Failed, "no such key"), (400, Refused, "no such key")],
 )
 def test_a_refusal_is_one_line_and_not_asked_again(status: int, kind: type[Failed], says_what: str) -> None:
-    refusal = status, {}, {"error": {"message": "no such\nkey"}}
+    refusal: Any = status, {}, {"error": {"message": "no such\nkey"}}
     with serving(lambda number, body: refusal) as (url, asked):
         with pytest.raises(Failed, match=says_what.replace(" ", ".{1,3}")) as raised:
             backends.openai_chat(url)(HI, 0)
@@ -72,8 +72,18 @@ def test_a_refusal_is_one_line_and_not_asked_again(status: int, kind: type[Faile
         assert len(asked) == 1
 
 
+@pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{}]}, {"choices": "no"}, [], "<html>"])
+def test_an_answer_of_another_kind_is_one_line(body: Any) -> None:
+    with (
+        serving(lambda number, asked: (200, {}, body)) as (url, _),
+        pytest.raises(Refused, match="no answer of") as what,
+    ):
+        backends.openai_chat(url)(HI, 0)
+    assert "\n" not in str(what.value)
+
+
 def test_a_context_that_is_full_is_no_failure() -> None:
-    full = 400, {}, {"error": {"message": "the request exceeds the available context size"}}
+    full: Any = 400, {}, {"error": {"message": "the request exceeds the available context size"}}
     with serving(lambda number, body: full) as (url, _):
         game = played(backends.openai_chat(url), TASKS[0])
     assert (game.end, game.steps) == ("context full", 0)
@@ -137,7 +147,7 @@ def test_a_draw_is_from_the_softmax() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=8, initializer_range=0.5, **sizes)).eval()
 
     class Letters:

@@ -1,6 +1,7 @@
 """What a run's files come to: the table, a game in full, demo.json, the last lines."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
@@ -25,7 +26,7 @@ def played() -> list[scores.Evaluation]:
     ]
 
 
-def shown_all(what: list[object]) -> str:
+def shown_all(what: Iterable[object]) -> str:
     return "".join(map(shown, what))
 
 

@@ -75,7 +75,7 @@ def test_games_of_one_task_are_not_independent() -> None:
     """Ten games of each of two tasks, one always won: the interval is that of one in two."""
     games = [Game(name, "put", name, attempt, won=name == "a") for name in "ab" for attempt in range(10)]
     found = scores.summary(games)
-    assert found["wilson95"] == scores.wilson(1, 2)
+    assert found["wilson95"] == scores.wilson(1, 2) == scores.interval(found["by_task"]["put"])
     assert found["pass_at"] == dict.fromkeys(("1", "2", "4", "8", "10"), 0.5) == found["pass_all"]
 
 

@@ -22,13 +22,14 @@ from tests.parts.web import Script, says, serving
 from tools import BadInput, Failed
 from tools.core import files, run_folder, trajectory
 from tools.core.run_folder import Run
-from tools.evaluation import play
+from tools.evaluation import play, scores
 from tools.evaluation.backends import Chat
 from tools.gguf import perplexity
 from tools.pipeline import evaluation as stage
-from tools.pipeline.evaluation import FORM, Asked
+from tools.pipeline.evaluation import FORM, Asked, Drawn
 from tools.pipeline.model import make_gguf, rooms_won
 from tools.pipeline.trained import tuned
+from tools.worlds import load
 
 ROOMS = 6
 
@@ -167,17 +168,29 @@ def test_an_address_that_is_none_is_one_line_without_its_key(outputs: Path, url:
 def run(outputs: Path) -> Iterator[Run]:
     """A run of the demo's recipe with games of three players."""
     this = Run(outputs / "cpu" / "smollm2-135m-lora")
-    files.write_json(this.folder / "run.json", {"train": {"inputs": {}, "loss": 0.5, "eval_loss": 0.6}})
+    trained = {"inputs": {}, "seconds": 600.0, "peak_gib": 2.0, "loss": 0.5, "eval_loss": 0.6}
+    files.write_json(this.folder / "run.json", {"train": trained})
     files.write_json(this.parity, {"equal": True})
     files.write_json(this.evaluation("base-q8_0"), evaluation("base", "Q8_0", script("")))
     files.write_json(this.evaluation("tuned-q8_0"), evaluation("tuned", "Q8_0", expert()))
     files.write_json(this.evaluation("tuned-q4_k_m"), evaluation("tuned", "Q4_K_M", expert(), TASKS[:4]))
+    files.write_json(
+        this.evaluation("tuned-q8_0-lenient"), evaluation("tuned", "Q8_0", script("")) | {"parse": "lenient"}
+    )
     yield this
+
+
+def test_the_demo_sums_up_what_was_played_as_usual(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.sum_up("smollm2-135m-lora", "Q8_0", "", tier="cpu")
+    told = capsys.readouterr().out
+    assert "A game that was won" in told and "The classic first prompt" in told and "lenient" not in told
+    found = files.read_object(run.folder / "demo.json")
+    assert (found["base"]["won"], found["tuned"]["won"], found["parity"]) == (0, 8, True)
 
 
 def test_a_report_is_written_of_a_run_s_games(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     stage.write_report("smollm2-135m-lora", tier="cpu")
-    assert capsys.readouterr().out == f"{run.report}: 20 games\n"
+    assert capsys.readouterr().out == f"{run.report}: 28 games\n"
     assert "tuned Q4_K_M" in run.report.read_text()
 
 
@@ -219,7 +232,7 @@ def test_all_runs_are_in_a_table(run: Run, outputs: Path, capsys: pytest.Capture
     rows = {row["recipe"]: row for row in orjson.loads(shown.out)}
     row = rows["smollm2-135m-lora"]
     assert (row["tier"], row["loss"], row["eval_loss"], row["parity"]) == ("cpu", 0.5, 0.6, True)
-    assert row["won"] == {"base-q8_0": "0/8", "tuned-q8_0": "8/8", "tuned-q4_k_m": "4/4"}
+    assert row["won"] == {"base-q8_0": "0/8", "tuned-q8_0": "8/8", "tuned-q4_k_m": "4/4", "tuned-q8_0-lenient": "0/8"}
     assert rows["mine"]["loss"] is None and not rows["mine"]["won"]
     assert shown.err.count("\n") == 1 and "not JSON" in shown.err
     stage.show_runs(as_json=False)
@@ -241,8 +254,26 @@ def test_without_runs_it_says_what_makes_one(outputs: Path) -> None:
         stage.show_runs(as_json=False)
 
 
+def set_up(asked: Asked) -> scores.Setup:
+    """Of what an evaluation of a tuned model is."""
+    drawn = Drawn(load.load("household"), asked.split or "unseen", TASKS, "0")
+    return asked.setup("tuned", "m", "Q8_0", "ollama", drawn, "0")
+
+
+def test_the_tasks_of_a_person_s_own_world_are_those_of_its_code(tmp_path: Path) -> None:
+    code = tmp_path / "my_world.py"
+    shutil.copy2(run_folder.ROOT / "docs" / "examples" / "my_world.py", code)
+    asked = Asked(2, world=f"{code}:MyWorld")
+    first = asked.drawn()
+    assert first.tasks and first.sha256 == asked.drawn().sha256
+    code.write_text(code.read_text() + "\n")
+    assert asked.drawn().sha256 != first.sha256
+    with pytest.raises(BadInput, match="no such world"):
+        Asked(world="houshold").drawn()
+
+
 def test_files_of_other_kinds_of_evaluation_have_other_names() -> None:
-    usual = Asked().setup("tuned", "m", "Q8_0", "ollama", TASKS, "0")
+    usual = set_up(Asked())
     assert stage.file_name(usual) == "tuned-q8_0"
     others = [
         Asked(parse="lenient"),
@@ -251,7 +282,7 @@ def test_files_of_other_kinds_of_evaluation_have_other_names() -> None:
         Asked(temperature=0.5),
         Asked(temperature=0.5, repeat=2),
     ]
-    names = [stage.file_name(each.setup("tuned", "m", "Q8_0", "ollama", TASKS, "0")) for each in others]
+    names = [stage.file_name(set_up(each)) for each in others]
     names.append(stage.file_name({**usual, "backend": "transformers", "quant": ""}))
     assert len({*names, "tuned-q8_0"}) == 7 and all("/" not in name for name in names)
 
@@ -259,7 +290,7 @@ def test_files_of_other_kinds_of_evaluation_have_other_names() -> None:
 def test_the_tuned_model_is_always_asked_as_it_was_trained() -> None:
     asked = Asked(prompt="few-shot")
     assert asked.rules("tuned", 30) == play.Rules()
-    assert asked.setup("tuned", "m", "Q8_0", "ollama", TASKS, "0")["prompt"] == "trained"
+    assert set_up(asked)["prompt"] == "trained"
     rules = asked.rules("base", 50)
     assert rules.shown and (rules.added, rules.steps) == (FORM, 50)
 
@@ -276,7 +307,7 @@ def test_base_and_tuned_play_and_answer_in_this_process_and_served(
     assert all(name in table for name in ("base transformers", "tuned transformers", "base F16", "tuned F16"))
     held_out = tmp_path / "held.jsonl"
     held_out.write_bytes(b"".join(trajectory.TEST_DATA.read_bytes().splitlines(keepends=True)[:1]))
-    found = {}
+    found: dict[str, Any] = {}
     for backend in ("transformers", "llama-server"):
         stage.score_answers(model, "F16", "", "tokens", backend, str(held_out), as_json=True)
         found |= orjson.loads(capsys.readouterr().out)

@@ -24,10 +24,10 @@ def layouts(world: World, split: str, count: int) -> set[frozenset[str]]:
     return {layout(world.reset(task)) for task in islice(world.tasks(split), count)}
 
 
-def expert_wins(world: World, task: Task) -> bool:
+def expert_wins(world: Household, task: Task) -> bool:
     observation = world.reset(task)
     expert = Expert(observation, random.Random(0))
-    for _ in range(episodes.MOST_STEPS):
+    for _ in range(world.steps):
         observation = world.step(expert.act(observation)[1])
         if world.done:
             return world.won
@@ -35,7 +35,7 @@ def expert_wins(world: World, task: Task) -> bool:
 
 
 @pytest.mark.parametrize("split", ["train", "seen", "unseen"])
-@pytest.mark.parametrize("families", ["", "all", "look,two", "heat"])
+@pytest.mark.parametrize("families", ["", "all", "look,two", "heat", "large"])
 def test_the_expert_wins_the_tasks_of_each_split_and_their_ids_are_their_own(families: str, split: str) -> None:
     world = Household(families)
     tasks = list(islice(world.tasks(split), 60))
@@ -57,7 +57,7 @@ def test_by_default_it_plays_the_families_and_the_words_of_the_committed_episode
 def test_no_set_of_receptacles_stands_in_training_and_in_evaluation() -> None:
     trained = {layout(said) for said in episodes.introductions(episodes.train_episodes())}
     kept = {layout(said) for said in episodes.introductions(episodes.test_episodes())}
-    for families in ("", "all"):
+    for families in ("", "all", "large"):
         kept |= layouts(Household(families), "unseen", 300)
         trained |= layouts(Household(families), "train", 300)
     trained |= {
@@ -67,6 +67,17 @@ def test_no_set_of_receptacles_stands_in_training_and_in_evaluation() -> None:
     trained |= {layout(said) for said in episodes.introductions(episodes.demo_episodes(300, 300))}
     assert len(trained) > 500 and len(kept) > 200
     assert not trained & kept
+
+
+def test_large_kitchens_are_as_full_as_alfworlds() -> None:
+    world = Household("large")
+    assert world.system_prompt == Household().system_prompt and world.families == Household().families
+    assert world.steps == 50
+    told = [layout(world.reset(task)) for task in islice(world.tasks("unseen"), 100)]
+    sizes = sorted(map(len, told))
+    assert sizes[0] >= 12 and sizes[50] >= 22 and sizes[-1] > 35
+    assert all({"toaster 1", "stoveburner 4", "fridge 1"} <= names for names in told)
+    assert any("cabinet 20" in names for names in told)
 
 
 def test_seen_tasks_are_new_ones_among_the_receptacles_of_training() -> None:

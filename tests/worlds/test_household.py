@@ -280,6 +280,10 @@ def test_episodes_are_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
     assert Counter(orjson.loads(line)["task"] for line in one.splitlines()) == dict.fromkeys(facts().tasks, 5)
     heat = made("heat.jsonl", tasks="heat,look", rooms="kitchen")
     assert {orjson.loads(line)["task"] for line in heat.splitlines()} == {"heat"}
+    counts = episodes.make(str(tmp_path / "large.jsonl"), 30, tasks="heat,look", rooms="large", steps=50)
+    large = (tmp_path / "large.jsonl").read_bytes().splitlines()
+    assert len(large) == counts["episodes"] == 30 and all(b"toaster 1" in line for line in large)
+    assert b"toaster" not in one
 
 
 @pytest.mark.parametrize(

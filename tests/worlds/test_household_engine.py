@@ -124,6 +124,14 @@ def test_rooms_told_in_alfworlds_order_play_as_in_its_engine(
     print(f"{ROOMS * 2 // 3} rooms, {moves} moves")
 
 
+def test_large_kitchens_play_as_in_alfworlds_engine(engine: Engine, logic: dict[str, str], tmp_path: Path) -> None:
+    drawn = episodes.drawn_rooms(7, list(facts().tasks), ["large"])
+    short = (room for room in drawn if episodes.episode(room, slip=0, steps=MOVES // 2))
+    for room in islice(short, ROOMS // 10):
+        save(tmp_path / "game.tw-pddl", logic, room, problem.problem(room, problem.ids(room)))
+        compare(engine, tmp_path / "game.tw-pddl", room)
+
+
 def test_rooms_of_the_committed_kind_play_as_in_alfworlds_engine(
     engine: Engine, logic: dict[str, str], tmp_path: Path
 ) -> None:

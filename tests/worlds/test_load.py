@@ -125,6 +125,7 @@ def test_a_name_that_means_no_world_is_told(name: str, said: str, written: Calla
             [("import time", "import nowhere")],
             r"^mine.py:2: mine.py:Mine cannot be imported: ModuleNotFoundError: No mod",
         ),
+        ([("import time", "raise SystemExit(3)")], r"^mine.py:2: mine.py:Mine cannot be imported: SystemExit: 3"),
         ([("class Mine:", "class Mine")], r"mine.py:5: mine.py:Mine: SyntaxError: expected ':'"),
     ],
 )

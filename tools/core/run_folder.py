@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -133,6 +134,11 @@ class Run:
     def evaluation(self, name: str) -> Path:
         """The games of one player, e.g. evaluation("base-q8_0") is eval-base-q8_0.json."""
         return self.folder / f"eval-{name}.json"
+
+    def usual_evaluations(self) -> list[Path]:
+        """Those of the base and the tuned model as served, in the usual rooms: no more is in their files' names."""
+        usual = re.compile(r"eval-(base|tuned)-(?!transformers)\w+\.json")
+        return [path for path in sorted(self.folder.glob("eval-*.json")) if usual.fullmatch(path.name)]
 
     @property
     def report(self) -> Path:

@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from tools import Failed
 from tools.core import progress
@@ -14,7 +15,6 @@ from tools.core.trajectory import Message
 if TYPE_CHECKING:
     from ollama import Client
 
-T = TypeVar("T")
 # Tokens that an answer may have: the longest in the committed episodes has 84. A model that was not trained on their
 # form says more before it acts.
 ANSWER_TOKENS = 96
@@ -95,16 +95,10 @@ def openai_chat(
 
     Proxies from the environment are not used for this machine. See `patiently` for a server that goes away.
     """
-    from urllib.parse import urlsplit
-
     from openai import APIConnectionError, APIStatusError, BadRequestError, DefaultHttpxClient, OpenAI, OpenAIError
 
-    here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    http = DefaultHttpxClient(trust_env=not here, timeout=600)
-    root = url.rstrip("/")
-    client = OpenAI(
-        base_url=root if root.endswith("/v1") else f"{root}/v1", api_key=key, http_client=http, max_retries=0
-    )
+    http = DefaultHttpxClient(trust_env=not here(url), timeout=600)
+    client = OpenAI(base_url=root(url), api_key=key, http_client=http, max_retries=0)
 
     def ask(messages: list[Message], seed: int) -> Reply:
         start = time.monotonic()
@@ -126,16 +120,28 @@ def openai_chat(
             raise Failed(f"{url}: {one_line(error)}") from error
         except APIConnectionError as error:
             raise Away(f"{url}: {one_line(error)}") from error
-        except OpenAIError as error:
+        except (OpenAIError, ValueError) as error:
             raise Failed(f"{url}: {one_line(error)}") from error
-        if not said.choices:
-            raise Refused(f"{url}: an answer without a choice")
-        read, tokens = (said.usage.prompt_tokens, said.usage.completion_tokens) if said.usage else (0, 0)
-        first = said.choices[0]
-        text, ended = first.message.content or "", first.finish_reason or "stop"
-        return Reply(text, tokens, time.monotonic() - start, ended, read)
+        seconds = time.monotonic() - start
+        try:  # the library takes any JSON for an answer, and a page of HTML for a text
+            first, used = said.choices[0], said.usage
+            read, tokens = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)
+            return Reply(first.message.content or "", tokens, seconds, first.finish_reason or "stop", read)
+        except (AttributeError, IndexError, TypeError) as error:
+            raise Refused(f"{url}: this is no answer of OpenAI's API: {str(said)[:100]!r}") from error
 
     return patiently(ask, patience)
+
+
+def root(url: str) -> str:
+    """The address under which a server has OpenAI's API: /v1 ends it."""
+    bare = url.rstrip("/")
+    return bare if bare.endswith("/v1") else f"{bare}/v1"
+
+
+def here(url: str) -> bool:
+    """Whether an address is this machine's, for which no proxy is asked."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def one_line(error: Exception) -> str:
@@ -192,10 +198,9 @@ def only_model(url: str, key: str) -> str:
     """The name of the one model that a server has under `url`. Raises Failed for none or several, which it names."""
     import httpx
 
-    root = url.rstrip("/")
-    address = f"{root if root.endswith('/v1') else f'{root}/v1'}/models"
+    address = f"{root(url)}/models"
     try:
-        got = httpx.get(address, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+        got = httpx.get(address, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=not here(url))
         names = [str(each["id"]) for each in got.raise_for_status().json()["data"]]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise Failed(f"{address}: no list of models ({one_line(error)}); NAME= says which to play") from error

@@ -121,7 +121,7 @@ def bar(each: Evaluation) -> Bar:
 
 def column(each: Evaluation, anchor: str) -> Column:
     """An evaluation's games, and how they ended by task."""
-    counted = Counter((game["task"], game["end"]) for game in each["games"])
+    counted: Counter[tuple[str, str]] = Counter((game["task"], game["end"]) for game in each["games"])
     ends = list(each["summary"]["ends"])
     causes = [(task, [str(counted[task, end] or "") for end in ends]) for task in sorted(each["summary"]["by_task"])]
     causes.append(("all", [str(each["summary"]["ends"][end]) for end in ends]))

@@ -110,11 +110,11 @@ def lenient_action(text: str) -> str | None:
     backticks, brackets and quotes around it, in small letters, without a full stop.
     """
     before = MADE_UP.split(text, maxsplit=1)[0]
-    found = re.findall(r"^[\s*_#>-]*action[\s*_]*:(.*)$", before, re.MULTILINE | re.IGNORECASE)
+    found = re.findall(r"^[ \t*_#>-]*action[ \t*_]*:(.*)$", before, re.MULTILINE | re.IGNORECASE)
     return (found[-1].strip(" \t`*_[]()<>\"'.").lower() or None) if found else None
 
 
-MADE_UP = re.compile(r"^[\s*_#>-]*observation[\s*_]*:", re.MULTILINE | re.IGNORECASE)
+MADE_UP = re.compile(r"^[ \t*_#>-]*observation[ \t*_]*:", re.MULTILINE | re.IGNORECASE)
 PARSERS: dict[str, Callable[[str], str | None]] = {"strict": trajectory.action, "lenient": lenient_action}
 
 

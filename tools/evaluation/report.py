@@ -87,7 +87,7 @@ def table(evaluations: Sequence[Evaluation]) -> "Table":
 
 
 def read(each: scores.Summary) -> str:
-    """ "98 %" of the answers had an action; "98 % (100 %)" where the lenient parser reads more than the strict one."""
+    """ "98 %" of the answers had an action; "98 % (99 % leniently)" where the parsers read different shares."""
     answers = max(1, each["answers"])
     strict, lenient = percent(each["strict"] / answers), percent(each["lenient"] / answers)
     return strict if strict == lenient else f"{strict} ({lenient} leniently)"
@@ -118,7 +118,7 @@ def success(played: Tally | None) -> str:
     """ "9/12  75 % (47-91)" of {"won", "rooms"}; nothing where there were no rooms."""
     if not played:
         return ""
-    ends = scores.wilson(played["won"], played["rooms"])
+    ends = scores.interval(played)
     rate = 100 * played["won"] / played["rooms"]
     return f"{played['won']}/{played['rooms']}  {rate:3.0f} % {interval(ends)}"
 
@@ -189,8 +189,7 @@ def demo(run: Run, evaluations: Sequence[Evaluation], quant: str = "Q8_0") -> De
 
 def player(evaluations: Sequence[Evaluation], who: str, quant: str) -> Player | None:
     """One player's figures; None when it did not play."""
-    usual = [each for each in evaluations if each["prompt"] == "trained" and each["backend"] != "transformers"]
-    played = {each["quant"]: each["summary"] for each in usual if each["player"] == who}
+    played = {each["quant"]: each["summary"] for each in evaluations if each["player"] == who}
     if not played:
         return None
     chosen = played.get(quant, list(played.values())[-1])

@@ -3,17 +3,18 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from math import comb
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from tools.core import trajectory
 from tools.evaluation.play import Game, Played
 
 
 class Tally(TypedDict):
-    """Games won of those played; "rooms" counts games."""
+    """Games won of those played; "rooms" counts games, "tasks" how many of them are of different tasks, if not all."""
 
     won: int
     rooms: int
+    tasks: NotRequired[int]
 
 
 class Agreement(TypedDict):
@@ -59,8 +60,9 @@ def summary(games: Sequence[Game], expert: Callable[[str], str | None] | None = 
     seconds = sum(game.wall for game in games)
     by_task: dict[str, Tally] = {}
     for task in sorted({game.task for game in games}):
-        played = [game.won for game in games if game.task == task]
-        by_task[task] = {"won": sum(played), "rooms": len(played)}
+        played = [game for game in games if game.task == task]
+        count = len({game.id for game in played})
+        by_task[task] = {"won": sum(game.won for game in played), "rooms": len(played), "tasks": count}
     attempts = Counter(game.id for game in games)
     wins = [sum(game.won for game in games if game.id == task) for task in tasks]
     most = min(attempts.values())
@@ -72,8 +74,9 @@ def summary(games: Sequence[Game], expert: Callable[[str], str | None] | None = 
     return {
         "won": won,
         "rooms": len(games),
+        "tasks": len(tasks),
         "rate": won / len(games),
-        "wilson95": wilson(won * len(tasks) / len(games), len(tasks)),
+        "wilson95": interval({"won": won, "rooms": len(games), "tasks": len(tasks)}),
         "by_task": by_task,
         "ends": dict(Counter(game.end for game in games).most_common()),
         "faults": dict(faults.most_common()),
@@ -103,6 +106,12 @@ def agreement(games: Sequence[Game], expert: Callable[[str], str | None]) -> Agr
         if len(game.transcript) > 2 and (wanted := expert(game.transcript[1]["content"])):
             pairs.append(trajectory.action(game.transcript[2]["content"]) == wanted)
     return {"same": sum(pairs), "games": len(pairs)} if pairs else None
+
+
+def interval(played: Tally) -> list[float]:
+    """The 95 % interval of a rate; several games of a task count as one, since they are not independent."""
+    tasks = played.get("tasks", played["rooms"])
+    return wilson(played["won"] * tasks / played["rooms"], tasks)
 
 
 def wilson(won: float, rooms: int) -> list[float]:

@@ -50,8 +50,7 @@ def collect_own(
     backend, served = asked.chosen_backend(), asked.backend != "transformers"
     inputs = proof_inputs(spec(model, quant, "tuned", called)) if served else {}
     weights = inputs["gguf"] if served else model.hashes["adapter"]
-    world, tasks = asked.drawn()
-    setup = asked.setup("tuned", model.name, quant if served else "", backend, tasks, weights, world.split)
+    setup = asked.setup("tuned", model.name, quant if served else "", backend, asked.drawn(), weights)
     sampling = asked.sampling("tuned")
     with quiet(as_json):
         chat = (
@@ -70,8 +69,7 @@ def collect_served(url: str, name: str, asked: Asked, wanted: Wanted, as_json: b
     from tools.evaluation import backends
 
     key, model = server_of(url, name)
-    world, tasks = asked.drawn()
-    setup = asked.setup("served", model, "", "openai", tasks, "", world.split)
+    setup = asked.setup("served", model, "", "openai", asked.drawn(), "")
     chat = backends.openai_chat(url, model, key, asked.sampling("served"))
     this = Run(run_folder.outputs() / "served" / plain(model))
     with quiet(as_json):
@@ -88,8 +86,7 @@ def collect_expert(slip: float, asked: Asked, wanted: Wanted, as_json: bool = Fa
     if not asked.world.startswith("household"):
         raise BadInput(f"{asked.world}: the expert knows the household alone; URL= and RECIPE= name other teachers")
     asked = replace(asked, repeat=1)  # It plays a room in one way.
-    world, tasks = asked.drawn()
-    setup = asked.setup("expert", f"expert, slip {slip:g}", "", "expert", tasks, "", world.split)
+    setup = asked.setup("expert", f"expert, slip {slip:g}", "", "expert", asked.drawn(), "")
     this = Run(run_folder.outputs() / "served" / "expert")
     with quiet(as_json):
         collect(this, setup, contextlib.nullcontext(games.expert_chat(slip)), asked, wanted, as_json)
@@ -113,7 +110,8 @@ def collect(
 
     if wanted.budget and wanted.price is None:
         raise BadInput("BUDGET= is in dollars; PRICE='in out', dollars for a million tokens, says what they cost")
-    world, tasks = asked.drawn()
+    drawn = asked.drawn()
+    world = drawn.world
     folder = Path(wanted.out).expanduser() if wanted.out else this.folder / "collected"
     about = {key: value for key, value in setup.items() if key not in GROWS}
     log = folder / "games.jsonl"
@@ -126,7 +124,8 @@ def collect(
         meter.generated = sum(game.tokens for game in kept.games.values())
         rules = asked.rules(setup["player"] if setup["player"] == "tuned" else "served", world.steps)
         try:
-            play.play_games(meter.metered(chat), world.make, tasks, rules, asked.repeat, parallel, setup["model"], kept)
+            asking, title = meter.metered(chat), setup["model"]
+            play.play_games(asking, world.make, drawn.tasks, rules, asked.repeat, parallel, title, kept)
         except Failed as error:
             if not isinstance(error.__cause__, games.OverBudget):
                 raise

@@ -5,11 +5,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -57,18 +57,21 @@ class Asked:
     temperature: float = 0.0
     repeat: int = 1
 
-    def drawn(self) -> "tuple[Loaded, list[Task]]":
-        """The world and its tasks. Raises BadInput for a world or a split that there is not."""
+    def drawn(self) -> "Drawn":
+        """What is played. Raises BadInput for a world or a split that there is not."""
         from tools.worlds import load
 
         if self.repeat > 1 and not self.temperature:
             raise BadInput(f"REPEAT={self.repeat}: at temperature 0 all games of a task are one; give TEMPERATURE=0.7")
-        world = load.load(self.world)
+        loaded = load.load(self.world)
+        split, world, code = self.split or loaded.split, loaded.make(), Path(self.world.rpartition(":")[0])
         with progress.step(f"{self.world}: drawing {self.rooms} tasks"):
-            tasks = list(islice(world.make().tasks(self.split or world.split), self.rooms))
+            tasks = list(islice(world.tasks(split), self.rooms))
         if not tasks:
-            raise BadInput(f"{self.world}: no tasks of the split {self.split or world.split}; SPLIT= names another")
-        return world, tasks
+            raise BadInput(f"{self.world}: no tasks of the split {split}; SPLIT= names another")
+        told = [world.system_prompt, *(f"{task.id} {task.goal}" for task in tasks)]
+        told += [files.sha256(code)] if code.is_file() else []
+        return Drawn(loaded, split, tasks, files.sha256_of("\n".join(told).encode()))
 
     def chosen_backend(self) -> str:
         """What answers, where "auto" leaves it to what is there."""
@@ -78,12 +81,9 @@ class Asked:
             return self.backend
         return "ollama" if ollama.find() or ollama.users_own() else "llama-server"
 
-    def setup(
-        self, who: str, model: str, quant: str, backend: str, tasks: "Sequence[Task]", weights: str, split: str = ""
-    ) -> "Setup":
-        """Of what an evaluation is that is played so; `split`: the world's own, where none was asked for."""
+    def setup(self, who: str, model: str, quant: str, backend: str, drawn: "Drawn", weights: str) -> "Setup":
+        """Of what an evaluation is that is played so."""
         prompt = "trained" if who == "tuned" else self.prompt
-        told = "".join(f"{task.id} {task.goal}\n" for task in tasks)
         return {
             "player": who,
             "model": model,
@@ -95,8 +95,8 @@ class Asked:
             "temperature": self.temperature,
             "repeat": self.repeat,
             "world": self.world,
-            "split": self.split or split or "unseen",
-            "tasks_sha256": files.sha256_of(told.encode()),
+            "split": drawn.split,
+            "tasks_sha256": drawn.sha256,
             "weights_sha256": weights,
         }
 
@@ -115,6 +115,18 @@ class Asked:
             return play.Rules(self.parse, steps)
         shown = few(trajectory.read(data), self.shots) if self.prompt == "few-shot" else []
         return play.Rules(self.parse, steps, added=FORM, shown=shown)
+
+
+class Drawn(NamedTuple):
+    """What is played: a world, tasks of one of its splits, and the SHA-256 of all that tells them from others.
+
+    That is the tasks' ids and goals, the system prompt, and the code of a person's own world.
+    """
+
+    world: "Loaded"
+    split: str
+    tasks: "list[Task]"
+    sha256: str
 
 
 def few(episodes: Iterable[trajectory.Episode], count: int) -> list[Message]:
@@ -151,27 +163,24 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
     `proof`: see serving.publish.
     """
     quant, this = quant.upper(), model.run
-    world, tasks = asked.drawn()
+    drawn = asked.drawn()
     data = read_recipe(this.recipe).data if this.recipe.exists() else trajectory.TRAIN_DATA
     backend = asked.chosen_backend()
-    sha256 = ""
     with this.held("eval"), quiet(as_json):
         for who in ("base", "tuned") if model.before else ("tuned",):
             served = backend != "transformers"
             inputs = proof_inputs(spec(model, quant, who, called)) if served else {}
             weights = inputs["gguf"] if served else model.hashes["adapter" if who == "tuned" else "base"]
             name = model.name if who == "tuned" else model.base_name
-            setup = asked.setup(who, name, quant if served else "", backend, tasks, weights, world.split)
-            sha256 = setup["tasks_sha256"]
+            setup = asked.setup(who, name, quant if served else "", backend, drawn, weights)
             sampling = asked.sampling(who)
             chat = (
-                player(model, quant, who, called, proof=proof, backend=backend, sampling=sampling)
+                player(model, quant, who, called, proof=proof, backend=asked.backend, sampling=sampling)
                 if served
                 else in_process(model, who, sampling)
             )
-            play_one(this, setup, inputs, chat, world, tasks, asked.rules(who, world.steps, data))
-    show(this, sha256, as_json)
-    tell_world(asked, world, len(tasks), as_json)
+            play_one(this, setup, inputs, chat, drawn, asked.rules(who, drawn.world.steps, data))
+    show(this, drawn, as_json)
 
 
 def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> None:
@@ -183,15 +192,14 @@ def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> Non
     from tools.evaluation import backends
 
     key, model = server_of(url, name)
-    world, tasks = asked.drawn()
+    drawn = asked.drawn()
     this = Run(run_folder.outputs() / "served" / plain(model))
-    setup = asked.setup("served", model, "", "openai", tasks, "", world.split)
+    setup = asked.setup("served", model, "", "openai", drawn, "")
     with this.held("eval"), quiet(as_json):
         chat = backends.openai_chat(url, model, key, asked.sampling("served"))
         context = contextlib.nullcontext(chat)
-        play_one(this, setup, {}, context, world, tasks, asked.rules("served", world.steps))
-    show(this, setup["tasks_sha256"], as_json)
-    tell_world(asked, world, len(tasks), as_json)
+        play_one(this, setup, {}, context, drawn, asked.rules("served", drawn.world.steps))
+    show(this, drawn, as_json)
 
 
 def server_of(url: str, name: str) -> tuple[str, str]:
@@ -206,18 +214,6 @@ def server_of(url: str, name: str) -> tuple[str, str]:
         raise BadInput(f"URL= is no address like http://host:port/v1, without name or key in it; {KEY} holds a key")
     key = os.environ.get(KEY) or "none"
     return key, name or backends.only_model(url, key)
-
-
-def tell_world(asked: Asked, world: "Loaded", tasks: int, as_json: bool) -> None:
-    """Say what played the games of a world that is not ours, and why ALFWorld's are no row of the literature's."""
-    from tools.worlds import alfworld
-
-    if as_json or asked.world.startswith("household"):
-        return
-    print(f"Played by {world.played_by}.")
-    split = asked.split or world.split
-    if asked.world.startswith("alfworld") and (why := alfworld.why_no_row(split, tasks, world.steps)):
-        print(f"No row of the literature's tables: {why}.")
 
 
 def quiet(as_json: bool) -> "contextlib.AbstractContextManager[object]":
@@ -246,8 +242,7 @@ def play_one(
     setup: "Setup",
     inputs: dict[str, str],
     player: "contextlib.AbstractContextManager[Chat]",
-    world: "Loaded",
-    tasks: "Sequence[Task]",
+    drawn: Drawn,
     rules: "Rules",
 ) -> None:
     """Let one model play, and write its eval-*.json; nothing where that was done.
@@ -263,10 +258,12 @@ def play_one(
         print(f"{file}: already played")
         return
     with this.stage(f"eval-{name}", known), player as chat, contextlib.closing(play.Log(log, known)) as kept:
+        world, title = drawn.world, scores.label(setup)
         parallel = min(PARALLEL, world.together or PARALLEL)
-        games = play.play_games(chat, world.make, tasks, rules, setup["repeat"], parallel, scores.label(setup), kept)
-        turns = [{"role": "system", "content": games[0].transcript[0]["content"]}, {"role": "user", "content": CLASSIC}]
-        with progress.step(f"{scores.label(setup)}: one more answer, to the first prompt that people try"):
+        games = play.play_games(chat, world.make, drawn.tasks, rules, setup["repeat"], parallel, title, kept)
+        system = next(game.transcript[0] for game in games if game.transcript)
+        turns = [system, {"role": "user", "content": CLASSIC}]
+        with progress.step(f"{title}: one more answer, to the first prompt that people try"):
             classic: scores.Classic = {"prompt": CLASSIC, "answer": chat(turns, 0).text}
         found: scores.Evaluation = {
             **setup,
@@ -280,26 +277,38 @@ def play_one(
     files.remove(log)
 
 
-def show(this: Run, sha256: str, as_json: bool = False) -> None:
-    """Print the table of a run's evaluations on these tasks, or what they came to as JSON."""
+def show(this: Run, drawn: Drawn, as_json: bool = False) -> None:
+    """Print the table of a run's evaluations on these tasks, or what they came to as JSON.
+
+    Of a world that is not ours it says what played, and why ALFWorld's games are no row of the literature's tables.
+    """
     from rich.console import Console
 
     from tools.evaluation import report
+    from tools.worlds import alfworld
 
-    played = [each for each in evaluations(this) if each["tasks_sha256"] == sha256]
+    played = [each for each in evaluations(this) if each["tasks_sha256"] == drawn.sha256]
     if as_json:
         short = [{key: value for key, value in each.items() if key != "games"} for each in played]
         print(orjson.dumps(short).decode())
         return
     Console().print(report.table(played))
+    world = drawn.world
+    if not world.name.startswith("household"):
+        print(f"Played by {world.played_by}.")
+    if world.name.startswith("alfworld") and (why := alfworld.why_no_row(drawn.split, len(drawn.tasks), world.steps)):
+        print(f"No row of the literature's tables: {why}.")
 
 
-def evaluations(this: Run) -> "list[Evaluation]":
-    """All evaluations of a run: the base first, then by quantisation; one of an older version is left out, and said."""
+def evaluations(this: Run, paths: Iterable[Path] | None = None) -> "list[Evaluation]":
+    """Evaluations of a run, by default all: the base first, then by quantisation.
+
+    One of an older version is left out, and said on stderr.
+    """
     from tools.evaluation import report
 
     found = []
-    for path in sorted(this.folder.glob("eval-*.json")):
+    for path in sorted(this.folder.glob("eval-*.json")) if paths is None else paths:
         try:
             found.append(report.read_evaluation(path))
         except BadInput as error:
@@ -315,7 +324,7 @@ def sum_up(name: str, quant: str, called: str, adapter: str = "", tier: str = ""
     from tools.serving import ollama as server
 
     this, served = run_and_name(name, adapter, tier)
-    played = evaluations(this)
+    played = evaluations(this, this.usual_evaluations())
     tuned = next((each for each in played if (each["player"], each["quant"]) == ("tuned", quant.upper())), None)
     if tuned is None:
         asked = f"ADAPTER={adapter}" if adapter else f"RECIPE={name}"

@@ -153,10 +153,7 @@ def score_quality(model: Tuned, quants: str, guided: bool, chunks: int, held_out
 
 
 def rooms_won(this: Run) -> dict[str, str]:
-    """The rooms that a run's tuned model won, "35/48", by quantisation, where it has played as served."""
-    found = {}
-    for path in sorted(this.folder.glob("eval-tuned-*.json")):
-        played = files.read_object(path)
-        if path == this.evaluation(f"tuned-{played['quant']}".lower()):
-            found[str(played["quant"])] = f"{played['summary']['won']}/{played['summary']['rooms']}"
-    return found
+    """The rooms that a run's tuned model won, "35/48", by quantisation."""
+    played = [files.read_object(path) for path in this.usual_evaluations()]
+    tuned = [each for each in played if each["player"] == "tuned"]
+    return {each["quant"]: f"{each['summary']['won']}/{each['summary']['rooms']}" for each in tuned}

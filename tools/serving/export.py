@@ -159,7 +159,7 @@ def card(model: Model) -> str:
     found = model.this.provenance()["train"]["inputs"]
     settings = read_recipe(model.this.recipe).settings
     known = catalog.model_of(model.base_hub)
-    played = [orjson.loads(path.read_bytes()) for path in sorted(model.this.folder.glob("eval-*.json"))]
+    played = [orjson.loads(path.read_bytes()) for path in model.this.usual_evaluations()]
     facts = {
         "front_matter": front_matter(model, known, played),
         "name": model.name,

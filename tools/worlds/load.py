@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from tools import BadInput
 from tools.worlds import alfworld, guard
-from tools.worlds.household import episodes
 from tools.worlds.household.environment import Household
 from tools.worlds.household.facts import facts
 from tools.worlds.openenv import SECONDS, OpenEnv
 from tools.worlds.world import World
 
-NAMES = "household, household:all, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT"
+NAMES = "household, household:all, household:large, alfworld:valid_unseen, my_env.py:MyWorld or http://HOST:PORT"
 # Actions of a game where a world says nothing of it: as many as ALFWorld's games have.
 STEPS = 50
 
@@ -41,7 +40,7 @@ class Loaded(NamedTuple):
 def load(name: str, seconds: float = guard.SECONDS) -> Loaded:
     """The world that a name means; `seconds`: the time limit of a step of a world that is not ours.
 
-    A name is `household` (the committed episodes' families), `household:all` or `household:look,two`,
+    A name is `household` (the committed episodes' families), `household:all`, `household:look,two`, `household:large`,
     `alfworld:SPLIT` or `alfworld:FOLDER`, `FILE.py:CLASS`, or the address of an OpenEnv server. One world is made to
     see that it can be. Raises BadInput when it does not follow the protocol, is not there or has another name, and
     WorldFailed when its own code fails.
@@ -49,8 +48,7 @@ def load(name: str, seconds: float = guard.SECONDS) -> Loaded:
     kind, _, rest = name.partition(":")
     if kind == "household":
         made = partial(Household, rest)
-        made()
-        return Loaded(name, made, steps=episodes.MOST_STEPS, played_by="the household")
+        return Loaded(name, made, steps=made().steps, played_by="the household")
     if kind == "alfworld":
         return _alfworld(name, rest, seconds)
     if kind in ("http", "https"):
@@ -83,7 +81,7 @@ def _tried(make: Callable[[], World]) -> Callable[[], World]:
 
 
 def _class(name: str, path: Path, class_name: str) -> Callable[[], World]:
-    """A class of a person's file. Raises BadInput when there is none, WorldFailed when the file cannot be run."""
+    """A class of a person's file. Raises BadInput when there is none, or when the file cannot be run."""
     if not path.is_file():
         raise BadInput(f"{name}: no such file: {path}")
     module = _run(name, path)
@@ -109,7 +107,7 @@ def _run(name: str, path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise BadInput(f"{error.filename}:{error.lineno}: {name}: {guard.described(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = guard.place(traceback.extract_tb(error.__traceback__), path)
         raise BadInput(f"{where}: {name} cannot be imported: {guard.described(error)}") from error
     return module

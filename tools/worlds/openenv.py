@@ -71,7 +71,7 @@ class OpenEnv:
             return self._told(self._post("/reset", seed))
         until = time.monotonic() + PLACE_SECONDS
         while True:
-            if self.session is None:
+            if self.session is None or self.session.loop.is_closed():
                 self.session = _Session(self.address)
                 weakref.finalize(self, self.session.close)
             try:
@@ -161,16 +161,16 @@ class _Session:
 
     async def _read(self) -> None:
         """Put all that the server says in `answers`, and how it ended last."""
-        import aiohttp
-
         try:
+            import aiohttp
+
             async with aiohttp.ClientSession() as http, http.ws_connect(f"{self.address}/ws", max_msg_size=0) as socket:
                 self.socket = socket
                 self.answers.put({"type": "open"})
                 async for message in socket:
                     self.answers.put(orjson.loads(message.data))
             said = "the server closed the game"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except Exception as error:  # whoever asks is told of it
             said = f"{type(error).__name__}: {error}"
         self.answers.put({"type": "closed", "data": {"message": said}})
 

@@ -7,7 +7,7 @@ from tools import BadInput
 from tools.worlds.household import episodes
 from tools.worlds.household.expert import system
 from tools.worlds.household.facts import facts
-from tools.worlds.household.rooms import make_room, make_room_for
+from tools.worlds.household.rooms import LARGE, make_room, make_room_for, places_of
 from tools.worlds.household.world import NOTHING, Room
 from tools.worlds.household.world import World as Game
 from tools.worlds.world import Task
@@ -20,20 +20,24 @@ class Household:
     """The household's rooms, one game at a time.
 
     `families`: names with a comma between them, or "all" six; the default is those of the committed episodes. Those are
-    played in kitchens like the committed episodes', all others in all kinds of room, told in ALFWorld's order.
+    played in kitchens like the committed episodes', all others in all kinds of room, told in ALFWorld's order. "large"
+    are the families of the committed episodes in kitchens as full as ALFWorld's own.
 
     The splits: "unseen" has rooms with a set of receptacles that no training episode has; "train" has rooms where
     training episodes may be made, none of them a committed one; "seen" has rooms with the receptacles of a committed
     training episode where other things lie, and where all families are played, rooms as they are drawn for training.
-    The expert wins each of them in at most 30 actions. Raises BadInput for a family that is not known.
+    The expert wins each of them in `steps` actions. Raises BadInput for a family that is not known.
     """
 
     nothing = NOTHING
 
     def __init__(self, families: str = "") -> None:
         committed = facts().committed.tasks
-        self.families = episodes.chosen("tasks", families, facts().tasks) if families else list(committed)
-        self.as_committed = set(self.families) <= set(committed)
+        self.large = families == LARGE
+        asked = families and not self.large
+        self.families = episodes.chosen("tasks", families, facts().tasks) if asked else list(committed)
+        self.as_committed = set(self.families) <= set(committed) and not self.large
+        self.steps = facts().alfworld.steps if self.large else episodes.MOST_STEPS
         self.system_prompt = system(self.families)
         self.game: Game | None = None
 
@@ -51,11 +55,12 @@ class Household:
     def _drawn(self, split: str) -> Iterator[Task]:
         first = episodes.FIRST_SEED[{"train": "collect", "seen": "seen", "unseen": "play"}[split]]
         told: set[str] = set()
-        for seed, (task, place) in enumerate(episodes.turns(self.families, list(facts().rooms)), first):
+        turns = episodes.turns(self.families, [LARGE] if self.large else list(facts().rooms))
+        for seed, (task, place) in enumerate(turns, first):
             room = make_room_for(seed, task, place, split == "unseen")
             if room.introduction in told or (split == "unseen" and not episodes.is_unseen(room)):
                 continue
-            if episodes.episode(room, slip=0):
+            if episodes.episode(room, slip=0, steps=self.steps):
                 told.add(room.introduction)
                 yield Task(f"household-{split}-{task}-{place}-{seed}", task, room.goal)
 
@@ -98,7 +103,7 @@ def _room(name: str) -> Room:
         case ["household", seed] if seed.isdecimal():
             return make_room(int(seed))
         case ["household", split, task, place, seed] if (
-            seed.isdecimal() and task in facts().tasks and place in facts().tasks[task].rooms
+            seed.isdecimal() and task in facts().tasks and place in places_of(task)
         ):
             return make_room_for(int(seed), task, place, split == "unseen")
     raise BadInput(f"{name}: not a task of the household")

@@ -14,7 +14,7 @@ from tools.core import files, progress, run_folder
 from tools.worlds.household import alfworld
 from tools.worlds.household.expert import STYLES, SYSTEM, Expert, Lost, system
 from tools.worlds.household.facts import facts
-from tools.worlds.household.rooms import held_out, make_room, make_room_for
+from tools.worlds.household.rooms import LARGE, held_out, make_room, make_room_for, places_of
 from tools.worlds.household.world import Room, World
 
 MOST_STEPS = 30
@@ -151,7 +151,7 @@ def turns(tasks: Sequence[str], rooms: Sequence[str]) -> Iterator[tuple[str, str
 
     Raises BadInput when ALFRED sets none of the tasks in any of the rooms.
     """
-    places = {task: [each for each in facts().tasks[task].rooms if each in rooms] for task in tasks}
+    places = {task: [each for each in places_of(task) if each in rooms] for task in tasks}
     asked = [task for task in tasks if places[task]]
     if not asked:
         raise BadInput(f"{', '.join(tasks)}: set in none of {', '.join(rooms)}; see catalog/household.yaml")
@@ -195,9 +195,9 @@ def make(
 ) -> dict[str, int]:
     """Write at most `count` of the expert's episodes to a JSONL file; how many were written and left out.
 
-    `tasks` and `rooms`: names with commas between, or "all"; `games`: a folder of ALFWorld's own, in place of drawn
-    rooms. `force`: replace a file that is there. Left out are games that the expert loses, cannot read the task of, or
-    has met before. Raises BadInput.
+    `tasks` and `rooms`: names with commas between, or "all"; `rooms` may also be "large" kitchens. `games`: a folder
+    of ALFWorld's own, in place of drawn rooms. `force`: replace a file that is there. Left out are games that the
+    expert loses, cannot read the task of, or has met before. Raises BadInput.
     """
     if style not in STYLES:
         raise BadInput(f"{style}: the expert's styles are {', '.join(STYLES)}")
@@ -206,7 +206,8 @@ def make(
     if games:
         own: Iterable[Room] = (room for room in alfworld.games(alfworld.folder(games)) if room.task in asked)
     else:
-        own = drawn_rooms(seed, asked, chosen("rooms", rooms, facts().rooms))
+        places = list(facts().rooms) if rooms == "all" else chosen("rooms", rooms, [*facts().rooms, LARGE])
+        own = drawn_rooms(seed, asked, places)
     with files.output(out, force) as beside:
         return write(beside, own, asked, count, slip, style, steps)
 

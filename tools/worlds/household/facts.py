@@ -41,6 +41,13 @@ class RoomKind(Part):
     lamp: str | None = None
 
 
+class LargeKitchen(Part):
+    """A kitchen as full as ALFWorld's own: its receptacles, and the most things in those that hold more here."""
+
+    receptacles: Mapping[str, tuple[int, int]]
+    most: Mapping[str, int]
+
+
 class Thing(Part):
     """A kind of object. `taken_by` (`in` in the file): the receptacles that take it; `can`: what it can be used for."""
 
@@ -66,6 +73,7 @@ class Household(Part):
     alfworld: OwnGames
     receptacles: Mapping[str, Receptacle]
     rooms: Mapping[str, RoomKind]
+    large: LargeKitchen
     likely: Mapping[str, tuple[str, ...]]
     objects: Mapping[str, Thing]
     tasks: Mapping[str, Task]

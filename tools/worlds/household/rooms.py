@@ -8,6 +8,15 @@ from functools import cache
 from tools.worlds.household.facts import facts
 from tools.worlds.household.world import Room, kind
 
+# A kitchen as full as ALFWorld's own: a place like kitchen and bedroom, but not one of those that "all" means.
+LARGE = "large"
+
+
+def places_of(task: str) -> tuple[str, ...]:
+    """The places where ALFRED sets a task; where that is a kitchen, a LARGE one too."""
+    places = facts().tasks[task].rooms
+    return (*places, LARGE) if "kitchen" in places else places
+
 
 def make_room(seed: int) -> Room:
     """A room as the committed episodes have them; the same seed gives the same room on every machine."""
@@ -24,7 +33,7 @@ def held_out(receptacles: Iterable[str]) -> bool:
 
 
 def make_room_for(seed: int, task: str, place: str, evaluation: bool = False) -> Room:
-    """A kitchen, livingroom, bedroom or bathroom with a task that ALFRED sets there, told in ALFWorld's order.
+    """A room of a place with a task that is set there, told in ALFWorld's order.
 
     Its set of receptacles is one that is `held_out` for `evaluation`, and else one that is not.
     """
@@ -62,14 +71,16 @@ def _doable(place: str, task: str) -> list[str]:
 
 def _draw(rng: random.Random, seed: int, place: str, tasks: Sequence[str]) -> Room | None:
     """One try at a room; None when the drawn task cannot be set in it."""
-    known = facts()
+    known, large = facts(), place == LARGE
+    place = "kitchen" if large else place
     room = known.rooms[place]
-    kinds = sorted(room.receptacles)
+    standing = known.large.receptacles if large else room.receptacles
+    kinds = sorted(standing)
     if rng.random() < 0.5:
         rng.shuffle(kinds)
     names: list[str] = []
     for each in kinds:
-        numbers = list(range(1, rng.randint(*room.receptacles[each]) + 1))
+        numbers = list(range(1, rng.randint(*standing[each]) + 1))
         names += [f"{each} {number}" for number in (numbers if rng.random() < 0.5 else reversed(numbers))]
 
     task = rng.choice(tasks)
@@ -99,7 +110,7 @@ def _draw(rng: random.Random, seed: int, place: str, tasks: Sequence[str]) -> Ro
     if lamp := room.lamp:
         stands = known.likely[known.objects[lamp].kind]
         set_out.append((rng.choice([name for name in names if kind(name) in stands]), lamp))
-    inside = _fill(rng, names, object_kind, set_out, _fitting(place))
+    inside = _fill(rng, names, object_kind, set_out, _fitting(place), large)
     goal = rng.choice(known.tasks[task].say).format(object=object_kind, target=target)
     return Room(seed, task, object_kind, target, goal, inside)
 
@@ -110,16 +121,18 @@ def _fill(
     object_kind: str,
     set_out: list[tuple[str, str]],
     fitting: dict[str, list[str]],
+    large: bool,
 ) -> dict[str, tuple[str, ...]]:
     """What lies where: things as `set_out` has them, others around them but for the task's, all numbered at random."""
-    receptacles = facts().receptacles
+    receptacles, more = facts().receptacles, facts().large.most if large else {}
     lying: dict[str, list[str]] = {name: [] for name in names}
     for name, thing in set_out:
         lying[name].append(thing)
     for name in names:
-        room_for = rng.randint(0, receptacles[kind(name)].most) - len(lying[name])
+        room_for = rng.randint(0, more.get(kind(name), receptacles[kind(name)].most)) - len(lying[name])
         fits = [each for each in fitting[kind(name)] if each != object_kind]
-        lying[name] += rng.sample(fits, min(max(room_for, 0), len(fits)))
+        count = min(max(room_for, 0), len(fits))
+        lying[name] += rng.choices(fits, k=count) if large and count else rng.sample(fits, count)
     spots = [(name, index) for name in names for index in range(len(lying[name]))]
     rng.shuffle(spots)
     counted: dict[str, int] = {}

@@ -142,6 +142,9 @@ export: $(if $(filter llamafactory,$(value TO)),setup,gguf) ## folders for LM St
 eval: ollama ## base and tuned model play unseen rooms (RECIPE= ROOMS=48)
 	@$(TOOLS) eval
 
+ask: $(if $(value ADAPTER)$(value MODEL),setup,train) $(if $(filter transformers,$(value BACKEND)),,gguf) ## base and tuned model answer side by side (RECIPE= PROMPT="..." or CONVERSATION=my.json, BACKEND=ollama|llama-server|transformers QUANT=; ADAPTER= or MODEL= of any, BASE=)
+	@$(TOOLS) ask
+
 # On a GPU the demo trains on more than the recipe's data; make hands this on to the targets that it needs first.
 demo: AS_DEMO = --demo
 demo: eval ## the whole chain on this machine, from set-up to a model that plays in Ollama

@@ -606,6 +606,35 @@ def eval(
     play_games(tuned(recipe, base, adapter, tier, num_ctx), quant, rooms, name, proof)
 
 
+@app.command(epilog="Example: ask qwen7b-qlora --prompt 'You are in a kitchen. Your task is to: heat some egg.'")
+def ask(
+    recipe: Tuned = "",
+    tier: TierName = "",
+    prompt: Annotated[str, typer.Option(help="what to ask; by default a kitchen, and the task to heat a potato")] = "",
+    conversation: Annotated[
+        str, typer.Option(help='a JSON file to go on from in place of a prompt: {"messages": [...]}')
+    ] = "",
+    backend: Annotated[
+        str,
+        typer.Option(
+            click_type=click.Choice(["auto", "ollama", "llama-server", "transformers"]),
+            help="what answers; auto: as eval. transformers needs no GGUF: the weights as trained, whatever --quant",
+        ),
+    ] = "auto",
+    quant: Quant = "Q8_0",
+    base: Base = "",
+    adapter: Folder = "",
+    name: Name = "",
+    num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
+) -> None:
+    """Show the answers of the base and of the tuned model side by side, as they come."""
+    from tools.pipeline.ask import ask as ask_both
+    from tools.pipeline.trained import tuned
+
+    ask_both(tuned(recipe, base, adapter, tier, num_ctx), quant, name, prompt, conversation, backend, proof)
+
+
 @app.command(epilog="Example: demo smollm2-135m-lora")
 def demo(recipe: Tuned = "", tier: TierName = "", quant: Quant = "Q8_0", adapter: Folder = "", name: Name = "") -> None:
     """Sum up a whole run: demo.json, the table, a game, and what to do next."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, quote, trajectory
@@ -103,37 +103,59 @@ def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False, p
         pass
 
 
+class Place(NamedTuple):
+    """Where a model is served: by its name in the Ollama of `client`, or by llama-server at a URL without a client."""
+
+    client: "Client | None"
+    where: str
+
+
 @contextlib.contextmanager
 def player(
     model: Tuned, quant: str, who: str, called: str, force: bool = False, proof: str = WEIGHTS
 ) -> Iterator["Chat"]:
-    """A chat with the tuned or the base model behind its server: Ollama, else llama-server. The tuned one is proven."""
-    from tools.core import chat_template
+    """A chat with the tuned or the base model behind its server, see `served`."""
     from tools.evaluation import play
+
+    with served(model, quant, who, called, force, proof) as (client, where):
+        yield play.ollama_chat(client, where) if client else play.openai_chat(where)
+
+
+@contextlib.contextmanager
+def served(
+    model: Tuned, quant: str, who: str, called: str, force: bool = False, proof: str = WEIGHTS, by: str = ""
+) -> Iterator[Place]:
+    """The tuned or the base model behind its server, for as long as the `with` lasts. The tuned one is proven.
+
+    `by`: "ollama" or "llama-server"; by default Ollama, and llama-server where there is none.
+    """
+    from tools.core import chat_template
     from tools.gguf import llamacpp
     from tools.serving import ollama as server
 
-    wanted = spec(model, quant, who, called)
+    wanted, client = spec(model, quant, who, called), None
     if who == "tuned":
         print(context_line(wanted))
     else:
         # The base's own template, which training may not have used, is tried.
         chat_template.tokenizer(model.before or model.base)
     with contextlib.ExitStack() as stack:
-        try:
-            session = stack.enter_context(server.session())
-        except server.NoOllama as missing:
-            print(f"{missing}: the chain ends in llama-server")
-            if who == "tuned":
-                publish(None, model, wanted, proof=proof)
-            tokens = int(wanted.parameters["num_ctx"])
-            yield play.openai_chat(stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL)))
-            return
+        if by != "llama-server":
+            try:
+                client = stack.enter_context(server.session()).client
+            except server.NoOllama as missing:
+                if by:
+                    raise
+                print(f"{missing}: the chain ends in llama-server")
         if who == "tuned":
-            publish(session.client, model, wanted, force, proof)
+            publish(client, model, wanted, force, proof)
+        elif client:
+            server.create(client, wanted)
+        if client:
+            yield Place(client, wanted.name)
         else:
-            server.create(session.client, wanted)
-        yield play.ollama_chat(session.client, wanted.name)
+            tokens = int(wanted.parameters["num_ctx"])
+            yield Place(None, stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL)))
 
 
 def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False, proof: str = WEIGHTS) -> None:

@@ -115,6 +115,9 @@ train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER
 resume: setup ## resume from the last checkpoint; fail if there is none (RECIPE=)
 	@$(TOOLS) train --resume
 
+webui: setup ## LLaMA-Factory's web page with a recipe and its data filled in (RECIPE= TIER= DATA= SEQ= SET= PORT=7860)
+	@$(TOOLS) webui
+
 slurm: .venv/.ready ## write a training as a Slurm job, and submit it if Slurm is here (RECIPE= TIER= NODES=)
 	@$(TOOLS) submit slurm
 

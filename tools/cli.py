@@ -426,6 +426,23 @@ def train(
         train_recipe(asked, launch, force, resume)
 
 
+@app.command(epilog="Example: webui qwen7b-qlora --data my.jsonl")
+def webui(
+    recipe: Recipe,
+    tier: TierName = "",
+    base: Base = "",
+    change: Set = [],  # noqa: B006
+    seq: Seq = 0,
+    data: Data = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the page's port on 127.0.0.1")] = 7860,
+) -> None:
+    """Open LLaMA-Factory's web page with a recipe and its data filled in, for this machine alone."""
+    from tools.recipes import commands
+    from tools.training import llamaboard
+
+    llamaboard.open_page(commands.open_asked(recipe, tier, "", 0, base, change, seq, as_messages(data)), port)
+
+
 @app.command(epilog="Example: submit slurm qwen72b-full --tier 2x8x80gb --nodes 2")
 def submit(
     to: Annotated[str, typer.Argument(help="slurm or ray")],

@@ -68,6 +68,7 @@ def ask(
                 draw(console, answers, title, told)
             else:
                 write(title, told)
+        del stream, told  # a model in this process makes room for the next
     if live:
         console.print(columns(answers))
 

@@ -13,7 +13,7 @@ import orjson
 import yaml
 
 from tools import BadInput, Failed
-from tools.core import files, run_folder
+from tools.core import catalog, files, run_folder
 from tools.core.process import Program
 from tools.gguf import find_base, llamacpp
 from tools.recipes.recipe import Recipe
@@ -51,11 +51,13 @@ TEXTS = {
     "num_train_epochs": "train.num_train_epochs",
     "max_grad_norm": "train.max_grad_norm",
 }
-# What the page says for itself whatever its fields say: the same as we do, or where it saves.
+# What the page says without a field for it, as the recipe does, and where it finds the model and saves the result.
 ITS_OWN = {"stage", "do_train", "plot_loss", "output_dir", "overwrite_output_dir", "model_name_or_path"}
 # What it adds to every training; null in the extra arguments takes it away.
-ADDED = ("preprocessing_num_workers", "max_samples", "save_steps", "warmup_steps", "ddp_timeout")
-ADDED += ("include_num_input_tokens_seen",)
+ADDED = (
+    *("preprocessing_num_workers", "max_samples", "save_steps", "warmup_steps", "ddp_timeout"),
+    "include_num_input_tokens_seen",
+)
 
 
 def open_page(recipe: Recipe, port: int) -> None:
@@ -113,7 +115,9 @@ def write_configuration(recipe: Recipe, folder: Path) -> Path:
             train["deepspeed"] = "data/deepspeed.json"
     settings = folder / "llamaboard_cache" / "user_config.yaml"
     before = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    model = str(find_base.here(recipe.base) or recipe.base)
+    known = catalog.model_of(recipe.base)
+    here = find_base.resolve(recipe.base) if known and known.package else find_base.here(recipe.base)
+    model = str(here or recipe.base)
     # In this file it keeps the language and the path of the model.
     told = {"lang": "en", "hub_name": None, "cache_dir": None} | (before or {})
     told |= {"last_model": CUSTOM, "path_dict": {CUSTOM: model}}

@@ -45,4 +45,4 @@ common.DEFAULT_TEMPLATE[VALUES["top.model_name"]] = VALUES["top.template"]
 interface.Engine = Filled
 interface.fix_proxy()
 served = {"middleware": [Middleware(OwnFilesOnly)]}
-interface.create_ui().queue().launch(share=False, inbrowser=True, app_kwargs=served)
+interface.create_ui().queue().launch(share=False, app_kwargs=served)

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_transformers_streams_the_greedy_answer(small_base: Path, small_adapter:
     model, tokenizer = training_model.load(small_base, small_adapter), chat_template.tokenizer(small_adapter)
     stream = chat_backends.of_transformers(model, tokenizer, base.end_texts(small_adapter, small_base))
     answer = grown(list(itertools.islice(stream(ASKED), 40)))
-    prompt = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_tensors="pt")
+    prompt: Any = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_tensors="pt")
     (whole,) = model.generate(**prompt, do_sample=False, max_new_tokens=40)  # type: ignore[operator]
     assert answer.tokens == 40 and answer.seconds > 0
     made = tokenizer.decode(whole[prompt["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -131,8 +131,8 @@ def write_configuration(recipe: Recipe, folder: Path) -> Path:
 def configuration(train: Mapping[str, Any]) -> dict[str, Any]:
     """The page's saved configuration for the arguments of a training: its fields' names and values."""
     bits = train.get("quantization_bit")
-    made = {"top.model_name": CUSTOM, "top.quantization_bit": str(bits or "none"), "top.booster": "auto"}
-    made |= {"train.dataset": [train["dataset"]]}
+    made: dict[str, Any] = {"top.model_name": CUSTOM, "top.booster": "auto", "train.dataset": [train["dataset"]]}
+    made["top.quantization_bit"] = str(bits or "none")
     made |= {field: train[name] for name, field in FIELDS.items() if name in train}
     made |= {field: str(train[name]) for name, field in TEXTS.items() if name in train}
     made["train.compute_type"] = "bf16" if train.get("bf16") else "fp16" if train.get("fp16") else "fp32"

@@ -115,6 +115,9 @@ train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER
 resume: setup ## resume from the last checkpoint; fail if there is none (RECIPE=)
 	@$(TOOLS) train --resume
 
+webui: setup ## LLaMA-Factory's web page with a recipe and its data filled in (RECIPE= TIER= DATA= SEQ= SET= PORT=7860)
+	@$(TOOLS) webui
+
 slurm: .venv/.ready ## write a training as a Slurm job, and submit it if Slurm is here (RECIPE= TIER= NODES=)
 	@$(TOOLS) submit slurm
 
@@ -139,7 +142,7 @@ merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as sa
 export: $(if $(filter llamafactory,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory)
 	@$(TOOLS) export
 
-eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 WORLD= SPLIT=seen BACKEND= PROMPT=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)
+eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 WORLD= SPLIT=seen BACKEND= PROMPTING=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)
 	@$(TOOLS) eval
 
 collect: $(if $(value URL)$(value TEACHER),setup,ollama) ## a teacher plays training rooms: wins become episodes, lost twins pairs (RECIPE= ROOMS=200 REPEAT=4 TEMPERATURE=0.7 WORLD= OUT=folder; URL= NAME= PRICE="in out" BUDGET= of a server; TEACHER=expert SLIP=)
@@ -156,6 +159,9 @@ compare: .venv/.ready ## two models on the same tasks, with a paired test (A=...
 
 runs: .venv/.ready ## all runs: date, loss, rooms won, parity (JSON=1)
 	@$(TOOLS) runs
+
+ask: $(if $(value ADAPTER)$(value MODEL),setup,train) $(if $(filter transformers,$(value BACKEND)),,gguf) ## base and tuned model answer side by side (RECIPE= PROMPT="..." or CONVERSATION=my.json, BACKEND=ollama|llama-server|transformers QUANT=; ADAPTER= or MODEL= of any, BASE=)
+	@$(TOOLS) ask
 
 # On a GPU the demo trains on more than the recipe's data; make hands this on to the targets that it needs first.
 demo: AS_DEMO = --demo

@@ -279,12 +279,21 @@ def test_each_stage_of_a_chain_takes_its_own_variables(told: Any) -> None:
     assert told("export", "ADAPTER=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
     assert told("export", "TO=llamafactory") == [["setup"], ["export", "--to=llamafactory", *recipe]]
     assert told("export", "MODEL=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
+    assert told("ask", "PROMPT=p", "QUANT=F16")[1:] == [
+        ["train", *recipe],
+        ["gguf", "--quant=F16", *recipe],
+        ["ask", "--prompt=p", "--quant=F16", *recipe],
+    ]
+    by = "--backend=transformers"
+    assert told("ask", "BACKEND=transformers") == [["setup"], ["train", *recipe], ["ask", by, *recipe]]
+    assert told("ask", "BACKEND=transformers", "ADAPTER=a", "BASE=b") == [["setup"], ["ask", by, *either]]
     assert told("parity", "GGUF=g", "BASE=b", "HELD_OUT=h")[1:] == [["parity", "--base=b", "--gguf=g", "--held-out=h"]]
 
 
 def test_the_environment_counts_but_for_a_name(line: Any) -> None:
-    environment = {"RECIPE": "a", "NAME": "DESKTOP-1", "FORCE": "", "SLIP": "no number", "QUANT": "F16"}
+    environment = {"RECIPE": "a", "NAME": "DESKTOP-1", "FORCE": "", "SLIP": "no number", "QUANT": "F16", "PROMPT": "$ "}
     assert line("ollama", environment=environment) == ["ollama", "--quant=F16", "--", "a"]
+    assert line("ask", environment=environment) == ["ask", "--quant=F16", "--", "a"]
     assert line("ollama", environment=environment, NAME="b") == ["ollama", "--quant=F16", "--name=b", "--", "a"]
 
 

@@ -98,7 +98,7 @@ Backend = Annotated[
     str,
     typer.Option(
         click_type=click.Choice(["auto", "ollama", "llama-server", "transformers"]),
-        help="what answers; auto: Ollama, or llama-server where there is none",
+        help="what answers; auto: Ollama, else llama-server; transformers: the weights as trained, whatever --quant",
     ),
 ]
 Url = Annotated[
@@ -111,7 +111,7 @@ NameThere = Annotated[
 WorldName = Annotated[
     str, typer.Option(help="what is played: household, household:large, alfworld:valid_unseen, my_env.py:MyWorld ...")
 ]
-Prompt = Annotated[
+Prompting = Annotated[
     str,
     typer.Option(
         click_type=click.Choice(["trained", "zero-shot", "few-shot"]),
@@ -466,6 +466,23 @@ def train(
         train_recipe(asked, launch, force, resume)
 
 
+@app.command(epilog="Example: webui qwen7b-qlora --data my.jsonl")
+def webui(
+    recipe: Recipe,
+    tier: TierName = "",
+    base: Base = "",
+    change: Set = [],  # noqa: B006
+    seq: Seq = 0,
+    data: Data = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the page's port on 127.0.0.1")] = 7860,
+) -> None:
+    """Open LLaMA-Factory's web page with a recipe and its data filled in, for this machine alone."""
+    from tools.recipes import commands
+    from tools.training import llamaboard
+
+    llamaboard.open_page(commands.open_asked(recipe, tier, "", 0, base, change, seq, as_messages(data)), port)
+
+
 @app.command(epilog="Example: submit slurm qwen72b-full --tier 2x8x80gb --nodes 2")
 def submit(
     to: Annotated[str, typer.Argument(help="slurm or ray")],
@@ -642,7 +659,7 @@ def eval(
     split: Annotated[str, typer.Option(help="unseen, seen, train; by default the world's own choice")] = "",
     backend: Backend = "auto",
     url: Url = "",
-    prompt: Prompt = "trained",
+    prompting: Prompting = "trained",
     shots: Shots = 3,
     parse: Annotated[
         str,
@@ -658,7 +675,7 @@ def eval(
     from tools.pipeline.evaluation import Asked, play_games, play_served
     from tools.pipeline.trained import tuned
 
-    asked = Asked(rooms, world, split, backend, prompt, shots, parse, temperature, repeat)
+    asked = Asked(rooms, world, split, backend, prompting, shots, parse, temperature, repeat)
     if url:
         play_served(url, name, asked, as_json)
     else:
@@ -685,7 +702,7 @@ def collect(
         typer.Option(click_type=click.Choice(["expert"]), help="in place of a recipe: the household's own expert"),
     ] = None,
     slip: Annotated[float, typer.Option(min=0, max=1, help="how often the expert errs and mends that")] = 0.0,
-    prompt: Prompt = "trained",
+    prompting: Prompting = "trained",
     shots: Shots = 3,
     temperature: Temperature = 0.7,
     repeat: Annotated[int, typer.Option(min=1, help="games of each room: won and lost ones make a pair")] = 4,
@@ -706,7 +723,7 @@ def collect(
 
     read, written = map(float, price.split()) if price else (0.0, 0.0)
     wanted = stage.Wanted(out, (read, written) if price else None, budget, parallel, force)
-    asked = Asked(rooms, world, split, backend, prompt, shots, "strict", temperature, repeat)
+    asked = Asked(rooms, world, split, backend, prompting, shots, "strict", temperature, repeat)
     if teacher:
         stage.collect_expert(slip, asked, wanted, as_json)
     elif url:
@@ -764,6 +781,29 @@ def score(
 
     model = tuned(recipe, base, adapter, tier, num_ctx)
     score_answers(model, quant, name, proof, backend, as_messages(held_out), as_json)
+
+
+@app.command(epilog="Example: ask qwen7b-qlora --prompt 'You are in a kitchen. Your task is to: heat some egg.'")
+def ask(
+    recipe: Tuned = "",
+    tier: TierName = "",
+    prompt: Annotated[str, typer.Option(help="what to ask; by default a kitchen, and the task to heat a potato")] = "",
+    conversation: Annotated[
+        str, typer.Option(help='a JSON file to go on from in place of a prompt: {"messages": [...]}')
+    ] = "",
+    backend: Backend = "auto",
+    quant: Quant = "Q8_0",
+    base: Base = "",
+    adapter: Folder = "",
+    name: Name = "",
+    num_ctx: NumCtx = 0,
+    proof: Proof = "weights",
+) -> None:
+    """Show the answers of the base and of the tuned model side by side, as they come."""
+    from tools.pipeline.ask import ask as ask_both
+    from tools.pipeline.trained import tuned
+
+    ask_both(tuned(recipe, base, adapter, tier, num_ctx), quant, name, prompt, conversation, backend, proof)
 
 
 @app.command(epilog="Example: demo smollm2-135m-lora")

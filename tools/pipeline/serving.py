@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tools import BadInput, Failed
 from tools.core import catalog, files, hf_folder, progress, quote, trajectory
@@ -103,6 +103,13 @@ def give_to_ollama(model: Tuned, quant: str, called: str, force: bool = False, p
         pass
 
 
+class Place(NamedTuple):
+    """Where a model is served: by its name in the Ollama of `client`, or by llama-server at a URL without a client."""
+
+    client: "Client | None"
+    where: str
+
+
 @contextlib.contextmanager
 def player(
     model: Tuned,
@@ -114,42 +121,58 @@ def player(
     backend: str = "auto",
     sampling: "Sampling | None" = None,
 ) -> Iterator["Chat"]:
-    """A chat with the tuned or the base model behind its server; the tuned one is proven.
+    """A chat with the tuned or the base model behind its server, see `served`; `sampling`: how answers are drawn."""
+    from tools.evaluation import backends
+
+    sampling = sampling or backends.Sampling()
+    with served(model, quant, who, called, force, proof, backend) as (client, where):
+        if client:
+            yield backends.ollama_chat(client, where, sampling)
+        else:
+            yield backends.openai_chat(where, sampling=sampling)
+
+
+@contextlib.contextmanager
+def served(
+    model: Tuned,
+    quant: str,
+    who: str,
+    called: str,
+    force: bool = False,
+    proof: str = WEIGHTS,
+    backend: str = "auto",
+) -> Iterator[Place]:
+    """The tuned or the base model behind its server, for as long as the `with` lasts. The tuned one is proven.
 
     `backend`: "ollama", "llama-server", or "auto": Ollama, and llama-server where there is none.
     """
     from tools.core import chat_template
-    from tools.evaluation import backends
     from tools.gguf import llamacpp
     from tools.serving import ollama as server
 
-    wanted, sampling = spec(model, quant, who, called), sampling or backends.Sampling()
+    wanted, client = spec(model, quant, who, called), None
     if who == "tuned":
         print(context_line(wanted))
     else:
         # The base's own template, which training may not have used, is tried.
         chat_template.tokenizer(model.before or model.base)
     with contextlib.ExitStack() as stack:
-        session = None
         if backend != "llama-server":
             try:
-                session = stack.enter_context(server.session())
+                client = stack.enter_context(server.session()).client
             except server.NoOllama as missing:
                 if backend == "ollama":
                     raise
                 print(f"{missing}: the chain ends in llama-server")
-        if session is None:
-            if who == "tuned":
-                publish(None, model, wanted, proof=proof)
-            tokens = int(wanted.parameters["num_ctx"])
-            url = stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL))
-            yield backends.openai_chat(url, sampling=sampling)
-            return
         if who == "tuned":
-            publish(session.client, model, wanted, force, proof)
+            publish(client, model, wanted, force, proof)
+        elif client:
+            server.create(client, wanted)
+        if client:
+            yield Place(client, wanted.name)
         else:
-            server.create(session.client, wanted)
-        yield backends.ollama_chat(session.client, wanted.name, sampling)
+            tokens = int(wanted.parameters["num_ctx"])
+            yield Place(None, stack.enter_context(llamacpp.server(wanted.gguf, tokens, server.PARALLEL)))
 
 
 def publish(client: "Client | None", model: Tuned, wanted: "Spec", force: bool = False, proof: str = WEIGHTS) -> None:

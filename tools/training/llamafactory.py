@@ -65,11 +65,7 @@ def write(recipe: Recipe) -> tuple[Path, list[str]]:
     train = arguments(recipe)
     with files.atomic(folder) as partial:
         partial.mkdir()
-        for name, data in ((EPISODES, recipe.data), (HELD_OUT, trajectory.TEST_DATA)):
-            write_data(data, partial / f"{name}.json", facts().begins.get(train["template"], ""))
-        known = orjson.loads(convert.render("dataset_info.json.j2", str(folder)))
-        told = {name: known[f"{name}_sharegpt"] | {"file_name": f"{name}.json"} for name in (EPISODES, HELD_OUT)}
-        files.write_json(partial / "dataset_info.json", told)
+        write_data_set(recipe, train["template"], partial)
         if train.get("deepspeed"):
             files.write(partial / "deepspeed.json", run_folder.found(str(train["deepspeed"])).read_bytes())
             train["deepspeed"] = "deepspeed.json"
@@ -85,6 +81,18 @@ def write(recipe: Recipe) -> tuple[Path, list[str]]:
     return folder, [f"{start}llamafactory-cli train train.yaml"] + [
         f"llamafactory-cli {verb} {name}.yaml" for verb, name in (("train", "predict"), ("export", "export"))
     ]
+
+
+def write_data_set(recipe: Recipe, template: str, folder: Path) -> None:
+    """Write a recipe's episodes, those that no training sees, and the dataset_info.json of both, into `folder`.
+
+    `template`: LLaMA-Factory's name of the chat template. Raises BadInput as `write_data`.
+    """
+    for name, data in ((EPISODES, recipe.data), (HELD_OUT, trajectory.TEST_DATA)):
+        write_data(data, folder / f"{name}.json", facts().begins.get(template, ""))
+    known = orjson.loads(convert.render("dataset_info.json.j2", str(folder)))
+    told = {name: known[f"{name}_sharegpt"] | {"file_name": f"{name}.json"} for name in (EPISODES, HELD_OUT)}
+    files.write_json(folder / "dataset_info.json", told)
 
 
 def write_data(data: Path, out: Path, begins: str) -> None:

@@ -136,7 +136,7 @@ quality: $(if $(value ADAPTER)$(value MODEL),setup,train) ## what quantising cos
 merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as safetensors, for transformers and vLLM (RECIPE=)
 	@$(TOOLS) merge
 
-export: $(if $(filter llamafactory,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory)
+export: $(if $(filter llamafactory trl unsloth,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory, trl or unsloth)
 	@$(TOOLS) export
 
 eval: ollama ## base and tuned model play unseen rooms (RECIPE= ROOMS=48)

@@ -504,7 +504,8 @@ def export(
         list[str],
         typer.Option(
             "--to",
-            help="lmstudio, vllm, llama-server, huggingface; all by default. llamafactory: the recipe, to train there",
+            help="lmstudio, vllm, llama-server, huggingface; all by default. "
+            "llamafactory, trl, unsloth: the recipe, to train there",
         ),
     ] = [],  # noqa: B006
     quant: Quant = "Q8_0",
@@ -514,11 +515,11 @@ def export(
     num_ctx: NumCtx = 0,
 ) -> None:
     """Write folders for other servers, for the hub or for another trainer, each with its exact commands."""
-    if " ".join(to) == "llamafactory":
-        from tools.pipeline.training import write_for_llamafactory
+    if " ".join(to) in ("llamafactory", "trl", "unsloth"):
+        from tools.pipeline.training import write_for_trainer
         from tools.recipes.recipe import open_recipe
 
-        write_for_llamafactory(open_recipe(recipe, tier, base))
+        write_for_trainer(" ".join(to), open_recipe(recipe, tier, base))
         return
     from tools.pipeline.serving import write_exports
     from tools.pipeline.trained import tuned

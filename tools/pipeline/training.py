@@ -94,19 +94,20 @@ def train_recipe(recipe: Recipe, launch: "Launch", force: bool = False, resume: 
     run_axolotl.train(recipe, find_base.resolve(recipe.base), launch, resume, force)
 
 
-def write_for_llamafactory(recipe: Recipe) -> None:
-    """Write a recipe and its data as LLaMA-Factory takes them; print the commands, and the one that serves the result.
+def write_for_trainer(trainer: str, recipe: Recipe) -> None:
+    """Write a recipe and its data as another trainer takes them; print its commands, and ours for what it trained.
 
-    Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
+    Raises BadInput for a recipe that this trainer cannot train as it says.
     """
-    from tools.training import llamafactory
+    from tools.training import llamafactory, trl, unsloth
 
-    folder, commands = llamafactory.write(recipe)
+    writer = {each.NAME: each for each in (llamafactory, trl, unsloth)}[trainer]
+    folder, commands = writer.write(recipe)
     print(f"{folder}, in which to run:")
     for each in commands:
         print(f"  {each}")
     made = "ADAPTER" if recipe.settings.get("adapter") else "MODEL"
-    print(f"then here: make ollama {made}={shlex.quote(str(folder / llamafactory.SAVED))}")
+    print(f"then here: make ollama {made}={shlex.quote(str(folder / writer.SAVED))}")
 
 
 def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:

@@ -314,7 +314,7 @@ def follow(
     """Run Axolotl on a composed recipe and show how far it is; returns what `follow_events` notes.
 
     `model`: the recipe's, where the catalog knows it, for advice when memory runs out.
-    Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (progress_plugin.py), then KeyboardInterrupt is
+    Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (watch.py), then KeyboardInterrupt is
     raised; a second one ends it at once.
     """
     start, environment = command(file, composed, tier, launch)

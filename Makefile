@@ -109,7 +109,7 @@ add-model: .venv/.ready ## a catalog entry from a model's config.json (HUB=org/n
 check: setup ## check a recipe and its data before training (RECIPE= TIER= DATA= SEQ= SET="k=v ...")
 	@$(TOOLS) check
 
-train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER= GPUS= NODES= DATA= SEQ= SET= DRY_RUN=1)
+train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER= GPUS= NODES= DATA= SEQ= SET= DRY_RUN=1 TRAINER=llamafactory, trl or unsloth)
 	@$(TOOLS) train $(AS_DEMO)
 
 resume: setup ## resume from the last checkpoint; fail if there is none (RECIPE=)
@@ -173,7 +173,8 @@ PIN = pip compile --quiet --generate-hashes --python-version 3.11 --custom-compi
 lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)
 	"$$UV" $(PIN) --extra train --group test --group lint pyproject.toml --output-file requirements.lock
-	"$$UV" $(PIN) --no-annotate tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
+	"$$UV" $(PIN) --no-annotate locks/llamafactory.in --output-file locks/llamafactory.lock
+	"$$UV" $(PIN) --no-annotate locks/unsloth.in --output-file locks/unsloth.lock
 	"$$UV" $(PIN) --no-deps --no-annotate --group household --output-file tests/parts/household/engine.lock
 
 clean: ## remove outputs/ and .venv; the cache stays

@@ -406,7 +406,14 @@ def train(
     port: Annotated[int, typer.Option("--master-port", help="the first machine's port")] = 29500,
     resume: Annotated[bool, typer.Option("--resume", help="resume from a checkpoint; fail if there is none")] = False,
     force: Force = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            click_type=click.Choice(["axolotl", "llamafactory", "trl", "unsloth"]),
+            help="what trains; by default what began this training, else axolotl",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print Axolotl's command and its environment")] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="on a GPU: the demo's thousands of episodes, and epochs for minutes")
     ] = False,
@@ -423,7 +430,7 @@ def train(
     if dry_run:
         submit_recipe(asked, launch, "dry-run")
     else:
-        train_recipe(asked, launch, force, resume)
+        train_recipe(asked, launch, force, resume, trainer)
 
 
 @app.command(epilog="Example: submit slurm qwen72b-full --tier 2x8x80gb --nodes 2")

@@ -1,31 +1,19 @@
-"""LLaMA-Factory in an environment of its own, made once from its lock."""
+"""LLaMA-Factory's own programs and scripts run by its Python, in the environment that its lock makes."""
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.core import files, machine, run_folder
+from tools.training import environments
 
-PARTS = run_folder.ROOT / "tests" / "parts"
-LOCK = PARTS / "locks" / "llamafactory.lock"
-VERSION = "0.9.5"
+PARTS = Path(__file__).parent
+VERSION = environments.pinned("llamafactory", "llamafactory")["llamafactory"]
 
 
 def programs() -> Path:
     """The folder with its python and its llamafactory-cli."""
-    where = run_folder.cache() / f"llamafactory-{VERSION}"
-    ready = where / files.sha256(LOCK)
-    with files.locked(where):
-        if not ready.exists():
-            uv = machine.uv() or "uv"
-            python = f"{sys.version_info.major}.{sys.version_info.minor}"
-            subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", python, str(where)], check=True)
-            sync = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(where), str(LOCK)]
-            subprocess.run(sync, check=True)
-            ready.touch()
-    return where / "bin"
+    return environments.programs("llamafactory")
 
 
 def run(command: Sequence[str], folder: Path, given: str = "") -> str:

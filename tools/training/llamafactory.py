@@ -35,22 +35,24 @@ class Facts(Words):
 
 
 @cache
-def facts() -> Facts:
+def words() -> Facts:
     """catalog/llamafactory.yaml. Raises BadInput, with file:line, where it breaks its schema."""
     return catalog.content(NAME, Facts)
 
 
-def write(recipe: Recipe) -> tuple[Path, list[str]]:
-    """Write the folder export/llamafactory of a recipe's run; it and the commands that train, predict and export there.
+def write(
+    recipe: Recipe, folder: Path | None = None, changes: Mapping[str, object] | None = None
+) -> tuple[Path, list[str]]:
+    """Write a recipe into `folder`, by default export/llamafactory of its run; it and the commands to run there.
 
-    Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
+    `changes`: of train.yaml. Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
     """
-    folder = recipe.run.folder / "export" / NAME
-    train = arguments(recipe)
+    folder = folder or recipe.run.folder / "export" / NAME
+    train = arguments(recipe) | dict(changes or {})
     with files.atomic(folder) as partial:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         for name, data in ((EPISODES, recipe.data), (HELD_OUT, trajectory.TEST_DATA)):
-            write_data(data, partial / f"{name}.json", facts().begins.get(train["template"], ""))
+            write_data(data, partial / f"{name}.json", words().begins.get(train["template"], ""))
         known = orjson.loads(convert.render("dataset_info.json.j2", str(folder)))
         told = {name: known[f"{name}_sharegpt"] | {"file_name": f"{name}.json"} for name in (EPISODES, HELD_OUT)}
         files.write_json(partial / "dataset_info.json", told)
@@ -61,7 +63,7 @@ def write(recipe: Recipe) -> tuple[Path, list[str]]:
             text = templates.template("export/llamafactory.yaml.j2").render(
                 what=name,
                 recipe=recipe.name,
-                version=facts().version,
+                version=words().version,
                 values=yaml.safe_dump(values, sort_keys=False, width=1000),
             )
             files.write(partial / f"{name}.yaml", text.encode())
@@ -96,7 +98,7 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
     settings = recipe.settings
     found: dict[str, Any] = {"stage": "sft", "do_train": True, "template": template(recipe)}
     found |= {"dataset": EPISODES, "dataset_dir": ".", "output_dir": SAVED, "overwrite_output_dir": True}
-    found |= trainers.renamed(recipe, facts())
+    found |= trainers.renamed(recipe, words())
     found |= method(recipe) | batches(recipe) | trainers.saving(recipe)
     found["enable_liger_kernel"] = trainers.liger(recipe)
     found["disable_gradient_checkpointing"] = not settings.get("gradient_checkpointing")
@@ -110,12 +112,12 @@ def arguments(recipe: Recipe) -> dict[str, Any]:
 def template(recipe: Recipe) -> str:
     """LLaMA-Factory's name of the recipe's chat template. Raises BadInput where it has none."""
     model = catalog.model_of(str(recipe.settings["base_model"])) or catalog.model_of(recipe.base)
-    if model is None or model.family not in facts().templates:
-        families = ", ".join(facts().templates)
+    if model is None or model.family not in words().templates:
+        families = ", ".join(words().templates)
         why = f"has templates here for models of these families: {families}"
-        raise trainers.cannot(recipe, "base_model", facts(), why)
-    trainers.check_data(recipe, facts())
-    return facts().templates[model.family]
+        raise trainers.cannot(recipe, "base_model", words(), why)
+    trainers.check_data(recipe, words())
+    return words().templates[model.family]
 
 
 def method(recipe: Recipe) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def method(recipe: Recipe) -> dict[str, Any]:
     s = recipe.settings
     if not s.get("adapter"):
         return {"finetuning_type": "full"}  # The vision part of a model is frozen unless asked for.
-    made: dict[str, Any] = {"finetuning_type": "lora", "lora_target": ",".join(trainers.target(recipe, facts(), "all"))}
+    made: dict[str, Any] = {"finetuning_type": "lora", "lora_target": ",".join(trainers.target(recipe, words(), "all"))}
     if saved := s.get("lora_modules_to_save"):
         made["additional_target"] = ",".join(saved)
     if bits := 4 if s.get("load_in_4bit") else 8 if s.get("load_in_8bit") else 0:

@@ -1,5 +1,7 @@
-"""The Axolotl plugin that watches a training (watch.py) and says what Axolotl does before it. The recipe's seed also holds
-for the first values of an adapter, and the order of packed rows repeats."""
+"""The Axolotl plugin that watches a training (watch.py) and says what Axolotl does before the first update.
+
+The recipe's seed also holds for the first values of an adapter, and the order of packed rows repeats.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,7 @@
-"""The callback that watches a training, in whatever trainer: it says how far it is, stops it with a checkpoint when told
-to, and ends it at a loss that is not a number. It imports little: other trainers have environments of their own."""
+"""The callback that watches a training: it says how far it is, and stops it with a checkpoint when told to.
+
+It ends a training whose loss is not a number. It imports little: other trainers have environments of their own.
+"""
 
 import math
 import signal

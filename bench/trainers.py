@@ -3,7 +3,7 @@
     python bench/trainers.py                                    SmolLM2-135M on the CPU, 12 episodes each
     python bench/trainers.py --recipe 24gb/qwen7b-qlora --episodes 200 --json
 
-All train the same episodes by the same recipe, Unsloth where there is a GPU. bench/train.py compares each at the settings
+All train the same episodes by the same recipe, Unsloth where there is a GPU. bench/train.py compares each at settings
 that are best for it.
 """
 

@@ -161,4 +161,4 @@ def exporting(train: Mapping[str, Any]) -> dict[str, Any]:
 def tuned(train: Mapping[str, Any]) -> dict[str, Any]:
     """Where what was trained is: an adapter beside its base, or a whole model in its place."""
     key = "adapter_name_or_path" if train["finetuning_type"] == "lora" else "model_name_or_path"
-    return {key: SAVED}
+    return {key: train["output_dir"]}

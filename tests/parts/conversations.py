@@ -13,11 +13,11 @@ from tools.data.formats.worker import Task
 
 def sixty(folder: Path) -> Path:
     """A file of messages: 20 of the shipped episodes as they are, 15 that came as tool calls, every third answer of
-    weight 0, 15 with `train: false` at the first answer, and 10 of three episodes' turns each.
+    weight 0, 15 with `train: false` at the first answer, and 10 of five episodes' turns each.
     """
-    episodes = list(itertools.islice(trajectory.read(trajectory.TRAIN_DATA), 80))
-    plain, called, masked, parts = episodes[:20], episodes[20:35], episodes[35:50], episodes[50:80]
-    long = [{"messages": joined(parts[at : at + 3])} for at in range(0, 30, 3)]
+    episodes = list(itertools.islice(trajectory.read(trajectory.TRAIN_DATA), 100))
+    plain, called, masked, parts = episodes[:20], episodes[20:35], episodes[35:50], episodes[50:100]
+    long = [{"messages": joined(parts[at : at + 5])} for at in range(0, 50, 5)]
     for episode in masked:
         episode["messages"] = marked(episode["messages"], "train", False, first=True)
     rows = [*plain, *through_calls(called, folder), *masked, *long]

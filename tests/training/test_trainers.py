@@ -138,6 +138,7 @@ def test_they_keep_the_episodes_for_validation_that_axolotl_keeps(tmp_path: Path
     wanted = [list(each["input_ids"]) for each in (train, validation)]
     parts = trl.rows(asked, base)
     assert [[list(ids) for ids, _ in parts[name]] for name in ("train", "validation")] == wanted
+    assert sum(map(len, wanted)) == 50  # the long ones are left out
     script = loaded(unsloth.write(asked, tmp_path / "unsloth")[0] / "train.py")
     made = script.make_parts(script.load_tokenizer())
     assert [list(each["input_ids"]) for each in made] == wanted

@@ -129,7 +129,7 @@ def test_they_keep_the_episodes_for_validation_that_axolotl_keeps(tmp_path: Path
 
     data = conversations.sixty(tmp_path)
     base = models.make("qwen2", tmp_path / "base")
-    asked = on_cpu(FAMILIES["qwen2"], base, data, sequence_len=2048, val_set_size=0.2)
+    asked = on_cpu(FAMILIES["qwen2"], base, data, sequence_len=1024, val_set_size=0.2)
     whole = {**asked.settings, "base_model": str(base), "dataset_prepared_path": str(tmp_path / "prepared")}
     whole |= {"output_dir": str(tmp_path / "out"), "datasets": [asked.dataset]}
     cfg = validate_config(DictDefault(whole))

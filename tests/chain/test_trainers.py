@@ -15,7 +15,7 @@ from tests.chain.test_stops import ended, start, written
 from tests.parts import command
 from tools.core import run_folder
 
-SHORT = ("--set", "max_steps=2 save_steps=1 sequence_len=1024 use_tensorboard=false")
+SHORT = ("--set", "max_steps=2 save_steps=1 sequence_len=1024")
 
 
 def test_a_trainer_that_there_is_not_is_one_line_with_those_that_there_are() -> None:

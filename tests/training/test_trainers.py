@@ -175,7 +175,8 @@ def rows_of_trl(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[lis
         train_dataset=data[script.dataset_train_split],
         peft_config=get_peft_config(model),
     )
-    batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
+    rows: Any = trainer.train_dataset
+    batches = [trainer.data_collator([row]) for row in rows]
     return [(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in batches]
 
 

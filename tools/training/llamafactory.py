@@ -64,6 +64,7 @@ def write(
                 what=name,
                 recipe=recipe.name,
                 version=words().version,
+                report=train["report_to"],
                 values=yaml.safe_dump(values, sort_keys=False, width=1000),
             )
             files.write(partial / f"{name}.yaml", text.encode())

@@ -47,8 +47,10 @@ def write(
     """
     folder = folder or recipe.run.folder / "export" / NAME
     values = arguments(recipe) | dict(changes or {})
-    packages = " ".join(f"{name}=={version(name)}" for name in ("trl", "transformers"))
-    install = f"pip install unsloth=={words().version} {packages}"
+    packages = [f"unsloth=={words().version}", *(f"{name}=={version(name)}" for name in ("trl", "transformers"))]
+    if values["report_to"] != "none":
+        packages.append(values["report_to"])
+    install = f"pip install {' '.join(packages)}"
     with files.atomic(folder) as partial:
         partial.mkdir(parents=True)
         lines = (orjson.dumps(kept(episode)) + b"\n" for episode in trajectory.read(recipe.data))

@@ -32,7 +32,8 @@ def train_on(trainer: Trainer, resume_from_checkpoint: Any = None, **named: Any)
 
 
 if __name__ == "__main__":
-    Trainer.__init__, Trainer.train = begin_watched, train_on
+    for name, ours in (("__init__", begin_watched), ("train", train_on)):
+        setattr(Trainer, name, ours)
     sys.argv = sys.argv[1:]
     if sys.argv[0].endswith(".py"):
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -109,7 +109,7 @@ add-model: .venv/.ready ## a catalog entry from a model's config.json (HUB=org/n
 check: setup ## check a recipe and its data before training (RECIPE= TIER= DATA= SEQ= SET="k=v ...")
 	@$(TOOLS) check
 
-train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER= GPUS= NODES= DATA= SEQ= SET= DRY_RUN=1)
+train: setup ## check, then train; an interrupted training resumes (RECIPE= TIER= GPUS= NODES= DATA= SEQ= SET= DRY_RUN=1 TRAINER=llamafactory, trl or unsloth)
 	@$(TOOLS) train $(AS_DEMO)
 
 resume: setup ## resume from the last checkpoint; fail if there is none (RECIPE=)
@@ -139,7 +139,7 @@ quality: $(if $(value ADAPTER)$(value MODEL),setup,train) ## what quantising cos
 merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as safetensors, for transformers and vLLM (RECIPE=)
 	@$(TOOLS) merge
 
-export: $(if $(filter llamafactory,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory)
+export: $(if $(filter llamafactory trl unsloth,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory, trl or unsloth)
 	@$(TOOLS) export
 
 eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 WORLD= SPLIT=seen BACKEND= PROMPTING=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)
@@ -194,7 +194,8 @@ PIN = pip compile --quiet --generate-hashes --python-version 3.11 --custom-compi
 lock: ## pin again what pyproject.toml asks for
 	@$(GET_UV)
 	"$$UV" $(PIN) --extra train --group test --group lint pyproject.toml --output-file requirements.lock
-	"$$UV" $(PIN) --no-annotate tests/parts/locks/llamafactory.in --output-file tests/parts/locks/llamafactory.lock
+	"$$UV" $(PIN) --no-annotate locks/llamafactory.in --output-file locks/llamafactory.lock
+	"$$UV" $(PIN) --no-annotate locks/unsloth.in --output-file locks/unsloth.lock
 	"$$UV" $(PIN) --no-annotate pyproject.toml tests/parts/locks/inspect.in --output-file tests/parts/locks/inspect.lock
 	"$$UV" $(PIN) --no-deps --no-annotate --group household --output-file tests/parts/household/engine.lock
 

@@ -446,7 +446,14 @@ def train(
     port: Annotated[int, typer.Option("--master-port", help="the first machine's port")] = 29500,
     resume: Annotated[bool, typer.Option("--resume", help="resume from a checkpoint; fail if there is none")] = False,
     force: Force = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command and its environment")] = False,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            click_type=click.Choice(["axolotl", "llamafactory", "trl", "unsloth"]),
+            help="what trains; by default what began this training, else axolotl",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print Axolotl's command and its environment")] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="on a GPU: the demo's thousands of episodes, and epochs for minutes")
     ] = False,
@@ -463,7 +470,7 @@ def train(
     if dry_run:
         submit_recipe(asked, launch, "dry-run")
     else:
-        train_recipe(asked, launch, force, resume)
+        train_recipe(asked, launch, force, resume, trainer)
 
 
 @app.command(epilog="Example: webui qwen7b-qlora --data my.jsonl")
@@ -561,7 +568,8 @@ def export(
         list[str],
         typer.Option(
             "--to",
-            help="lmstudio, vllm, llama-server, huggingface; all by default. llamafactory: the recipe, to train there",
+            help="lmstudio, vllm, llama-server, huggingface; all by default. "
+            "llamafactory, trl, unsloth: the recipe, to train there",
         ),
     ] = [],  # noqa: B006
     quant: Quant = "Q8_0",
@@ -571,11 +579,11 @@ def export(
     num_ctx: NumCtx = 0,
 ) -> None:
     """Write folders for other servers, for the hub or for another trainer, each with its exact commands."""
-    if " ".join(to) == "llamafactory":
-        from tools.pipeline.training import write_for_llamafactory
+    if " ".join(to) in ("llamafactory", "trl", "unsloth"):
+        from tools.pipeline.training import write_for_trainer
         from tools.recipes.recipe import open_recipe
 
-        write_for_llamafactory(open_recipe(recipe, tier, base))
+        write_for_trainer(" ".join(to), open_recipe(recipe, tier, base))
         return
     from tools.pipeline.serving import write_exports
     from tools.pipeline.trained import tuned

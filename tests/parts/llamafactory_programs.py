@@ -1,20 +1,19 @@
-"""LLaMA-Factory in an environment of its own, made once from its lock."""
+"""LLaMA-Factory's own programs and scripts run by its Python, in the environment that its lock makes."""
 
 import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.parts import environments
-from tools.core import run_folder
+from tools.training import environments
 
-PARTS = run_folder.ROOT / "tests" / "parts"
-VERSION = environments.version("llamafactory", "llamafactory")
+PARTS = Path(__file__).parent
+VERSION = environments.pinned("llamafactory", "llamafactory")["llamafactory"]
 
 
 def programs() -> Path:
     """The folder with its python and its llamafactory-cli."""
-    return environments.programs("llamafactory", "llamafactory")
+    return environments.programs("llamafactory")
 
 
 def run(command: Sequence[str], folder: Path, given: str = "") -> str:

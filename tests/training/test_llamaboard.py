@@ -70,13 +70,6 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == f"react-recipes: port {port} is in use by another program; choose another one\n"
 
 
-def test_without_llama_factory_a_line_says_how_to_get_it(tmp_path: Path) -> None:
-    given = {"REACT_RECIPES_CACHE": str(tmp_path / "cache"), "REACT_RECIPES_OUTPUTS": str(tmp_path / "outputs")}
-    done = tools("webui", NAME, "--port", str(llamacpp.free_port()), **given)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "outputs").exists()
-    assert "LLaMA-Factory 0.9.5 is not there; uv venv" in done.stderr
-
-
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """The page of SmolLM2's recipe, served as a person has it served; ended by Ctrl-C, it leaves nothing running."""

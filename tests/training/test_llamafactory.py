@@ -7,7 +7,7 @@ import orjson
 import pytest
 import yaml
 
-from tests.parts import command, models
+from tests.parts import command, conversations, models
 from tests.parts import llamafactory_programs as its_own
 from tools import BadInput
 from tools.core import catalog, trajectory
@@ -82,9 +82,14 @@ def test_its_parsers_know_every_key_of_every_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_trains_on_the_tokens_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same tokens, and the same labels but for one: its templates train the line feed after the end token too."""
+    """The same tokens, and the same labels but for one: its templates train the line feed after the end token too.
+
+    Its formats have nothing for a turn that is not trained, so all of them are here.
+    """
     monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
-    episodes = list(itertools.islice(trajectory.read(trajectory.TRAIN_DATA), 60))
+    episodes = list(trajectory.read(conversations.sixty(tmp_path)))
+    for turn in itertools.chain.from_iterable(each["messages"] for each in episodes):
+        turn.pop("train", None)
     data = tmp_path / "episodes.jsonl"
     data.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in episodes))
     asked, wanted, tokenizers = [], [], {}

@@ -14,7 +14,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tools.training import events
 from tools.training.events import Event
-from tools.training.progress_plugin import Watch, WatchPlugin
+from tools.training.progress_plugin import WatchPlugin
+from tools.training.watch import Watch
 
 Captured = pytest.CaptureFixture[str]
 

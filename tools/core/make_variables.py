@@ -29,7 +29,7 @@ TYPED_ONLY = {"DEMO", "NAME", "PROMPT"}
 NEAR = 0.7
 # A target, what it needs, and the command that it calls, if it is one of ours.
 RULE = re.compile(r"^([a-z-]+):([^#=\n]*)## .*\n(?:\t@\$\(TOOLS\) ([^$\n]*))?", re.MULTILINE)
-CHOICE = re.compile(r"\$\(if (?:\$\(filter ([a-z]+),)?((?:\$\(value \w+\))+)\)?,([a-z-]*),([a-z-]*)\)")
+CHOICE = re.compile(r"\$\(if (?:\$\(filter ([a-z ]+),)?((?:\$\(value \w+\))+)\)?,([a-z-]*),([a-z-]*)\)")
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def read_rules(makefile: str, environment: Mapping[str, str]) -> dict[str, Rule]
 
 
 def holds(choice: re.Match[str], environment: Mapping[str, str]) -> bool:
-    """Whether the condition of an $(if ...) holds: a variable of it says something, or has the word that it wants."""
+    """Whether the condition of an $(if ...) holds: a variable of it says something, or has a word that it wants."""
     said = " ".join(environment.get(name, "") for name in re.findall(r"value (\w+)", choice[2]))
-    return choice[1] in said.split() if choice[1] else bool(said.strip())
+    return not set(choice[1].split()).isdisjoint(said.split()) if choice[1] else bool(said.strip())
 
 
 def chain(goals: Sequence[str], rules: Mapping[str, Rule]) -> list[str]:

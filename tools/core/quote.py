@@ -133,6 +133,7 @@ def longest_ticks(text: str) -> int:
 
 
 FILTERS: Mapping[str, Callable[..., str]] = {
+    "python": repr,
     "visible": visible,
     "shell": shell,
     "sbatch": sbatch,

@@ -81,32 +81,44 @@ def check_all_recipes(as_json: bool) -> None:
         print(f"{total} recipes, all as Axolotl wants them")
 
 
-def train_recipe(recipe: Recipe, launch: "Launch", force: bool = False, resume: bool = False) -> None:
-    """Check, then train to an adapter; what the check finds, or another training's results, stop it, unless `force`."""
-    from tools.training import run_axolotl
+def train_recipe(
+    recipe: Recipe, launch: "Launch", force: bool = False, resume: bool = False, trainer: str | None = None
+) -> None:
+    """Check, then train to an adapter; what the check finds, or another training's results, stop it, unless `force`.
 
+    `trainer`: axolotl, llamafactory, trl or unsloth; by default the one that began this training, else Axolotl.
+    """
+    from tools.training import run_axolotl, run_trainer
+
+    trainer = trainer or run_trainer.begun_by(recipe.run)
     # What is wrong at once is told at once.
     run_axolotl.spread(recipe, run_axolotl.world(recipe.tier, launch))
+    run_trainer.check(trainer, recipe, launch)
     if resume:
         run_axolotl.resumable(recipe.run)
     if launch.rank == 0:
         check_recipe(recipe, force)
-    run_axolotl.train(recipe, find_base.resolve(recipe.base), launch, resume, force)
+    base = find_base.resolve(recipe.base)
+    if trainer == run_trainer.AXOLOTL:
+        run_axolotl.train(recipe, base, launch, resume, force)
+    else:
+        run_trainer.train(recipe, base, trainer, launch, resume, force)
 
 
-def write_for_llamafactory(recipe: Recipe) -> None:
-    """Write a recipe and its data as LLaMA-Factory takes them; print the commands, and the one that serves the result.
+def write_for_trainer(trainer: str, recipe: Recipe) -> None:
+    """Write a recipe and its data as another trainer takes them; print its commands, and ours for what it trained.
 
-    Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
+    Raises BadInput for a recipe that this trainer cannot train as it says.
     """
-    from tools.training import llamafactory
+    from tools.training.run_trainer import WRITERS
 
-    folder, commands = llamafactory.write(recipe)
+    writer = WRITERS[trainer]
+    folder, commands = writer.write(recipe)
     print(f"{folder}, in which to run:")
     for each in commands:
         print(f"  {each}")
     made = "ADAPTER" if recipe.settings.get("adapter") else "MODEL"
-    print(f"then here: make ollama {made}={shlex.quote(str(folder / llamafactory.SAVED))}")
+    print(f"then here: make ollama {made}={shlex.quote(str(folder / writer.SAVED))}")
 
 
 def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import orjson
 import yaml
 
-from tools import BadInput, Failed
+from tools import Failed
 from tools.core import catalog, files, run_folder
 from tools.core.process import Program
 from tools.gguf import find_base, llamacpp
 from tools.recipes.recipe import Recipe
-from tools.training import llamafactory
+from tools.training import environments, llamafactory
 
 # It starts the page; LLaMA-Factory's own Python runs it.
 PAGE = Path(__file__).with_name("llamaboard_page.py")
@@ -67,7 +67,7 @@ def open_page(recipe: Recipe, port: int) -> None:
     LLaMA-Factory cannot train as it says and for a port that is taken, Failed when the page ends by itself.
     """
     llamacpp.free_port(port)
-    bin_folder = programs()
+    bin_folder = environments.programs(llamafactory.NAME)
     folder = recipe.run.folder / "llamaboard"
     config = write_configuration(recipe, folder)
     environment = {
@@ -86,16 +86,6 @@ def open_page(recipe: Recipe, port: int) -> None:
     with Program(command, cwd=folder, env=os.environ | environment) as page:
         page.wait()
     raise Failed(f"LLaMA-Factory's page ended with status {page.returncode}; see what it said above")
-
-
-def programs() -> Path:
-    """The folder with LLaMA-Factory's python and llamafactory-cli. Raises BadInput where it is not installed."""
-    version = llamafactory.facts().version
-    folder = run_folder.cache() / f"llamafactory-{version}" / "bin"
-    if not (folder / "llamafactory-cli").exists():
-        how = f"uv venv {folder.parent} && uv pip install --python {folder.parent} llamafactory=={version}"
-        raise BadInput(f"{folder.parent}: LLaMA-Factory {version} is not there; {how}")
-    return folder
 
 
 def write_configuration(recipe: Recipe, folder: Path) -> Path:

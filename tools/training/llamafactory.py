@@ -3,8 +3,6 @@
 It is LLaMA-Factory's own way of doing the same training; an adapter that comes of it goes into Ollama as ours does.
 """
 
-import math
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,58 +11,46 @@ from typing import Any
 import orjson
 import yaml
 
-from tools import BadInput
 from tools.core import catalog, files, run_folder, templates, trajectory
-from tools.core.catalog import Part
 from tools.data import convert
 from tools.data.formats.worker import Task
 from tools.recipes.recipe import Recipe
+from tools.training import trainers
+from tools.training.trainers import Words
 
 NAME = "llamafactory"
 # Its name for our episodes, and for those that no training sees.
 EPISODES, HELD_OUT = "react_training", "react_testing"
 # Where it writes what it trained.
 SAVED = "saves"
-# Keys that `arguments` reads together with others.
-READ = {
-    *("adapter", "datasets", "chat_template", "chat_template_jinja", "special_tokens", "excess_length_strategy"),
-    *("load_in_4bit", "load_in_8bit", "lora_target_linear", "lora_target_modules", "lora_modules_to_save"),
-    *("peft_layers_to_transform", "unfrozen_parameters", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    *("sample_packing", "saves_per_epoch", "evals_per_epoch", "save_strategy", "save_steps", "eval_strategy"),
-    *("eval_steps", "plugins", "use_tensorboard", "wandb_project"),
-}
-# What LLaMA-Factory's `all` stands for, where an adapter is for some layers alone.
-LINEAR = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 # Tokens that an answer of predict.yaml may have.
 ANSWER_TOKENS = 512
 
 
-class Facts(Part):
+class Facts(Words):
     """catalog/llamafactory.yaml, which says what each figure is."""
 
-    version: str
     templates: Mapping[str, str]
     begins: Mapping[str, str]
-    names: Mapping[str, str]
-    values: Mapping[str, Mapping[str, str]]
-    speed: tuple[str, ...]
 
 
 @cache
-def facts() -> Facts:
+def words() -> Facts:
     """catalog/llamafactory.yaml. Raises BadInput, with file:line, where it breaks its schema."""
     return catalog.content(NAME, Facts)
 
 
-def write(recipe: Recipe) -> tuple[Path, list[str]]:
-    """Write the folder export/llamafactory of a recipe's run; it and the commands that train, predict and export there.
+def write(
+    recipe: Recipe, folder: Path | None = None, changes: Mapping[str, object] | None = None
+) -> tuple[Path, list[str]]:
+    """Write a recipe into `folder`, by default export/llamafactory of its run; it and the commands to run there.
 
-    Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
+    `changes`: of train.yaml. Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
     """
-    folder = recipe.run.folder / "export" / NAME
-    train = arguments(recipe)
+    folder = folder or recipe.run.folder / "export" / NAME
+    train = arguments(recipe) | dict(changes or {})
     with files.atomic(folder) as partial:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         write_data_set(recipe, train["template"], partial)
         if train.get("deepspeed"):
             files.write(partial / "deepspeed.json", run_folder.found(str(train["deepspeed"])).read_bytes())
@@ -73,7 +59,8 @@ def write(recipe: Recipe) -> tuple[Path, list[str]]:
             text = templates.template("export/llamafactory.yaml.j2").render(
                 what=name,
                 recipe=recipe.name,
-                version=facts().version,
+                version=words().version,
+                report=train["report_to"],
                 values=yaml.safe_dump(values, sort_keys=False, width=1000),
             )
             files.write(partial / f"{name}.yaml", text.encode())
@@ -89,7 +76,7 @@ def write_data_set(recipe: Recipe, template: str, folder: Path) -> None:
     `template`: LLaMA-Factory's name of the chat template. Raises BadInput as `write_data`.
     """
     for name, data in ((EPISODES, recipe.data), (HELD_OUT, trajectory.TEST_DATA)):
-        write_data(data, folder / f"{name}.json", facts().begins.get(template, ""))
+        write_data(data, folder / f"{name}.json", words().begins.get(template, ""))
     known = orjson.loads(convert.render("dataset_info.json.j2", str(folder)))
     told = {name: known[f"{name}_sharegpt"] | {"file_name": f"{name}.json"} for name in (EPISODES, HELD_OUT)}
     files.write_json(folder / "dataset_info.json", told)
@@ -117,44 +104,29 @@ def write_data(data: Path, out: Path, begins: str) -> None:
 
 def arguments(recipe: Recipe) -> dict[str, Any]:
     """What train.yaml holds. Raises BadInput, with file:line, for what LLaMA-Factory cannot do as the recipe says."""
-    known, settings = facts(), recipe.settings
+    settings = recipe.settings
     found: dict[str, Any] = {"stage": "sft", "do_train": True, "template": template(recipe)}
     found |= {"dataset": EPISODES, "dataset_dir": ".", "output_dir": SAVED, "overwrite_output_dir": True}
-    for key, value in settings.items():
-        if value is None or key in READ or key in known.speed:
-            continue
-        if key not in known.names:
-            raise cannot(recipe, key, "has nothing for it")
-        name = known.names[key]
-        value = known.values.get(name, {}).get(str(value), value)
-        if value == "":
-            raise cannot(recipe, key, f"does not know {settings[key]}")
-        # PyYAML reads 2e-4 as a text.
-        found[name] = float(value) if name == "learning_rate" else value
-    found["model_name_or_path"] = recipe.base
-    found |= method(recipe) | batches(recipe) | saving(recipe)
-    found["enable_liger_kernel"] = any("LigerPlugin" in str(each) for each in settings.get("plugins") or [])
+    found |= trainers.renamed(recipe, words())
+    found |= method(recipe) | batches(recipe) | trainers.saving(recipe)
+    found["enable_liger_kernel"] = trainers.liger(recipe)
     found["disable_gradient_checkpointing"] = not settings.get("gradient_checkpointing")
     if found["disable_gradient_checkpointing"] is False:
         found["use_reentrant_gc"] = (settings.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant", True)
     if not recipe.tier.gpu:
         found["use_cpu"] = True
-    found["report_to"] = "tensorboard" if settings.get("use_tensorboard") else "none"
-    if settings.get("wandb_project"):
-        found["report_to"] = "wandb"
-    return found | {"plot_loss": True}
+    return found | trainers.reporting(recipe) | {"plot_loss": True}
 
 
 def template(recipe: Recipe) -> str:
     """LLaMA-Factory's name of the recipe's chat template. Raises BadInput where it has none."""
     model = catalog.model_of(str(recipe.settings["base_model"])) or catalog.model_of(recipe.base)
-    if model is None or model.family not in facts().templates:
-        families = ", ".join(facts().templates)
-        raise cannot(recipe, "base_model", f"has templates here for models of these families: {families}")
-    dataset = recipe.dataset
-    if dataset.get("type") != "chat_template" or list(dataset.get("roles_to_train") or ["assistant"]) != ["assistant"]:
-        raise cannot(recipe, "datasets", "trains every answer of a chat and nothing else")
-    return facts().templates[model.family]
+    if model is None or model.family not in words().templates:
+        families = ", ".join(words().templates)
+        why = f"has templates here for models of these families: {families}"
+        raise trainers.cannot(recipe, "base_model", words(), why)
+    trainers.check_data(recipe, words())
+    return words().templates[model.family]
 
 
 def method(recipe: Recipe) -> dict[str, Any]:
@@ -162,7 +134,7 @@ def method(recipe: Recipe) -> dict[str, Any]:
     s = recipe.settings
     if not s.get("adapter"):
         return {"finetuning_type": "full"}  # The vision part of a model is frozen unless asked for.
-    made: dict[str, Any] = {"finetuning_type": "lora", "lora_target": target(recipe)}
+    made: dict[str, Any] = {"finetuning_type": "lora", "lora_target": ",".join(trainers.target(recipe, words(), "all"))}
     if saved := s.get("lora_modules_to_save"):
         made["additional_target"] = ",".join(saved)
     if bits := 4 if s.get("load_in_4bit") else 8 if s.get("load_in_8bit") else 0:
@@ -170,37 +142,10 @@ def method(recipe: Recipe) -> dict[str, Any]:
     return made
 
 
-def target(recipe: Recipe) -> str:
-    """The modules that get an adapter: LLaMA-Factory's `all` are the linear layers of the language part."""
-    s = recipe.settings
-    modules, layers = s.get("lora_target_modules"), s.get("peft_layers_to_transform")
-    if isinstance(modules, str) and not re.search(r"language_model.*\(.*(q|gate).*\)", modules):
-        raise cannot(recipe, "lora_target_modules", "takes names, not a pattern")
-    named = list(modules) if isinstance(modules, list) else []
-    if layers is None:
-        return ",".join(named) or "all"
-    return ",".join(f"layers.{layer}.{each}" for layer in layers for each in (named or LINEAR))
-
-
 def batches(recipe: Recipe) -> dict[str, Any]:
     """Packing with the bounds of the episodes kept, as Axolotl packs (its name for it: neat packing)."""
     packed = bool(recipe.settings.get("sample_packing"))
     return {"packing": True, "neat_packing": True} if packed else {"packing": False}
-
-
-def saving(recipe: Recipe) -> dict[str, Any]:
-    """When checkpoints and validations are; those an epoch become shares of all updates, as transformers takes them."""
-    s = recipe.settings
-    epochs = float(s.get("num_epochs") or 1)
-    made: dict[str, Any] = {}
-    for name, count in (("save", s.get("saves_per_epoch")), ("eval", s.get("evals_per_epoch"))):
-        strategy, steps = s.get(f"{name}_strategy"), s.get(f"{name}_steps")
-        if name == "eval" and not s.get("val_set_size"):
-            continue
-        if count:
-            strategy, steps = "steps", math.floor(1e6 / (float(count) * epochs)) / 1e6
-        made |= {f"{name}_strategy": strategy or "epoch"} | ({f"{name}_steps": steps} if steps else {})
-    return made
 
 
 def predicting(train: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,9 +170,4 @@ def exporting(train: Mapping[str, Any]) -> dict[str, Any]:
 def tuned(train: Mapping[str, Any]) -> dict[str, Any]:
     """Where what was trained is: an adapter beside its base, or a whole model in its place."""
     key = "adapter_name_or_path" if train["finetuning_type"] == "lora" else "model_name_or_path"
-    return {key: SAVED}
-
-
-def cannot(recipe: Recipe, key: str, why: str) -> BadInput:
-    """The refusal of a recipe that LLaMA-Factory cannot train as it says."""
-    return BadInput(f"{recipe.at(key)}: {key}: LLaMA-Factory {why}; make train RECIPE={recipe.name} does it")
+    return {key: train["output_dir"]}

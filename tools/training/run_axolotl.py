@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -314,17 +314,34 @@ def follow(
     """Run Axolotl on a composed recipe and show how far it is; returns what `follow_events` notes.
 
     `model`: the recipe's, where the catalog knows it, for advice when memory runs out.
-    Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (progress_plugin.py), then KeyboardInterrupt is
+    Ctrl-C or SIGTERM: Axolotl ends its step and saves a checkpoint (watch.py), then KeyboardInterrupt is
     raised; a second one ends it at once.
     """
     start, environment = command(file, composed, tier, launch)
     log = this.folder / ("train.log" if launch.rank == 0 else f"train-{launch.rank}.log")
+    planned = plan.of(model, tier, plan.from_recipe(composed, tier)) if model else None
+    return followed(this, log, "Axolotl", start, environment, run_folder.home(), planned)
+
+
+def followed(
+    this: Run,
+    log: Path,
+    trainer: str,
+    start: Sequence[str],
+    environment: Mapping[str, str],
+    at: Path,
+    planned: Plan | None,
+) -> dict[str, float]:
+    """Run a trainer's command in the folder `at` and show how far it is; see `follow`.
+
+    `environment`: what it has beside ours. `planned`: the recipe's plan, where the catalog knows its model.
+    """
     with (
         files.log(log) as kept,
-        following(start, kept, cwd=run_folder.home(), env=os.environ | environment) as (process, lines),
+        following(start, kept, cwd=at, env=os.environ | environment) as (process, lines),
         stop_after_step(process) as asked,
     ):
-        notes, ended = follow_events(events.read(lines))
+        notes, ended = follow_events(events.read(lines), trainer)
     if ended and ended.event == "stopped":
         told = f"stopped at step {ended.step}; the same command goes on from its checkpoint in {this.checkpoints}"
         print(told, file=sys.stderr)
@@ -332,8 +349,8 @@ def follow(
     if asked.is_set():
         raise KeyboardInterrupt
     if process.returncode:
-        planned = plan.of(model, tier, plan.from_recipe(composed, tier)) if model else None
-        raise Failed(f"{failure(log, ended, process.returncode, this, planned)} (the whole log: {log})")
+        why = failure(log, ended, process.returncode, this, planned, trainer)
+        raise Failed(f"{why} (the whole log: {log})")
     return notes
 
 
@@ -361,14 +378,14 @@ def stop_after_step(process: Program) -> Iterator[threading.Event]:
         restore()
 
 
-def follow_events(told: Iterable[Event]) -> tuple[dict[str, float], Event | None]:
+def follow_events(told: Iterable[Event], trainer: str = "Axolotl") -> tuple[dict[str, float], Event | None]:
     """Show a training's events on one line: stage or step, loss, tokens/s, memory, time left.
 
     Returns the last known NOTED and eval_loss, for run.json, and the event that ended it before its last step, if any.
     """
     notes: dict[str, float] = {}
     ended = None
-    with progress.bar("train: loading Axolotl") as shown:
+    with progress.bar(f"train: loading {trainer}") as shown:
         for event in told:
             if event.event == "stage":
                 shown.update(title=f"train: {event.stage}")
@@ -389,7 +406,9 @@ def title(notes: Mapping[str, float]) -> str:
     return f"train: {', '.join(words)}" if words else "train"
 
 
-def failure(log: Path, ended: Event | None, status: int, this: Run, planned: Plan | None) -> str:
+def failure(
+    log: Path, ended: Event | None, status: int, this: Run, planned: Plan | None, trainer: str = "Axolotl"
+) -> str:
     """Why a training failed and, where memory ran out or the loss is not a number, what helps."""
     error = last_error(log)
     if ended and ended.event == "diverged":
@@ -398,7 +417,7 @@ def failure(log: Path, ended: Event | None, status: int, this: Run, planned: Pla
         return f"{error}; {last}; try a lower learning_rate first"
     if re.search(r"OutOfMemoryError|out of memory|can't allocate memory", log.read_text(errors="replace")):
         return f"out of memory: {error}. To change first: {memory_advice(planned)}"
-    return f"Axolotl ended with status {status}: {error}"
+    return f"{trainer} ended with status {status}: {error}"
 
 
 def memory_advice(planned: Plan | None) -> str:

@@ -5,10 +5,14 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 from tools.core import progress
+
+if TYPE_CHECKING:
+    from axolotl.utils.dict import DictDefault
 
 # The label of a token without loss.
 IGNORED = -100
@@ -49,9 +53,7 @@ def tokenise(
     with progress.step("loading Axolotl"):
         import datasets
         from axolotl.loaders import load_tokenizer
-        from axolotl.utils.config import validate_config
         from axolotl.utils.data.sft import _load_and_process_single_dataset
-        from axolotl.utils.dict import DictDefault
 
     from tools.core import chat_template
 
@@ -63,11 +65,7 @@ def tokenise(
     with progress.step(title), tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "conversations.jsonl"
         data.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in conversations))
-        known = {key: value for key, value in (settings or {}).items() if key in TOKEN_KEYS}
-        known |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
-        known |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
-        known |= {"datasets": [{**entry, "path": str(data)}], "dataset_keep_in_memory": True}
-        cfg = validate_config(DictDefault(known))
+        cfg = checked(base, {**entry, "path": str(data)}, sequence_len, settings or {})
         cfg.dataset_num_proc = None  # Started for a few conversations, more processes cost time.
         # The library keeps a copy of all it ever loaded, unless its cache goes with the folder.
         kept, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, Path(folder) / "cache"
@@ -76,3 +74,24 @@ def tokenise(
             return list(zip(made["input_ids"], made["labels"], strict=True))
         finally:
             datasets.config.HF_DATASETS_CACHE = kept
+
+
+def save_tokenizer(base: Path, entry: Mapping[str, object], settings: Mapping[str, object], folder: Path) -> None:
+    """Save the tokenizer and chat template that Axolotl trains a recipe with into `folder`; see `tokenise`."""
+    from axolotl.loaders import load_tokenizer
+
+    load_tokenizer(checked(base, entry, int(str(settings["sequence_len"])), settings)).save_pretrained(folder)
+
+
+def checked(
+    base: Path, entry: Mapping[str, object], sequence_len: int, settings: Mapping[str, object]
+) -> "DictDefault":
+    """What of a recipe decides its tokens, as Axolotl's own configuration."""
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    known = {key: value for key, value in settings.items() if key in TOKEN_KEYS}
+    known |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
+    known |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
+    known |= {"datasets": [dict(entry)], "dataset_keep_in_memory": True}
+    return validate_config(DictDefault(known))

@@ -46,10 +46,10 @@ def back(data: bytes, source: str) -> bytes:
         chunk = worker.Episodes([*transcript.episodes(data.decode().split("\n"))])
         found = worker.convert_chunk(source, chunk, Task("messages"))
     else:
-        chunk = Lines(data)
+        lines: Any = Lines(data)
         if alpaca.is_step(orjson.loads(data.partition(b"\n")[0] or b"null")):
-            chunk = next(steps(iter([chunk])))
-        found = worker.convert_chunk(source, chunk, Task("messages"))
+            lines = next(steps(iter([lines])))
+        found = worker.convert_chunk(source, lines, Task("messages"))
     assert not found.bad
     return found.data
 

@@ -126,7 +126,7 @@ def test_the_page_opens_with_the_recipe_and_trains_it(address: str, tmp_path: Pa
         code.wait_for()
         said = dict(line.strip(" \\")[2:].split(" ", 1) for line in code.inner_text().splitlines()[1:] if line.strip())
         assert said.pop("output_dir").startswith("saves/Custom/lora/") and said.pop("enable_thinking") == "True"
-        own = {"dataset_dir": "data", "report_to": "none", "output_dir": None, "overwrite_output_dir": None}
+        own = {"dataset_dir": "data", "output_dir": None, "overwrite_output_dir": None}
         kept = {name: value for name, value in (wanted | own).items() if value or name in ("packing", "lora_dropout")}
         kept |= {"weight_decay": 0.0}
         assert {name: yaml.safe_load(value) for name, value in said.items()} == kept

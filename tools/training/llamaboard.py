@@ -94,8 +94,6 @@ def write_configuration(recipe: Recipe, folder: Path) -> Path:
     What is saved there stays. Raises BadInput for a recipe that LLaMA-Factory cannot train as it says.
     """
     train = llamafactory.arguments(recipe) | {"dataset_dir": "data"}
-    if train["report_to"] == "tensorboard":
-        train["report_to"] = "none"  # it comes without TensorBoard; the page draws the loss itself
     folder.mkdir(parents=True, exist_ok=True)
     with files.atomic(folder / "data") as data:
         data.mkdir()

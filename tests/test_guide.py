@@ -23,7 +23,7 @@ AT_ONCE = {
     "convert": "48 episodes",
     "diff": "lora_r",
     "episodes": "episodes, 0 left out",
-    "export": "llamafactory-cli train train.yaml",
+    "export": "in which to run",
     "lint": "48 episodes",
     "list": "qwen7b",
     "new": "my.yaml",

@@ -453,21 +453,23 @@ def train(
             help="what trains; by default what began this training, else axolotl",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print Axolotl's command and its environment")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="write what the trainer reads, print its command")] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="on a GPU: the demo's thousands of episodes, and epochs for minutes")
     ] = False,
 ) -> None:
     """Train a recipe to an adapter; an interrupted training resumes."""
     from tools.pipeline.demo import on_gpu
-    from tools.pipeline.training import submit_recipe, train_recipe
+    from tools.pipeline.training import submit_recipe, train_recipe, write_for_trainer
     from tools.recipes import commands
     from tools.training.run_axolotl import Launch
 
     asked = commands.open_asked(recipe, tier, gpu, gpus, base, change, seq, as_messages(data))
     asked = on_gpu(asked) if demo else asked
     launch = Launch(gpus, nodes, rank, master, port)
-    if dry_run:
+    if dry_run and trainer not in (None, "axolotl"):
+        write_for_trainer(trainer, asked)
+    elif dry_run:
         submit_recipe(asked, launch, "dry-run")
     else:
         train_recipe(asked, launch, force, resume, trainer)

@@ -178,7 +178,7 @@ def test_parts_are_there_or_left_out_and_grow_with_tokens(s: Settings, key: str,
 @pytest.mark.heavy
 @pytest.mark.parametrize("half", [True, False])
 def test_the_loss_of_a_pair_takes_at_its_peak_what_is_planned(half: bool) -> None:
-    """TRL's own log-probabilities, forward with the reference's and back. `half`: logits made in 16 bits, read in 32."""
+    """TRL's log-probabilities, forward with the reference's and back. `half`: logits made in 16 bits, read in 32."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from trl.trainer.utils import selective_log_softmax

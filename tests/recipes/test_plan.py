@@ -196,7 +196,8 @@ def test_preference_pairs_take_what_axolotl_and_trl_have_for_them() -> None:
 
 def test_a_pair_costs_two_sequences_and_a_pass_more() -> None:
     one = chosen("qwen3b", "lora", "24gb")
-    alone = replace(one.settings, packed=False, loss="plain", kernels=False, evaluation=1, micro_batch=2, accumulation=1)
+    unlike = {"packed": False, "loss": "plain", "kernels": False, "evaluation": 1}
+    alone = replace(one.settings, **unlike, micro_batch=2, accumulation=1)  # type: ignore[arg-type]
     pair = replace(alone, pairs=True, micro_batch=1)
     assert (pair.tokens, plan.row_tokens(pair)) == (alone.tokens, 2 * plan.row_tokens(alone))
     two, both = (plan.of(one.model, one.tier, each) for each in (alone, pair))

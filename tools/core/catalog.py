@@ -242,8 +242,8 @@ class Method(Fact):
     `update_tokens`: tokens of the data per update, at least; `by_size`: learning rates from so many billion parameters
     on; `advised`: the range of learning rates outside of which a check warns. `variant_of`: the method that this is a
     more careful form of. `rl`: what it learns from pairs by, empty where it learns from episodes; `beta`: the weight of
-    its distance to the reference; `after`: the method whose merged result it starts from. `families`: of the models that
-    have its recipes, all where empty.
+    its distance to the reference; `after`: the method whose merged result it starts from. `families`: of the models
+    that have its recipes, all where empty.
     """
 
     title: str

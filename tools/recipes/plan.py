@@ -19,10 +19,10 @@ The rules, in one place:
 7. A sequence longer than rule 2's that does not fit with layers recomputed: their inputs are offloaded to the machine's
    memory; then its rows are split over the GPUs of a machine (context parallelism), as far as Axolotl can (`splits`);
    then there is no validation, which holds all logits of a row (`memory.device`).
-8. Preference pairs (DPO) are never packed (Axolotl refuses it), and the loss reads all logits. Not planned, since nobody
-   has tried them here: a sharded base, offloaded inputs, and TRL's fused loss (`dpo_use_liger_kernel`), which on several
-   devices passes DDP's forward by, so that no gradient is exchanged (trl 1.9, DPOTrainer.compute_loss). The reference's
-   answers are computed in each step: they take less than the backward pass, and one epoch needs each only once.
+8. Preference pairs (DPO) are never packed (Axolotl refuses it), and the loss reads all logits. Left out, as untried: a
+   sharded base, offloaded inputs, and TRL's fused loss (`dpo_use_liger_kernel`), which on several devices passes by
+   DDP's forward, so that no gradient is exchanged (trl 1.9, DPOTrainer.compute_loss). The reference is computed in each
+   step: it takes less than the backward pass, and in one epoch each pair needs it once.
 """
 
 import itertools
@@ -228,8 +228,8 @@ def rows(s: Settings, tokens: int, world: int) -> int:
 
 def packings(s: Settings, method: Method, tier: Tier) -> Iterator[Settings]:
     """The settings packed and not, where an update then has no more tokens than the method allows."""
-    ways = [replace(s, packed=False)] if s.pairs else [replace(s, packed=True, evaluation=None), replace(s, packed=False)]
-    for each in ways:
+    ways = [replace(s, packed=True, evaluation=None), replace(s, packed=False)]
+    for each in ways[1:] if s.pairs else ways:
         if shares_update(each, method, tier):
             yield each
 
@@ -539,8 +539,9 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
     evaluation: int | None = batch if validates else 0
     if validates and packed and recipe.get("eval_sample_packing") is not False:
         evaluation = None
-    cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins
-    fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins
+    pairs = bool(recipe.get("rl"))
+    cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins and not pairs
+    fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins and not pairs
     return Settings(
         rank=int(recipe.get("lora_r") or 8) if adapter else 0,
         bits=32 if tier.precision == "fp32" else bits,
@@ -550,7 +551,7 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         dropout=float(recipe.get("lora_dropout") or 0.0),
         checkpointing=bool(recipe.get("gradient_checkpointing")),
         attention="flash" if "flash" in attention else "eager" if attention == "eager" else "sdpa",
-        loss="plain" if recipe.get("rl") else "cut" if cut else "fused" if fused else "chunked" if recipe.get("chunked_cross_entropy") else "plain",
+        loss="cut" if cut else "fused" if fused else "chunked" if recipe.get("chunked_cross_entropy") else "plain",
         kernels=any(recipe.get(key) for key in catalog.training().lora_kernels),
         liger="Liger" in plugins,
         optimizer=str(recipe.get("optimizer") or "adamw_torch_fused"),
@@ -561,7 +562,7 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         whole=len(recipe.get("lora_modules_to_save") or []) if adapter else 0,
         evaluation=evaluation,
         packed=packed,
-        pairs=bool(recipe.get("rl")),
+        pairs=pairs,
         activation_offloading=recipe.get("activation_offloading") == OFFLOADING,
         context_parallel=int(recipe.get("context_parallel_size") or 1),
         # Axolotl 0.19, loaders/model.py, _configure_embedding_dtypes.

@@ -247,9 +247,10 @@ def how(s: Settings) -> str:
     """What of the settings decides on memory, in words."""
     named = "FSDP2" if s.sharding == "fsdp2" else f"ZeRO-{s.sharding[-1]}"
     spread = {"none": "", "ddp": "a whole copy on each device"}.get(s.sharding, f"spread by {named}")
+    row = "packed row" if s.packed else "pair" if s.pairs else "episode"
     words = [
         f"base in {s.bits} bits" if s.rank else "every weight trained",
-        f"{s.micro_batch} {'packed row' if s.packed else 'episode'}{'s' if s.micro_batch > 1 else ''} at a time",
+        f"{s.micro_batch} {row}{'s' if s.micro_batch > 1 else ''} at a time",
         f"each row on {s.context_parallel} GPUs" if s.context_parallel > 1 else "",
         "layers recomputed" if s.checkpointing else "nothing recomputed",
         "their inputs in the machine's memory" if s.activation_offloading else "",

@@ -369,7 +369,7 @@ def search(model: Model, method: Method, tier: Tier, sequences: Sequence[int] = 
         return None
     first = base_settings(model, method, tier)
     widths: list[Any] = [first.bits]
-    if method.adapter == "lora":
+    if method.adapter == "lora" and quantisable(first, tier):
         widths.append(8)
     for bits in widths:
         # The LoRA kernels do not take an 8-bit base.
@@ -388,6 +388,11 @@ def possible(method: Method, tier: Tier) -> bool:
     """Whether a method can be run on a tier: by its precision, and an episode a device makes no update too large."""
     small = tier.world * (2 if method.rl else 1) * catalog.episodes().mean <= MOST_TOKENS * method.update_tokens
     return small and (method.adapter is not None or tier.precision != "fp16")
+
+
+def quantisable(s: Settings, tier: Tier) -> bool:
+    """Whether a base may be quantised: TRL 1.9 then casts a DPO adapter to bf16, which the scaler of fp16 refuses."""
+    return not (s.pairs and tier.precision == "fp16")
 
 
 def fitting(model: Model, tier: Tier, s: Settings, tokens: int) -> Iterator[Plan]:
@@ -439,7 +444,7 @@ def advice(plan: Plan) -> list[Change]:
     if s.micro_batch > 1:
         less = replace(s, micro_batch=1, accumulation=batch)
         tried.append(("a micro batch of 1", {"micro_batch_size": 1, "gradient_accumulation_steps": batch}, less))
-    if s.rank and s.bits == 16 and not s.sharded:
+    if s.rank and s.bits == 16 and not s.sharded and quantisable(s, tier):
         four = {"adapter": "qlora", "load_in_4bit": True}
         tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
         eight = {"load_in_8bit": True}

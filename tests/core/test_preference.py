@@ -25,6 +25,7 @@ def test_pairs_are_read_with_what_their_owner_put_there(tmp_path: Path) -> None:
 BROKEN: list[tuple[Any, str]] = [
     ({"messages": [USER, GOOD]}, "an episode, and rl: dpo learns from preference pairs"),
     ([PAIR], "no JSON object"),
+    (PAIR | {"images": []}, '"images" beside a pair: TRL would take it for data of another kind'),
     (PAIR | {"chosen": "Action: look"}, '"chosen" is no list of turns; .*convert --to messages'),
     (PAIR | {"rejected": []}, '"rejected" is no list of turns'),
     (PAIR | {"prompt": [USER, GOOD]}, "the prompt must end with the user's turn"),

@@ -14,8 +14,9 @@ from tests.parts import models
 from tools import BadInput
 from tools.core import catalog, trajectory
 from tools.core.preference import Pair
+from tools.data import reader
 from tools.gguf import find_base
-from tools.recipes import plan, recipe, render, schema
+from tools.recipes import commands, plan, recipe, render, schema
 from tools.recipes.recipe import Recipe
 from tools.training import pair_checks, pair_tokens, preflight, recipe_checks
 
@@ -173,6 +174,20 @@ def test_each_kind_of_data_is_told_where_the_recipe_wants_the_other(tmp_path: Pa
         preflight.read(ready(tmp_path, pairs(1), {"rl": "kto"}))
 
 
+def test_pairs_as_they_are_trained_need_no_conversion(tmp_path: Path) -> None:
+    assert reader.is_messages(write(tmp_path / "pairs.jsonl", pairs(2)))
+    flat = [{"instruction": "Go.", "input": "", "chosen": "Action: look", "rejected": "Action: wait"}]
+    assert not reader.is_messages(write(tmp_path / "alpaca.jsonl", flat))
+
+
+def test_new_makes_a_recipe_for_pairs_that_recipes_has_not(tmp_path: Path) -> None:
+    assert "llama3.2-1b-dpo" not in recipe.names()
+    commands.new("llama3.2-1b", "dpo", "24gb", str(tmp_path / "my.yaml"))
+    asked = recipe.read_recipe(tmp_path / "my.yaml")
+    assert asked.settings["rl"] == "dpo" and asked.base == "outputs/24gb/llama3.2-1b-lora/merged"
+    assert schema.validate(asked) == []
+
+
 def test_a_base_that_is_not_merged_yet_is_told_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +224,6 @@ def test_a_training_on_pairs_gives_an_adapter_over_the_merged_base(
     from safetensors import safe_open
 
     from tools.pipeline import model, trained, training
-    from tools.recipes import commands
     from tools.training import events
     from tools.training.run_axolotl import Launch
 

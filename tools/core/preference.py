@@ -14,6 +14,8 @@ from tools.core.trajectory import Episode
 Pair = dict[str, Any]
 SHAPE = '{"prompt": [turns], "chosen": [an answer], "rejected": [an answer]}'
 SIDES = ("chosen", "rejected")
+# Columns by which TRL 1.9 takes a row for data of another kind (data_utils.py, is_conversational; DPOTrainer.__init__).
+FOREIGN = ("messages", "completion", "image", "images")
 
 
 def read(path: Path) -> Iterator[Pair]:
@@ -48,6 +50,8 @@ def fault(row: object) -> str | None:
         return f"no JSON object; a preference pair is {SHAPE}"
     if "messages" in row and not set(SIDES) & set(row):
         return f"an episode, and rl: dpo learns from preference pairs: {SHAPE}"
+    if foreign := next((key for key in FOREIGN if key in row), ""):
+        return f'"{foreign}" beside a pair: TRL would take it for data of another kind; leave it out'
     for key in ("prompt", *SIDES):
         turns = row.get(key)
         if not isinstance(turns, list) or not turns:

@@ -102,8 +102,8 @@ class Watch(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             emit(Event("diverged", step=state.global_step))
             raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}")
-        # Axolotl's names, of its trainer's log(); memory is 0 where there is no GPU.
-        tokens = logs.get("tokens/total")
+        # Axolotl's names, of its trainer's log(), and TRL's, of pairs; memory is 0 where there is no GPU.
+        tokens = logs.get("tokens/total", logs.get("num_tokens"))
         self.most_gib = max(self.most_gib, logs.get("memory/device_reserved (GiB)", 0.0))
         emit(
             Event(

@@ -87,17 +87,14 @@ def made(model: str, kind: str, folder: Path) -> Made:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("model", "kind"), FAMILIES.items())
-def test_pairs_are_trained_as_they_are_served(
-    model: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pairs_are_trained_as_they_are_served(model: str, kind: str, tmp_path: Path) -> None:
     """Axolotl's loader and TRL's preparation of it give the tokens of the check, and these those of the template."""
     from axolotl.loaders import load_tokenizer
     from axolotl.utils.data.rl import _load_split
     from trl.trainer import dpo_trainer
 
     this = made(model, kind, tmp_path)
-    monkeypatch.setattr(dpo_trainer, "_tokenize", dpo_trainer._tokenize)  # put back afterwards
-    pair_tokens.add_no_begin_token()
+    pair_tokens.train_as_served()
     tokenizer = load_tokenizer(this.cfg)
     # What the preparation reads of a trainer and its settings.
     trainer: Any = SimpleNamespace(_tokenizer=tokenizer)
@@ -115,14 +112,14 @@ def test_pairs_are_trained_as_they_are_served(
 
 @pytest.mark.heavy
 def test_trl_by_itself_would_train_two_begin_tokens(tmp_path: Path) -> None:
-    """What `add_no_begin_token` is for: without this, it can go."""
+    """What `train_as_served` is for: when this fails, that part of it can go."""
     from axolotl.loaders import load_tokenizer
-    from trl.trainer import dpo_trainer
+    from trl.data_utils import _tokenize
 
     this = made("llama3.2-1b", "llama", tmp_path)
     tokenizer = load_tokenizer(this.cfg)
     text = tokenizer.apply_chat_template(this.rows[0]["prompt"], tokenize=False)
-    assert dpo_trainer._tokenize(tokenizer, text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
+    assert _tokenize(tokenizer, text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
 
 
 @pytest.mark.heavy

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tools import BadInput
 from tools.core import progress
-from tools.core.preference import Pair
+from tools.core.preference import SIDES, Pair
 from tools.training import tokens
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class PairTokens(NamedTuple):
 def tokenise(
     base: Path, entry: Mapping[str, object], pairs: Sequence[Pair], settings: Mapping[str, object]
 ) -> list[PairTokens]:
-    """The tokens of each pair: Axolotl's own prompt strategy writes the texts, `ids` makes the tokens as in training.
+    """The tokens of each pair: Axolotl's prompt strategy writes the texts, `ids` makes the tokens, both as in training.
 
     `base`: the base model's folder. `entry`, `settings`: the recipe's `datasets:` entry, and all its keys. Raises
     BadInput for an entry whose `type:` Axolotl does not know.
@@ -42,6 +43,7 @@ def tokenise(
         from axolotl.prompt_strategies.dpo import load
         from axolotl.utils.chat_templates import get_chat_template_from_config
 
+    train_as_served()
     cfg = tokens.config(base, entry, settings)
     strategy = load(str(entry.get("type")), cfg, dataset_idx=0)
     if not isinstance(strategy, tuple):
@@ -55,9 +57,9 @@ def tokenise(
 def of_pair(pair: Pair, texts: Mapping[str, str], tokenizer: "PreTrainedTokenizerBase", template: str) -> PairTokens:
     """The tokens of one pair, of whose parts Axolotl made these `texts`."""
     prompt = ids(tokenizer, texts["prompt"])
-    sides = (ids(tokenizer, texts["prompt"] + texts[key])[len(prompt) :] for key in ("chosen", "rejected"))
+    chosen, rejected = (ids(tokenizer, texts["prompt"] + texts[key])[len(prompt) :] for key in SIDES)
     whole = tokenizer.apply_chat_template([*pair["prompt"], *pair["chosen"]], chat_template=template, tokenize=False)
-    return PairTokens(prompt, *sides, served=ids(tokenizer, str(whole)))
+    return PairTokens(prompt, chosen, rejected, ids(tokenizer, str(whole)))
 
 
 def ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -65,21 +67,42 @@ def ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return list(tokenizer(text=text, add_special_tokens=False)["input_ids"])
 
 
-def add_no_begin_token() -> None:
-    """Have TRL's DPOTrainer make the tokens of a text as `ids` does, in this process.
+@cache
+def train_as_served() -> None:
+    """Have Axolotl and TRL make the texts and tokens of pairs as they are served, in this process.
 
-    It lets the tokenizer add a begin token before the one that the chat template wrote, so Llama 3, Mistral, Gemma and
-    Phi would be trained on two. Axolotl 0.19 takes the second out in a method (core/trainers/dpo/trainer.py, _tokenize)
-    that TRL 1.9 does not call: it calls the function of its module (trainer/dpo_trainer.py, _prepare_dataset).
+    Axolotl 0.19 cuts an answer out of another conversation where its text begins (prompt_strategies/dpo/
+    chat_template.py), and so loses the space that Mistral's template writes before it: here an answer is what its own
+    conversation has after the prompt. TRL lets the tokenizer add a begin token before the one that the chat template
+    wrote: Llama 3, Mistral and Gemma would be trained on two. Axolotl takes the second out in a method
+    (core/trainers/dpo/trainer.py, _tokenize) that TRL 1.9 does not call: it calls the function of its module
+    (trainer/dpo_trainer.py, _prepare_dataset).
     """
+    from axolotl.prompt_strategies.dpo import chat_template
+    from axolotl.utils.chat_templates import get_chat_template_from_config
     from trl.trainer import dpo_trainer
 
-    conversation = dpo_trainer._tokenize
+    strategy, conversation = chat_template.default, dpo_trainer._tokenize
 
-    def tokenise_once(processing_class: "PreTrainedTokenizerBase", input: Any, **rest: Any) -> Mapping[str, list[int]]:
+    def exact(cfg: Any, dataset_idx: int = 0, **rest: Any) -> tuple[Callable[..., dict[str, str]], dict[str, Any]]:
+        texts, how = strategy(cfg, dataset_idx, **rest)
+
+        def whole(sample: Pair, tokenizer: Any = None) -> dict[str, str]:
+            made: dict[str, str] = texts(sample, tokenizer=tokenizer)
+            template = get_chat_template_from_config(cfg, cfg.datasets[dataset_idx], tokenizer)
+            for key in SIDES:
+                talk = [*sample["prompt"], *sample[key]]
+                text = str(tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False))
+                if text.startswith(made["prompt"]):
+                    made[key] = text.removeprefix(made["prompt"]).rstrip()
+            return made
+
+        return whole, how
+
+    def once(processing_class: Any, input: Any, **rest: Any) -> dict[str, list[Any]]:
         if isinstance(input, str):
             return {"input_ids": ids(processing_class, input)}
-        made: Mapping[str, list[int]] = conversation(processing_class, input, **rest)
-        return made
+        return conversation(processing_class, input, **rest)
 
-    dpo_trainer._tokenize = tokenise_once
+    chat_template.default = exact
+    dpo_trainer._tokenize = once

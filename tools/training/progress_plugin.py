@@ -11,7 +11,7 @@ from transformers import TrainerCallback, set_seed
 
 from tools.core import chat_template
 from tools.training.events import Event, emit
-from tools.training.pair_tokens import add_no_begin_token
+from tools.training.pair_tokens import train_as_served
 from tools.training.sample_order import repeat_order
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ class WatchPlugin(BasePlugin):
 
     def register(self, cfg: "DictDefault") -> None:
         """Have chat templates rendered in a process of their own, packed rows come in an order that repeats, and the
-        texts of preference pairs begin as they are served.
+        texts of preference pairs be those that are served.
         """
         chat_template.install_in_axolotl()
         repeat_order(cfg.seed or 0)
         if cfg.rl == "dpo":
-            add_no_begin_token()
+            train_as_served()
 
     def load_datasets(self, cfg: "DictDefault", preprocess: bool = False) -> None:
         """Load nothing: Axolotl does so next."""

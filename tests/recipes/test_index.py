@@ -67,7 +67,7 @@ def test_the_same_bytes_each_time_and_ours_when_sealed(made: dict[str, str]) -> 
 
 def test_the_matrix_is_that_of_the_plans(made: dict[str, str]) -> None:
     matrix = made["README.md"].split("## What fits")[1].split("## Methods")[0]
-    planned = list(render.planned())
+    planned = [each for each in render.planned() if not each[2].rl]
     plans = {f"{tier.key}/{render.name(model, method)}": found for tier, model, method, found in planned}
     cells = re.findall(r"\[([\w-]+)\]\(([\w.-]+/[\w.-]+)\.yaml\)<br>([\d.]+) GiB, (\d+)", matrix)
     # A recipe is named for each tier and model that has one, and for no other.
@@ -127,7 +127,7 @@ def test_the_page_is_small_and_asks_nobody(made: dict[str, str]) -> None:
 def test_the_page_knows_all_and_each_gpus_tier(data: dict[str, Any]) -> None:
     assert [each["key"] for each in data["gpus"]] == list(catalog.gpus())
     assert [each["key"] for each in data["models"]] == list(catalog.models())
-    assert [each["key"] for each in data["methods"]] == list(catalog.methods())
+    assert [each["key"] for each in data["methods"]] == list(catalog.supervised())
     tiers = {gpu["key"]: [data["tiers"][place]["key"] for place in gpu["tiers"]] for gpu in data["gpus"]}
     assert tiers["rtx3060"][0] == "12gb" and tiers["t4"][0] == "16gb-turing"
     assert tiers["h100-sxm"] == ["80gb", "2x80gb", "4x80gb", "8x80gb", "2x8x80gb"]
@@ -144,9 +144,9 @@ def test_the_page_knows_what_each_device_holds(data: dict[str, Any]) -> None:
 
 def test_the_page_says_of_each_recipe_what_its_plan_does(data: dict[str, Any]) -> None:
     recipes = 0
-    for tier, model, method, found in render.planned():
+    for tier, model, method, found in (each for each in render.planned() if not each[2].rl):
         at = [list(catalog.tiers()).index(tier.key), list(catalog.models()).index(model.key)]
-        row = data["rows"][data["cells"][at[0]][at[1]][list(catalog.methods()).index(method.key)]]
+        row = data["rows"][data["cells"][at[0]][at[1]][list(catalog.supervised()).index(method.key)]]
         place, fits, named, _, change, host, speed = row[data["sequences"].index(found.settings.sequence_len)]
         whole, *parts = data["plans"][place]
         assert (fits, named, data["sets"][change], host) == (1, at[0], "", 0)
@@ -284,7 +284,7 @@ def test_the_page_says_that_nothing_fits_and_what_would(page: Page, file: Path) 
     open_page(page, file, state)
     assert page.inner_text("#sum").startswith("Nothing fits on GeForce RTX 3060")
     assert page.locator("article.fits").count() == page.locator("article .run").count() == 0
-    for method in catalog.methods():
+    for method in catalog.supervised():
         open_page(page, file, state)
         offered = page.evaluate(f"[...document.querySelectorAll('[data-method={method}] .hints a')].map(a => a.hash)")
         assert offered
@@ -354,7 +354,7 @@ def test_a_choice_is_kept_in_the_address(page: Page, file: Path) -> None:
 def test_a_gpu_between_two_tiers_takes_what_it_holds(page: Page, file: Path, data: dict[str, Any]) -> None:
     """A recipe that not all of its tier hold, on a GPU that does, as the plan for that very GPU says."""
     checked = 0
-    qlora = list(catalog.methods()).index("qlora")
+    qlora = list(catalog.supervised()).index("qlora")
     for gpu in data["gpus"]:
         tier, limit = data["tiers"][gpu["tiers"][0]], 100 * gpu["limit"]
         for place, model in enumerate(data["models"]):
@@ -386,7 +386,7 @@ def test_every_choice_is_drawn_and_has_a_reason_where_it_does_not_fit(page: Page
           count += card(state, method) !== null && seen.fits === !seen.reason;
         }
       return count; })()""")
-    assert drawn == len(catalog.tiers()) * len(catalog.models()) * len(index.SEQUENCES) * len(catalog.methods())
+    assert drawn == len(catalog.tiers()) * len(catalog.models()) * len(index.SEQUENCES) * len(catalog.supervised())
 
 
 def test_a_phones_first_screen_has_the_command(page: Page, file: Path) -> None:

@@ -1,6 +1,8 @@
 """The parts of a training's memory: each grows with what it is made of, and shrinks with what shares it."""
 
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -171,3 +173,46 @@ def test_parts_are_there_or_left_out_and_grow_with_tokens(s: Settings, key: str,
     assert sum(memory.device(model, s, world * 2).values()) <= sum(parts.values()) + memory.NCCL_GIB + 1e-9
     assert all(value >= 0 for value in memory.host(model, s, 1, world).values())
     assert all(value > 0 for value in memory.disk(model, s, checkpoints=2).values())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("half", [True, False])
+def test_the_loss_of_a_pair_takes_at_its_peak_what_is_planned(half: bool) -> None:
+    """TRL's log-probabilities, forward with the reference's and back. `half`: logits made in 16 bits, read in 32."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from trl.trainer.utils import selective_log_softmax
+
+    sizes = dict[int, int]()
+    peak = 0
+
+    class Bytes(TorchDispatchMode):
+        """Counts the bytes of all tensors that are alive."""
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            made = function(*args, **(kwargs or {}))
+            for each in made if isinstance(made, (tuple, list)) else [made]:
+                if isinstance(each, torch.Tensor) and (storage := each.untyped_storage())._cdata not in sizes:
+                    sizes[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, sizes.pop, storage._cdata, None)
+                    peak = max(peak, sum(sizes.values()))
+            return made
+
+    rows, tokens, vocabulary, hidden = 4, 32, 8192, 8
+    head = torch.randn(vocabulary, hidden, dtype=torch.bfloat16 if half else torch.float32)
+    ids = torch.randint(0, vocabulary, (rows, tokens))
+
+    def summed(states: torch.Tensor) -> torch.Tensor:
+        return selective_log_softmax((states @ head.T).float()[:, :-1], ids[:, 1:]).sum(1)
+
+    with Bytes():
+        states = torch.randn(rows, tokens, hidden, dtype=head.dtype, requires_grad=True)
+        policy = summed(states)
+        with torch.no_grad():
+            reference = summed(states)
+        forward, peak = peak, sum(sizes.values())
+        torch.nn.functional.logsigmoid((policy - reference).sum()).backward()
+    logits = rows * tokens * vocabulary
+    assert peak / logits == pytest.approx(memory.PAIR_LOGITS, rel=0.05)
+    assert forward < peak

@@ -158,10 +158,11 @@ def test_a_recipe_is_left_out_only_when_its_least_settings_do_not_fit() -> None:
         assert tier.precision == "bf16" or not any(tier.key == each and way == "full" for each, _, way in there)
         for model in catalog.models().values():
             for method in catalog.methods().values():
-                if not plan.possible(method, tier):
+                if not plan.possible(method, tier) or not method.written(model):
                     continue
                 first = replace(plan.base_settings(model, method, tier), sequence_len=1024)
-                widths: tuple[Any, ...] = (8, first.bits) if method.adapter == "lora" else (first.bits,)
+                eight = method.adapter == "lora" and plan.quantisable(first, tier)
+                widths: tuple[Any, ...] = (8, first.bits) if eight else (first.bits,)
                 least = [
                     plan.of(model, tier, spread)
                     for bits in widths
@@ -179,7 +180,32 @@ def test_turing_gets_nothing_that_it_has_not() -> None:
         if tier.precision == "fp16":
             assert (s.attention, s.loss, s.kernels, s.liger) == ("sdpa", "plain", False, False)
         if tier.precision == "bf16":
-            assert s.attention == "flash" and s.loss == "fused"
+            assert s.attention == "flash" and s.loss == ("plain" if s.pairs else "fused")
+
+
+def test_preference_pairs_take_what_axolotl_and_trl_have_for_them() -> None:
+    """No packing, no fused loss, no LoRA kernels, no shard; each begins where another recipe of its tier ends."""
+    all_of_them = list(render.planned())
+    there = {(tier.key, model.key, method.key) for tier, model, method, _ in all_of_them}
+    dpo = [each for each in all_of_them if each[2].rl]
+    for tier, model, method, found in dpo:
+        s = found.settings
+        assert tier.precision != "fp16" or s.bits == 16
+        assert s.pairs and not (s.packed or s.kernels or s.sharded or s.dropout) and s.loss == "plain"
+        assert (tier.key, model.key, method.after) in there
+    assert {model.family for _, model, _, _ in dpo} == {"qwen2.5", "smollm2"}
+
+
+def test_a_pair_costs_two_sequences_and_a_pass_more() -> None:
+    one = chosen("qwen3b", "lora", "24gb")
+    unlike = {"packed": False, "loss": "plain", "kernels": False, "evaluation": 1}
+    alone = replace(one.settings, **unlike, micro_batch=2, accumulation=1)  # type: ignore[arg-type]
+    pair = replace(alone, pairs=True, micro_batch=1)
+    assert (pair.tokens, plan.row_tokens(pair)) == (alone.tokens, 2 * plan.row_tokens(alone))
+    two, both = (plan.of(one.model, one.tier, each) for each in (alone, pair))
+    assert both.parts["saved activations"] == two.parts["saved activations"]
+    assert both.parts["logits"] > two.parts["logits"]
+    assert both.seconds > two.seconds
 
 
 def test_what_is_sharded_is_spread_by_what_can() -> None:

@@ -241,12 +241,18 @@ class Method(Fact):
 
     `update_tokens`: tokens of the data per update, at least; `by_size`: learning rates from so many billion parameters
     on; `advised`: the range of learning rates outside of which a check warns. `variant_of`: the method that this is a
-    more careful form of.
+    more careful form of. `rl`: what it learns from pairs by, empty where it learns from episodes; `beta`: the weight of
+    its distance to the reference; `after`: the method whose merged result it starts from. `families`: of the models
+    that have its recipes, all where empty.
     """
 
     title: str
     purpose: str
     variant_of: str = ""
+    rl: Literal["", "dpo"] = ""
+    beta: float = 0.0
+    after: str = ""
+    families: tuple[str, ...] = ()
     adapter: Literal["lora", "qlora"] | None
     rank: int = 0
     alpha: int = 0
@@ -262,6 +268,10 @@ class Method(Fact):
         """The learning rate for a model of this size."""
         sizes = [size for size in sorted(self.by_size) if model.text_parameters >= size * 1e9]
         return self.by_size[sizes[-1]] if sizes else self.learning_rate
+
+    def written(self, model: Model) -> bool:
+        """Whether recipes/ has its recipes for this model; `make new` makes the others."""
+        return not self.families or model.family in self.families
 
 
 class Training(Part):
@@ -400,9 +410,14 @@ def methods() -> Mapping[str, Method]:
     return entries("methods", Method)
 
 
+def supervised() -> Mapping[str, Method]:
+    """The methods that learn from episodes, by key. Raises BadInput as `read`."""
+    return {key: each for key, each in methods().items() if not each.rl}
+
+
 def main_methods() -> list[Method]:
-    """The methods but for variants of others, which take the same memory. Raises BadInput as `read`."""
-    return [each for each in methods().values() if not each.variant_of]
+    """Those of `supervised` but for variants of others, which take the same memory. Raises BadInput as `read`."""
+    return [each for each in supervised().values() if not each.variant_of]
 
 
 @cache
@@ -451,8 +466,11 @@ def plain(name: str) -> str:
 
 
 def model_of(base_model: str) -> Model | None:
-    """The model of a hub id or of a folder's name (a recipe's `base_model`); None where the catalog has none."""
-    name = base_model.rstrip("/").split("/")[-1].lower()
+    """The model of a hub id, of a folder's name, or that a recipe's run merged; None where the catalog has none."""
+    *_, above, name = ("", *base_model.rstrip("/").split("/"))
+    if name == "merged":  # outputs/<tier>/<model>-<method>/merged
+        return next((each for each in models().values() for way in methods() if above == f"{each.key}-{way}"), None)
+    name = name.lower()
     return next(
         (each for each in models().values() if base_model == each.hub or name == each.hub.split("/")[-1].lower()), None
     )

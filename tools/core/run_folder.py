@@ -54,6 +54,11 @@ def outputs() -> Path:
     return Path(os.environ.get("REACT_RECIPES_OUTPUTS") or home() / "outputs")
 
 
+def placed(name: str) -> str:
+    """A model as a recipe names it; what lies in outputs/ by its path there, wherever `outputs` is."""
+    return str(outputs() / name.removeprefix("outputs/")) if name.startswith("outputs/") else name
+
+
 def download(project: str, folder: Path) -> Path:
     """Download one package of downloads.lock from the package registry into `folder`, its hash checked; its path.
 

@@ -200,6 +200,8 @@ def fault(episode: object) -> str | None:
     the assistant's last, and each assistant turn has an action, or gives the answer: see `without_action`.
     """
     messages = episode.get("messages") if isinstance(episode, dict) else None
+    if isinstance(episode, dict) and messages is None and "chosen" in episode and "rejected" in episode:
+        return "a preference pair, and this takes episodes; a recipe of the method dpo learns from pairs"
     if not isinstance(messages, list) or not messages:
         return 'no "messages"; an episode is {"messages": [{"role": "user", "content": "..."}, ...]}'
     for number, turn in enumerate(messages, 1):

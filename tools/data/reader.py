@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tools import BadInput
-from tools.core import chunks, quote, trajectory
+from tools.core import chunks, preference, quote, trajectory
 from tools.data import formats
 from tools.data.formats import Episode, calls, messages, messages_of, tables, worker
 from tools.data.formats import rows as json_rows
@@ -71,7 +71,7 @@ def read_job(
 
 
 def is_messages(path: Path) -> bool:
-    """Whether a file is lines of messages, by its first ones: what trains reads it as it is."""
+    """Whether a file is lines of messages or of preference pairs, by its first ones: what trains reads it as it is."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -84,6 +84,8 @@ def is_messages(path: Path) -> bool:
         return not head.strip()  # who reads an empty file says so
     if first is None:
         return head.lstrip()[:1] == b"{"  # broken, or longer than this: who reads it says more
+    if preference.fault(first) is None:
+        return True
     if json_rows.format_of(first) != "messages":
         return False
     try:

@@ -1,10 +1,11 @@
 """The base model that a recipe or a person names: a folder, a model of the hub, or one that comes in a package."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools import Failed
+from tools import BadInput, Failed
 from tools.core import catalog, chat_template, files, progress, run_folder
 from tools.gguf import adapter_config, base, convert, unpack
 
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 def resolve(name: str) -> Path:
     """The folder of the base model that a recipe's `base_model` or BASE= names.
 
-    A folder is checked and used. The hub id (or key) of a model in the catalog that has a package is made from that
-    package, without a model hub. Any other org/name comes from the hub.
+    A folder is checked and used; one that a run merges is there only once it did. The hub id (or key) of a model in the
+    catalog that has a package is made from that package, without a model hub. Any other org/name comes from the hub.
     Raises BadInput for anything else and for a folder that cannot be used, Failed when the hub cannot give it.
     """
-    if os.path.isdir(name):
-        return base.check_folder(Path(name))
+    place = run_folder.placed(name)
+    if os.path.isdir(place):
+        return base.check_folder(Path(place))
+    if run := re.fullmatch(r"outputs/([^/]+)/([^/]+)/merged/?", name):
+        merge = f"make merge RECIPE={run[2]} TIER={run[1]}"
+        raise BadInput(f"{name}: not merged yet; {merge} makes it of the tuned adapter")
     for model in catalog.models().values():
         if model.package and name in {model.hub, model.key}:
             return packaged(model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools import Failed
-from tools.core import files, machine, progress, trajectory
+from tools.core import files, machine, preference, progress
 from tools.core.process import Program
 from tools.core.trajectory import Episode
 from tools.gguf import llamacpp
@@ -42,7 +42,7 @@ def sample(data: Path, count: int) -> list[Episode]:
     """At most `count` episodes of a file, drawn evenly from all of it in one reading, the same ones each time."""
     drawn: list[Episode] = []
     chance = random.Random(0)
-    for number, episode in enumerate(trajectory.read(data)):
+    for number, episode in enumerate(preference.conversations(data)):
         place = number if number < count else chance.randrange(number + 1)
         drawn[place : place + 1] = [episode] if place < count else []
     return drawn

@@ -55,7 +55,7 @@ def fit_recipe(
     have it chosen. Raises BadInput with what would fit where this does not, or for what is not there.
     """
     known, on = catalog.pick("model", model, catalog.models()), tier_of(tier, gpu, gpus)
-    ways = [catalog.pick("method", method, catalog.methods())] if method else default_methods()
+    ways = [catalog.pick("method", method, catalog.supervised())] if method else default_methods()
     if seq > known.context:
         raise BadInput(f"SEQ={seq} (--seq): the context of {known.title} ends at {known.context} tokens")
     files.check_output(out, force, [data])

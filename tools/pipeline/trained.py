@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tools import BadInput
-from tools.core import catalog, chat_template, files, hf_folder, progress, quote, run_folder, trajectory
+from tools.core import catalog, chat_template, files, hf_folder, preference, progress, quote, run_folder
 from tools.core.run_folder import Run
 from tools.gguf import adapter_config, base, find_base, tuned_folder
 from tools.recipes.recipe import Recipe, open_recipe, read_recipe
@@ -78,7 +78,7 @@ class Tuned:
         if same and checked.get("longest"):
             return int(checked["longest"])
         tokenizer = chat_template.tokenizer(self.tokenizer)
-        episodes = trajectory.read(read_recipe(self.run.recipe).data)
+        episodes = preference.conversations(read_recipe(self.run.recipe).data)
         with progress.step("counting the tokens of the training data"):
             return max(base.tokens(tokenizer, episode["messages"]) for episode in episodes)
 
@@ -109,7 +109,8 @@ def tuned(name: str, other: str = "", folder: str = "", tier: str = "", num_ctx:
         raise BadInput(f"{this.adapter}: no adapter; make train RECIPE={name} makes it")
     trained = this.provenance()["train"]["inputs"]
     hashes = {key: trained[key] for key in ("recipe", "data", "base")} | {"adapter": files.sha256(this.adapter)}
-    words = trajectory.system_prompt(read_recipe(this.recipe).data)
+    first = next(preference.conversations(read_recipe(this.recipe).data))["messages"][0]
+    words = str(first["content"]) if first["role"] == "system" else None
     source, served = find_base.resolve(recipe.base), name_of(recipe)
     adapter, weights = (None, this.adapter) if whole(this.adapter) else (this.adapter, source)
     return Tuned(this, recipe.name, served, adapter, weights, source, recipe.base, hashes, words, num_ctx)

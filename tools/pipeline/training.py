@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from tools import BadInput, Failed
-from tools.core import catalog, progress, trajectory
+from tools.core import catalog, preference, progress, trajectory
 from tools.core.finding import Finding
 from tools.gguf import find_base
 from tools.recipes import schema
@@ -130,7 +130,10 @@ def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:
 
     if how not in ("dry-run", "slurm", "ray"):
         raise BadInput(f"{how}: a training is submitted to slurm or to ray")
-    trajectory.check_beginning(recipe.data)
+    if recipe.settings.get("rl"):
+        next(preference.read(recipe.data))
+    else:
+        trajectory.check_beginning(recipe.data)
     with progress.step("loading Axolotl, which checks the recipe"):
         schema.validate(recipe)
     if how == "dry-run":

@@ -43,7 +43,7 @@ def of_tier(tier: Tier, models: list[Model]) -> "Table":
     drawn = Table(*heads, title=f"recipes/{tier.key}", title_justify="left", box=None, pad_edge=False)
     for each in models:
         for method in catalog.methods().values():
-            if found := plan.choose(each, method, tier):
+            if method.written(each) and (found := plan.choose(each, method, tier)):
                 s = found.settings
                 speed = f"{found.tokens_per_second:.0f}" if found.seconds else ""
                 cells = (f"{found.total:.1f}", str(s.sequence_len), str(s.micro_batch), speed)
@@ -300,7 +300,7 @@ def new(model: str, method: str, tier: str, out: str, force: bool = False, seq: 
     """
     key = catalog.pick("model", model, catalog.models()).key
     way = catalog.pick("method", method, catalog.methods()).key
-    if seq:
+    if seq or not catalog.methods()[way].written(catalog.models()[key]):
         source, text = with_sequence(catalog.models()[key], catalog.methods()[way], tier, seq)
     else:
         path = recipe.find(f"{key}-{way}", tier)
@@ -310,14 +310,15 @@ def new(model: str, method: str, tier: str, out: str, force: bool = False, seq: 
 
 
 def with_sequence(model: Model, method: Method, tier: str, seq: int) -> tuple[str, str]:
-    """The name (tier/model-method) and text of the recipe that is planned for sequences of so many tokens.
+    """The name (tier/model-method) and text of the recipe that is planned for sequences of so many tokens, 0: ours.
 
     `tier`: by default this machine's. Raises BadInput where it does not fit.
     """
     on = catalog.pick("tier", tier or machine.tier(), catalog.tiers())
     name = f"{on.key}/{render.name(model, method)}"
-    if found := plan.search(model, method, on, (seq,)):
+    if found := plan.search(model, method, on, (seq,)) if seq else plan.choose(model, method, on):
         return name, render.recipe_text(on, model, method, found)
+    seq = seq or plan.SEQUENCES[-1]
     why = index.impossible(model, method, on, seq) or f"{seq} tokens do not fit"
     raise BadInput(f"{name}: {why}; make plan RECIPE={name} SEQ={seq} says what to change")
 

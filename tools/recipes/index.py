@@ -42,9 +42,10 @@ Key = tuple[str, str, str]
 def pages(planned: Planned) -> dict[str, str]:
     """README.md and index.html of recipes/, by name; the same bytes for the same catalog.
 
-    `planned`: all that fits (render.planned).
+    `planned`: all that fits (render.planned). They show the methods that learn from episodes: the others begin where
+    those end, on a device that holds them.
     """
-    found = list(planned)
+    found = [each for each in planned if not each[2].rl]
     return {
         "README.md": templates.template("report/recipes.md.j2").render(readme(found)),
         "index.html": templates.template("report/index.html.j2").render(data=embedded(found)),
@@ -79,7 +80,7 @@ def readme(planned: Planned) -> dict[str, object]:
     best = {}
     for tier in tiers:
         for model in models:
-            methods = sorted(catalog.methods().values(), key=lambda each: MOST.index(each.adapter))
+            methods = sorted(catalog.supervised().values(), key=lambda each: MOST.index(each.adapter))
             there = (each for each in methods if f"{tier.key}/{model.key}-{each.key}" in plans)
             if first := next(there, None):
                 best[tier.key, model.key] = first
@@ -128,7 +129,7 @@ def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
         if s.micro_batch % size == 0:
             yield replace(s, micro_batch=size, accumulation=batch // size)
     s = single = replace(s, micro_batch=1, accumulation=batch)
-    if length > plan.SEQUENCES[0]:
+    if length > plan.SEQUENCES[0] and not s.pairs:
         ways = [s, replace(s, activation_offloading=True)]
         for devices in plan.splits(found.model, s, tier):
             split = plan.split(first, length, devices)
@@ -246,9 +247,10 @@ def how(s: Settings) -> str:
     """What of the settings decides on memory, in words."""
     named = "FSDP2" if s.sharding == "fsdp2" else f"ZeRO-{s.sharding[-1]}"
     spread = {"none": "", "ddp": "a whole copy on each device"}.get(s.sharding, f"spread by {named}")
+    row = "packed row" if s.packed else "pair" if s.pairs else "episode"
     words = [
         f"base in {s.bits} bits" if s.rank else "every weight trained",
-        f"{s.micro_batch} {'packed row' if s.packed else 'episode'}{'s' if s.micro_batch > 1 else ''} at a time",
+        f"{s.micro_batch} {row}{'s' if s.micro_batch > 1 else ''} at a time",
         f"each row on {s.context_parallel} GPUs" if s.context_parallel > 1 else "",
         "layers recomputed" if s.checkpointing else "nothing recomputed",
         "their inputs in the machine's memory" if s.activation_offloading else "",
@@ -303,7 +305,7 @@ def embedded(planned: Planned) -> dict[str, object]:
     Most of it repeats, so each distinct row, plan ([total, part, part ...] in hundredths of a GiB), text of settings
     and text of SET= is stored once and named by its place in its list: a quarter of the bytes.
     """
-    tiers, models, methods = catalog.tiers(), catalog.models(), catalog.methods()
+    tiers, models, methods = catalog.tiers(), catalog.models(), catalog.supervised()
     recipes = {(tier.key, model.key, method.key): found for tier, model, method, found in planned}
     parts = part_names(recipes.values())
     tier_at = {key: place for place, key in enumerate(tiers)}

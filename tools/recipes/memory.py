@@ -38,6 +38,8 @@ SHARDED_COPIES = 2
 INPUTS_LEFT = 3
 # Elements of a bucket in our DeepSpeed files (templates/deepspeed): one is filled while the other is sent.
 BUCKET = 200_000_000
+# Bytes of a preference pair's loss at its peak, by logit: see logits().
+PAIR_LOGITS = 16.0
 # Python, torch and Axolotl in one process's memory, before a model: measured on a CPU.
 PROCESS_GIB = 1.8
 # Tokens that llama-server computes at once: its default of --ubatch-size.
@@ -59,6 +61,7 @@ class Settings:
     core/trainers/base.py, _create_multipack_sampler). packed: rows hold several episodes; uneven: those of a batch
     differ in length. wide: embeddings,
     norms and what flows between the layers have 32 bits, as where Axolotl trains every weight without FlashAttention.
+    pairs: a row is a preference pair, two sequences, and each is also computed without the adapter, as the reference.
     activation_offloading: the inputs of recomputed layers wait in the machine's memory (Axolotl's "hidden_states"; with
     an adapter, its `true` would offload all activations and recompute nothing). context_parallel: devices that share
     each row.
@@ -85,6 +88,7 @@ class Settings:
     packed: bool = False
     uneven: bool = True
     wide: bool = False
+    pairs: bool = False
     activation_offloading: bool = False
     context_parallel: int = 1
 
@@ -96,18 +100,23 @@ class Settings:
         monkeypatch/attention/sdpa_varlen.py) or need a mask (transformers 5.16, integrations/sdpa_attention.py,
         use_gqa_in_sdpa); FlashAttention 2 never does.
         """
-        masked = self.packed or (self.uneven and self.micro_batch > 1)
+        masked = self.packed or (self.uneven and (self.micro_batch > 1 or self.pairs))
         return self.attention == "eager" or (self.attention == "sdpa" and masked)
 
     @property
     def tokens(self) -> int:
         """Tokens of a micro batch at its fullest, on all devices that share its rows."""
-        return self.micro_batch * self.sequence_len
+        return self.sides * self.micro_batch * self.sequence_len
 
     @property
     def validated(self) -> int:
         """Tokens of a validation batch at its fullest."""
-        return self.sequence_len * (self.micro_batch if self.evaluation is None else self.evaluation)
+        return self.sides * self.sequence_len * (self.micro_batch if self.evaluation is None else self.evaluation)
+
+    @property
+    def sides(self) -> int:
+        """Sequences of a row: 2 where it is a preference pair."""
+        return 2 if self.pairs else 1
 
     @property
     def width(self) -> int:
@@ -232,9 +241,11 @@ def logits(model: Model, s: Settings) -> float:
     backward pass (transformers 5.16, loss/loss_utils.py). chunked: logits and their gradient in 16 bits, and an eighth
     of the rest (Axolotl 0.19, monkeypatch/loss/chunked.py). Otherwise hidden states, their gradient and about as much
     again for the rows at work: Liger 0.8 sizes them so (ops/fused_linear_cross_entropy.py); cut:
-    https://arxiv.org/abs/2411.09009.
+    https://arxiv.org/abs/2411.09009. pairs: see PAIR_LOGITS; what the reference pass takes is less, and gone by then.
     """
     z = model.sizes
+    if s.pairs:
+        return PAIR_LOGITS * z.vocab
     each = {"plain": 12.0, "chunked": 4.0 + 12 / 8}.get(s.loss)
     return each * z.vocab if each else 4.0 * s.width * z.hidden
 

@@ -19,6 +19,10 @@ The rules, in one place:
 7. A sequence longer than rule 2's that does not fit with layers recomputed: their inputs are offloaded to the machine's
    memory; then its rows are split over the GPUs of a machine (context parallelism), as far as Axolotl can (`splits`);
    then there is no validation, which holds all logits of a row (`memory.device`).
+8. Preference pairs (DPO) are never packed (Axolotl refuses it), and the loss reads all logits. Left out, as untried: a
+   sharded base, offloaded inputs, and TRL's fused loss (`dpo_use_liger_kernel`), which on several devices passes by
+   DDP's forward, so that no gradient is exchanged (trl 1.9, DPOTrainer.compute_loss). The reference is computed in each
+   step: it takes less than the backward pass, and in one epoch each pair needs it once.
 """
 
 import itertools
@@ -136,11 +140,11 @@ def replicas(s: Settings, tier: Tier) -> int:
 
 
 def row_tokens(s: Settings) -> float:
-    """Tokens of a row that are no padding, for episodes like the shipped ones."""
+    """Tokens of a row that are no padding, for episodes like the shipped ones, or two such for a pair."""
     known = catalog.episodes()
     if s.packed:
         return s.sequence_len * nearest_below(known.packed, s.sequence_len)
-    return min(known.mean, s.sequence_len)
+    return s.sides * min(known.mean, s.sequence_len)
 
 
 def slots(s: Settings) -> float:
@@ -178,10 +182,11 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
     attention = 4 * reach * z.heads * z.head_dim * z.layers
     forward = (2 * (layers + head) + attention) * tokens
     again = 2 * layers * tokens if s.checkpointing else 0.0
-    operations = forward * (2 if s.rank else 3) + again
+    # A pair's reference is one more pass forward.
+    operations = forward * ((2 if s.rank else 3) + s.pairs) + again
     speed = gpu.tensor_tflops * 1e12 * EFFICIENCY * tokens / (tokens + HALF_TOKENS)
     compute = operations / speed * (INT8_SLOWER if s.bits == 8 else 1.0)
-    passes = 3 if s.checkpointing else 2
+    passes = (3 if s.checkpointing else 2) + s.pairs
     launch = z.layers * (LAUNCH_SECONDS_ADAPTER if s.rank else LAUNCH_SECONDS) * (passes + 1) / 3
     if s.sharded and not alone:
         launch *= LAUNCH_SHARDED
@@ -223,7 +228,8 @@ def rows(s: Settings, tokens: int, world: int) -> int:
 
 def packings(s: Settings, method: Method, tier: Tier) -> Iterator[Settings]:
     """The settings packed and not, where an update then has no more tokens than the method allows."""
-    for each in (replace(s, packed=True, evaluation=None), replace(s, packed=False)):
+    ways = [replace(s, packed=True, evaluation=None), replace(s, packed=False)]
+    for each in ways[1:] if s.pairs else ways:
         if shares_update(each, method, tier):
             yield each
 
@@ -263,6 +269,9 @@ def plain(s: Settings, method: Method, tier: Tier) -> list[Settings]:
 def longer(model: Model, s: Settings, method: Method, tier: Tier) -> Iterator[list[Settings]]:
     """The ways to train rows longer than SEQUENCES, by rule 7: each list only where nothing of those before it fits."""
     yield (whole := plain(s, method, tier))
+    if s.pairs:
+        yield [replace(each, evaluation=0) for each in whole]
+        return
     yield (offloaded := [replace(each, activation_offloading=True) for each in whole])
     shared = [
         replace(spread, context_parallel=size)
@@ -288,6 +297,7 @@ def base_settings(model: Model, method: Method, tier: Tier) -> Settings:
     lora = method.adapter is not None
     modern = tier.precision == "bf16"
     shape = model.shape
+    loss: Any = "plain" if not modern else "fused" if shape.liger else "cut" if shape.cut_cross_entropy else "plain"
     first = Settings(
         rank=method.rank,
         bits=32 if tier.precision == "fp32" else 4 if method.adapter == "qlora" else 16,
@@ -295,8 +305,10 @@ def base_settings(model: Model, method: Method, tier: Tier) -> Settings:
         micro_batch=1,
         dropout=method.dropout,
         attention="flash" if modern else "sdpa",
-        loss="plain" if not modern else "fused" if shape.liger else "cut" if shape.cut_cross_entropy else "plain",
-        kernels=lora and modern and shape.lora_kernels,
+        loss="plain" if method.rl else loss,
+        # The LoRA kernels want the adapter on the model before the trainer has it; for pairs TRL adds it.
+        kernels=lora and modern and shape.lora_kernels and not method.rl,
+        pairs=bool(method.rl),
         liger=modern and shape.liger,
         optimizer="adamw_torch_fused",
     )
@@ -314,7 +326,7 @@ def spreads(s: Settings, tier: Tier) -> Iterator[Settings]:
     if s.rank:
         yield replace(s, sharding="none" if alone else "ddp")
         yield replace(s, sharding="none" if alone else "ddp", optimizer="adamw_8bit")
-        if not alone and s.bits in (4, 16) and tier.precision == "bf16":
+        if not alone and s.bits in (4, 16) and tier.precision == "bf16" and not s.pairs:
             # The fused LoRA kernels read whole weights, which a shard has not.
             yield replace(s, sharding="fsdp2" if s.bits == 4 else "zero3", kernels=False)
         return
@@ -328,20 +340,21 @@ def spreads(s: Settings, tier: Tier) -> Iterator[Settings]:
 
 def choose(model: Model, method: Method, tier: Tier) -> Plan | None:
     """The fastest plan that fits, by the rules above; None where none fits with at least 1024 tokens."""
-    found = chosen(model.key, method.adapter, method.rank, bool(method.dropout), method.update_tokens, tier.key)
+    found = chosen(model.key, decisive(method), tier.key)
     if found and found.settings.dropout:
         return replace(found, settings=replace(found.settings, dropout=method.dropout))
     return found
 
 
+def decisive(method: Method) -> tuple[object, ...]:
+    """What of a method decides on its plan."""
+    return method.adapter, method.rl, method.rank, bool(method.dropout), method.update_tokens
+
+
 @cache
-def chosen(model: str, adapter: str | None, rank: int, dropout: bool, tokens: int, tier: str) -> Plan | None:
-    """`choose` by keys, so that methods which differ in nothing that decides share one plan."""
-    method = next(
-        each
-        for each in catalog.methods().values()
-        if (each.adapter, each.rank, bool(each.dropout), each.update_tokens) == (adapter, rank, dropout, tokens)
-    )
+def chosen(model: str, decides: tuple[object, ...], tier: str) -> Plan | None:
+    """`choose` by keys, so that methods which differ in nothing that decides (`decisive`) share one plan."""
+    method = next(each for each in catalog.methods().values() if decisive(each) == decides)
     return search(catalog.models()[model], method, catalog.tiers()[tier])
 
 
@@ -356,7 +369,7 @@ def search(model: Model, method: Method, tier: Tier, sequences: Sequence[int] = 
         return None
     first = base_settings(model, method, tier)
     widths: list[Any] = [first.bits]
-    if method.adapter == "lora":
+    if method.adapter == "lora" and quantisable(first, tier):
         widths.append(8)
     for bits in widths:
         # The LoRA kernels do not take an 8-bit base.
@@ -373,8 +386,13 @@ def search(model: Model, method: Method, tier: Tier, sequences: Sequence[int] = 
 
 def possible(method: Method, tier: Tier) -> bool:
     """Whether a method can be run on a tier: by its precision, and an episode a device makes no update too large."""
-    small = tier.world * catalog.episodes().mean <= MOST_TOKENS * method.update_tokens
+    small = tier.world * (2 if method.rl else 1) * catalog.episodes().mean <= MOST_TOKENS * method.update_tokens
     return small and (method.adapter is not None or tier.precision != "fp16")
+
+
+def quantisable(s: Settings, tier: Tier) -> bool:
+    """Whether a base may be quantised: TRL 1.9 then casts a DPO adapter to bf16, which the scaler of fp16 refuses."""
+    return not (s.pairs and tier.precision == "fp16")
 
 
 def fitting(model: Model, tier: Tier, s: Settings, tokens: int) -> Iterator[Plan]:
@@ -426,7 +444,7 @@ def advice(plan: Plan) -> list[Change]:
     if s.micro_batch > 1:
         less = replace(s, micro_batch=1, accumulation=batch)
         tried.append(("a micro batch of 1", {"micro_batch_size": 1, "gradient_accumulation_steps": batch}, less))
-    if s.rank and s.bits == 16 and not s.sharded:
+    if s.rank and s.bits == 16 and not s.sharded and quantisable(s, tier):
         four = {"adapter": "qlora", "load_in_4bit": True}
         tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
         eight = {"load_in_8bit": True}
@@ -437,7 +455,7 @@ def advice(plan: Plan) -> list[Change]:
         four = {"adapter": "qlora", "load_in_8bit": False, "load_in_4bit": True}
         tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
     if s.checkpointing and s.sequence_len > SEQUENCES[0]:
-        if not s.activation_offloading:
+        if not (s.activation_offloading or s.pairs):
             offloaded = replace(s, activation_offloading=True)
             tried.append(("layer inputs in the machine's memory", {"activation_offloading": OFFLOADING}, offloaded))
         if s.evaluation != 0:
@@ -526,8 +544,9 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
     evaluation: int | None = batch if validates else 0
     if validates and packed and recipe.get("eval_sample_packing") is not False:
         evaluation = None
-    cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins
-    fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins
+    pairs = bool(recipe.get("rl"))
+    cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins and not pairs
+    fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins and not pairs
     return Settings(
         rank=int(recipe.get("lora_r") or 8) if adapter else 0,
         bits=32 if tier.precision == "fp32" else bits,
@@ -548,6 +567,7 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         whole=len(recipe.get("lora_modules_to_save") or []) if adapter else 0,
         evaluation=evaluation,
         packed=packed,
+        pairs=pairs,
         activation_offloading=recipe.get("activation_offloading") == OFFLOADING,
         context_parallel=int(recipe.get("context_parallel_size") or 1),
         # Axolotl 0.19, loaders/model.py, _configure_embedding_dtypes.

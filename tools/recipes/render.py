@@ -18,6 +18,9 @@ RECIPES = run_folder.ROOT / "recipes"
 # The line that says that a file is ours, and whether it is still as we wrote it.
 HASH = re.compile(r"^(?:# |<!-- |  \"hash\": \")hash ([0-9a-f]{16})(?: -->|\",)?$", re.MULTILINE)
 
+# The data that recipes name: our episodes, or where a person's preference pairs lie, which DATA= may say otherwise.
+EPISODES, PAIRS = "data/train.jsonl", "data/pairs.jsonl"
+
 # Validation episodes: so many times the tokens of one batch on all devices, since rows do not end alike.
 SPARE_VALIDATION = 1.33
 # The largest share that validation is given for that.
@@ -25,11 +28,11 @@ MOST_VALIDATION = 0.5
 
 
 def planned() -> Iterator[tuple[Tier, Model, Method, Plan]]:
-    """All that fits: a recipe exists for exactly these."""
+    """All that fits and that a method writes: a recipe exists for exactly these."""
     for tier in catalog.tiers().values():
         for model in catalog.models().values():
             for method in catalog.methods().values():
-                if found := plan.choose(model, method, tier):
+                if method.written(model) and (found := plan.choose(model, method, tier)):
                     yield tier, model, method, found
 
 
@@ -74,10 +77,12 @@ def recipe_text(
     model: Model,
     method: Method,
     found: Plan,
-    data: str = "data/train.jsonl",
+    data: str = "",
     own: Mapping[str, int | float] = {},
 ) -> str:
-    """The text of one recipe, with its hash. `data`: the file it trains on; `own`: keys with values of its own."""
+    """The text of one recipe, with its hash. `data`: the file it trains on, by default our episodes, or for preference
+    pairs where a person's are; `own`: keys with values of its own.
+    """
     s, title = found.settings, name(model, method)
     values = catalog.training().model_dump() | {
         "save_steps": 0,
@@ -86,7 +91,8 @@ def recipe_text(
         "lora_dropout": method.dropout,
     }
     values["val_set_size"] = validation(found)
-    changed = {**tier.changes, **own}
+    # What a tier changes is made for learning from episodes.
+    changed = {key: value for key, value in tier.changes.items() if key != "learning_rate" or not method.rl} | dict(own)
     values |= {key: index.number(value) if isinstance(value, float) else value for key, value in changed.items()}
     changes, disk = plan.advice(found)[:2], dict(plan.disk(found))
     text = templates.template("axolotl/recipe.yaml.j2").render(
@@ -95,7 +101,8 @@ def recipe_text(
         method=method,
         plan=found,
         s=s,
-        data=data,
+        data=data or (PAIRS if method.rl else EPISODES),
+        before=f"{model.key}-{method.after}" if method.after else "",
         name=title,
         world=tier.world,
         update_tokens=f"{round(found.update_tokens, -2):,.0f}",
@@ -103,6 +110,7 @@ def recipe_text(
         tier_words=tier_words(tier),
         parts=sizes(dict(found.parts)),
         host=sizes(dict(found.host), 1.0) if s.offload != "none" or s.activation_offloading else "",
+        rows=f"packed rows of {s.sequence_len}" if s.packed else "pairs" if s.pairs else "episodes",
         spread=spread(found),
         offloading=plan.OFFLOADING,
         disk=disk,

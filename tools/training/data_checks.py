@@ -55,7 +55,9 @@ def repeated(recipe: Recipe, episodes: list[Episode]) -> Iterator[Finding]:
             )
 
 
-def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int) -> Iterator[Finding]:
+def too_long(
+    recipe: Recipe, data: str, tokenised: list[Tokenised], length: int, rows: str = "episodes"
+) -> Iterator[Finding]:
     """Episodes longer than the sequence: an error when most are dropped, or when Axolotl is told to raise.
 
     Truncated, an episode is trained without its end, the answers that finish the task most of all.
@@ -64,7 +66,7 @@ def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int)
     if not long:
         return
     how = strategy(recipe)
-    longest, share = max(len(ids) for ids, _ in tokenised), f"{len(long) / len(tokenised):.0%} of the episodes"
+    longest, share = max(len(ids) for ids, _ in tokenised), f"{len(long) / len(tokenised):.0%} of the {rows}"
     if how == "truncate":
         trained = sum(label != IGNORED for _, labels in tokenised for label in labels)
         lost = sum(label != IGNORED for _, labels in tokenised for label in labels[length:])
@@ -73,7 +75,7 @@ def too_long(recipe: Recipe, data: str, tokenised: list[Tokenised], length: int)
         fate = "are too long, and excess_length_strategy: raise stops there" if how == "raise" else "are dropped"
     what = f"{len(tokenised[long[0] - 1][0])} tokens and sequence_len is {length}: {share} {fate}"
     fatal = how == "raise" or (how == "drop" and len(long) * 2 > len(tokenised))
-    fix = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter episodes"
+    fix = f"sequence_len: {-(-longest // 256) * 256} ({recipe.at('sequence_len')}), or shorter {rows}"
     yield Finding("error" if fatal else "warning", what, f"{data}:{long[0]}", fix)
 
 

@@ -7,21 +7,23 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 import orjson
 import psutil
 
 from tools import BadInput
-from tools.core import catalog, chat_template, files, machine, quote, run_folder, trajectory
+from tools.core import catalog, chat_template, files, machine, preference, quote, run_folder, trajectory
 from tools.core.catalog import Model
 from tools.core.finding import Finding
+from tools.core.preference import Pair
 from tools.core.trajectory import Episode
 from tools.recipes import plan, render, schema
 from tools.recipes.plan import Change, Plan
 from tools.recipes.recipe import RECIPES, Recipe, names, read_recipe
-from tools.training import data_checks, model_checks, recipe_checks, run_axolotl
+from tools.training import data_checks, model_checks, pair_checks, pair_tokens, recipe_checks, run_axolotl
+from tools.training.pair_tokens import PairTokens
 from tools.training.tokens import IGNORED, Tokenised, tokenise
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ LITTLE_TRAINED = 0.05
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found and measured: tokens in all and trained, the longest episode, the first one's mask."""
+    """What a check found and measured: tokens in all and trained, the longest episode, the first one's mask.
+
+    `what`: what its data are; of pairs, `episodes` counts them, and both conversations of each count as tokens.
+    """
 
     findings: list[Finding]
     episodes: int = 0
@@ -45,6 +50,7 @@ class Report:
     longest: int = 0
     sequence_len: int = 0
     preview: "Text | None" = None
+    what: Literal["episodes", "pairs"] = "episodes"
 
     @property
     def errors(self) -> list[Finding]:
@@ -107,7 +113,7 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
     `base`: the base model's folder, or its hub name where it is not here yet: then the tokens are left for training.
     Raises BadInput for what cannot be read at all: data that is not a ReAct episode, a recipe that Axolotl refuses.
     """
-    episodes = read(recipe)
+    rows = read(recipe)
     if isinstance(base, Path) and with_its_own_template(recipe):
         # Before Axolotl, which takes 10 s to load.
         chat_template.check_templates(chat_template.written(base), str(base), {})
@@ -115,6 +121,9 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
         Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "use the key that it names")
         for text in schema.validate(recipe)
     ]
+    if recipe.settings.get("rl"):
+        return check_pairs(recipe, base, machine or this_machine(), rows, findings)
+    episodes: list[Episode] = rows
     tokenised = tokens_of(recipe, base, episodes) if isinstance(base, Path) else []
     findings += quick(recipe, machine or this_machine(), [len(ids) for ids, _ in tokenised])
     findings += model_checks.findings(recipe, base)
@@ -125,11 +134,60 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
     return tokens(recipe, base, episodes, tokenised, findings)
 
 
-def read(recipe: Recipe) -> list[Episode]:
-    """The episodes that a recipe trains on. Raises BadInput, with file:line, for a path with ~ and for no episode."""
+def check_pairs(
+    recipe: Recipe, base: Path | str, machine: Machine, pairs: list[Pair], findings: list[Finding]
+) -> Report:
+    """The rest of a check of a recipe that learns from preference pairs; see `check`."""
+    data, length = recipe.dataset["path"], sequence_len(recipe)
+    if not isinstance(base, Path):
+        findings += [*quick(recipe, machine), *model_checks.findings(recipe, base)]
+        return Report(findings, episodes=len(pairs), sequence_len=length, what="pairs")
+    try:
+        made = pair_tokens.tokenise(base, recipe.dataset, pairs, recipe.settings)
+    except BadInput as error:
+        raise BadInput(f"{recipe.at('datasets', 0, 'type')}: {error}") from error
+    # Each pair as the longer of its two conversations, trained on the answer.
+    whole = [(each.prompt + side, [IGNORED] * len(each.prompt) + side) for each in made for side in [longer(each)]]
+    tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(recipe))
+    findings += quick(recipe, machine, [each.longest for each in made])
+    findings += model_checks.findings(recipe, base)
+    findings += pair_checks.updates(recipe, made, length)
+    findings += pair_checks.served(data, tokenizer, pairs, made)
+    talks = [{"messages": [*pair["prompt"], *pair["chosen"], *pair["rejected"]]} for pair in pairs]
+    findings += data_checks.control_tokens(data, tokenizer, talks)
+    findings += data_checks.too_long(recipe, data, whole, length, "pairs")
+    findings += data_checks.new_tokens(recipe, base, tokenizer)
+    trained = sum(len(each.chosen) + len(each.rejected) for each in made)
+    first = made[0]
+    return Report(
+        findings,
+        episodes=len(pairs),
+        tokens=trained + 2 * sum(len(each.prompt) for each in made),
+        trained=trained,
+        longest=max(each.longest for each in made),
+        sequence_len=length,
+        preview=preview(tokenizer, first.prompt + first.chosen, [IGNORED] * len(first.prompt) + first.chosen),
+        what="pairs",
+    )
+
+
+def longer(pair: PairTokens) -> list[int]:
+    """The longer of a pair's two answers."""
+    return max(pair.chosen, pair.rejected, key=len)
+
+
+def read(recipe: Recipe) -> list[dict[str, Any]]:
+    """The episodes that a recipe trains on, or the preference pairs.
+
+    Raises BadInput, with file:line, for a path with ~, what is no episode or no pair, and an `rl` that is not checked
+    here.
+    """
     for found in recipe_checks.home(recipe):
         raise BadInput(f"{found.where}: {found.what}; {found.fix}")
-    return list(trajectory.read(recipe.data))
+    way = recipe.settings.get("rl")
+    if way and way not in {method.rl for method in catalog.methods().values()}:
+        raise BadInput(f"{recipe.at('rl')}: rl: {way}: nothing here checks its data; `axolotl train` takes the recipe")
+    return list(preference.read(recipe.data) if way else trajectory.read(recipe.data))
 
 
 def sequence_len(recipe: Recipe) -> int:
@@ -187,10 +245,10 @@ def batch(recipe: Recipe, lengths: Sequence[int] = ()) -> Iterator[Finding]:
     wanted = catalog.methods()[recipe_checks.method_of(recipe.settings)].update_tokens
     rows = s.micro_batch * s.accumulation * plan.replicas(s, recipe.tier)
     mean = sum(lengths) / len(lengths) if lengths else catalog.episodes().mean
-    tokens = rows * (plan.row_tokens(s) if s.packed else min(mean, s.sequence_len))
+    tokens = rows * (plan.row_tokens(s) if s.packed else s.sides * min(mean, s.sequence_len))
     if recipe.tier.gpu and not wanted / plan.MOST_TOKENS <= tokens <= wanted * plan.MOST_TOKENS:
         devices = f" on {world} devices" if world > 1 else ""
-        kind = f"packed rows of {s.sequence_len}" if s.packed else "episodes"
+        kind = f"packed rows of {s.sequence_len}" if s.packed else "pairs" if s.pairs else "episodes"
         what = f"{rows} {kind}{devices} are about {tokens:,.0f} tokens an update; the method has {wanted:,}"
         where = recipe.at("gradient_accumulation_steps")
         yield Finding("advice", what, where, "change it, or the learning rate with it")
@@ -227,7 +285,12 @@ def precision(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
 
 def gate(recipe: Recipe, model: Model | None, machine: Machine) -> Iterator[Finding]:
     """A gated model without a token for the hub."""
-    if model and model.gated and not machine.token and not Path(str(recipe.settings["base_model"])).is_dir():
+    if (
+        model
+        and model.gated
+        and not machine.token
+        and not Path(run_folder.placed(str(recipe.settings["base_model"]))).is_dir()
+    ):
         fix = f"accept its licence on its page on the hub, then `hf auth login` or HF_TOKEN=... ({model.hub})"
         yield Finding("error", f"{model.title} is gated and no hub token is here", recipe.at("base_model"), fix)
 
@@ -440,7 +503,7 @@ def show(found: Report) -> None:
     if found.preview:
         Console().print(found.preview)
         print(
-            f"check: {found.episodes} episodes, {found.tokens} tokens, {found.trained / found.tokens:.0%} of them "
+            f"check: {found.episodes} {found.what}, {found.tokens} tokens, {found.trained / found.tokens:.0%} of them "
             f"trained (green above), the longest {found.longest} of {found.sequence_len}"
         )
     show_findings(found.findings)

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from tools.core import chat_template
 from tools.training.events import Event, emit
+from tools.training.pair_tokens import train_as_served
 from tools.training.sample_order import repeat_order
 from tools.training.watch import Watch
 
@@ -22,9 +23,13 @@ class WatchPlugin(BasePlugin):
     """Adds `Watch` to every training, whatever the trainer, and says what Axolotl does before the first update."""
 
     def register(self, cfg: "DictDefault") -> None:
-        """Have chat templates rendered in a process of their own, and packed rows come in an order that repeats."""
+        """Have chat templates rendered in a process of their own, packed rows come in an order that repeats, and the
+        texts of preference pairs be those that are served.
+        """
         chat_template.install_in_axolotl()
         repeat_order(cfg.seed or 0)
+        if cfg.rl == "dpo":
+            train_as_served()
 
     def load_datasets(self, cfg: "DictDefault", preprocess: bool = False) -> None:
         """Load nothing: Axolotl does so next."""

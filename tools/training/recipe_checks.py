@@ -38,10 +38,13 @@ def findings(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
     yield from validation(recipe)
     yield from sharding(recipe)
     yield from quantised_zero3(recipe)
+    yield from pairs(recipe)
 
 
 def method_of(settings: Mapping[str, object]) -> str:
-    """The method of a recipe: qlora for an adapter over a base in 4 bits, lora for any other adapter, else full."""
+    """The method of a recipe: that of its `rl`; qlora for an adapter over 4 bits, lora for any other, else full."""
+    if settings.get("rl") in catalog.methods():
+        return str(settings["rl"])
     if not settings.get("adapter"):
         return "full"
     return "qlora" if settings.get("load_in_4bit") or settings["adapter"] == "qlora" else "lora"
@@ -93,7 +96,8 @@ def rates(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
     """A learning rate outside of what is advised for the method; where the tier has its own, far outside."""
     method = catalog.methods()[method_of(recipe.settings)]
     low, high = method.advised
-    rate, own = float(recipe.settings.get("learning_rate") or 0), recipe.tier.changes.get("learning_rate")
+    rate = float(recipe.settings.get("learning_rate") or 0)
+    own = None if method.rl else recipe.tier.changes.get("learning_rate")
     advised = f"{low:g} to {high:g}"
     if own is not None:
         low, high = min(low / limits()["far"], own), max(high * limits()["far"], own)
@@ -218,6 +222,29 @@ def quantised_zero3(recipe: Recipe) -> Iterator[Finding]:
         what = "ZeRO-3 does not shard a quantised base as it loads: each process takes all of it"
         fix = "remove deepspeed: on one GPU; on several, FSDP2 as in recipes/4x24gb/qwen32b-qlora.yaml"
         yield Finding("warning", what, recipe.at("deepspeed"), fix)
+
+
+def pairs(recipe: Recipe) -> Iterator[Finding]:
+    """What stops a training on preference pairs, or that it does not do as the recipe says.
+
+    The LoRA kernels ask for an adapter on the model, which TRL adds later (Axolotl 0.19, monkeypatch/lora_kernels.py,
+    apply_lora_kernel_patches). `lora_model_dir` is not read beside `rl: dpo` (loaders/model.py, _load_adapters). Over a
+    quantised base TRL 1.9 casts the adapter to bf16 (DPOTrainer.__init__), and torch's scaler for fp16 refuses that.
+    """
+    if recipe.settings.get("rl") != "dpo":
+        return
+    bits = next((key for key in ("load_in_4bit", "load_in_8bit") if recipe.settings.get(key)), "")
+    if bits and recipe.settings.get("fp16"):
+        what = f"{bits} with rl: dpo and fp16 stops at its first update: the adapter has bf16, which the scaler refuses"
+        yield Finding("error", what, recipe.at(bits), f"{bits}: false, a smaller model, or a GPU with bf16")
+    for key in catalog.training().lora_kernels:
+        if recipe.settings.get(key):
+            what = f"{key}: with rl: dpo the training stops: Model must be a PeftModelForCausalLM"
+            yield Finding("error", what, recipe.at(key), f"{key}: false")
+    if recipe.settings.get("lora_model_dir"):
+        what = "lora_model_dir: with rl: dpo that adapter is not loaded, and a new one is trained over base_model"
+        fix = "make merge of that adapter, and base_model: the merged folder"
+        yield Finding("error", what, recipe.at("lora_model_dir"), fix)
 
 
 def zero_stage(recipe: Recipe) -> int:

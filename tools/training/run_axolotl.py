@@ -40,6 +40,8 @@ ENVIRONMENT = {
 }
 # Keys of a recipe that change what a training costs, but not what it learns.
 SAME_RESULT = {"gradient_checkpointing", "micro_batch_size", "gradient_accumulation_steps"}
+# The files of a whole model, which no adapter needs.
+WHOLE = re.compile(r"config\.json|generation_config\.json|model(-.*)?\.safetensors(\.index\.json)?")
 # After a training ran out of memory, only changes that save more than this share of the predicted memory are named.
 LEAST_SAVED = 0.1
 # What run.json keeps of the last step, see events.Event.
@@ -442,10 +444,18 @@ def last_error(log: Path) -> str:
 
 
 def copy_result(this: Run) -> None:
-    """Copy the trained adapter or weights, with tokenizer and chat template, under their final name."""
+    """Copy the trained adapter or weights, with tokenizer and chat template, under their final name.
+
+    Beside the adapter of preference pairs Axolotl 0.19 writes the base too, with the adapter's layers in it (train.py,
+    save_trained_model: `model.save_pretrained` after the trainer's): of no use, as large as the base, and removed.
+    """
     with progress.step(f"train: copying {this.adapter.name}"), files.atomic(this.adapter) as partial:
         partial.mkdir()
+        adapter = (this.checkpoints / "adapter_config.json").exists()
         for item in this.checkpoints.iterdir():
+            if adapter and WHOLE.fullmatch(item.name):
+                item.unlink()
+                continue
             kept = item.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}
             if kept and item.name != "inputs.json":
                 shutil.copy2(item, partial / item.name)

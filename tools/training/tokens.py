@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from tools.core import progress
+from tools.core import chat_template, progress
 
 if TYPE_CHECKING:
     from axolotl.utils.dict import DictDefault
@@ -36,6 +36,28 @@ TOKEN_KEYS = (
 )
 
 
+def config(
+    base: Path, entry: Mapping[str, object], settings: Mapping[str, object], sequence_len: int = 512
+) -> "DictDefault":
+    """A recipe as Axolotl reads it to make tokens: `settings` of TOKEN_KEYS alone, one dataset with `entry`.
+
+    `base`: the base model's folder. Loads Axolotl.
+    """
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    chat_template.install_in_axolotl()
+    # It logs the errors that it raises, too.
+    logging.getLogger("axolotl.prompt_strategies").setLevel(logging.CRITICAL)
+    known = {key: value for key, value in settings.items() if key in TOKEN_KEYS}
+    known |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
+    known |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
+    known |= {"datasets": [dict(entry)], "dataset_keep_in_memory": True}
+    cfg = validate_config(DictDefault(known))
+    cfg.dataset_num_proc = None  # Started for a few conversations, more processes cost time.
+    return cfg
+
+
 def tokenise(
     base: Path,
     entry: Mapping[str, object],
@@ -55,18 +77,12 @@ def tokenise(
         from axolotl.loaders import load_tokenizer
         from axolotl.utils.data.sft import _load_and_process_single_dataset
 
-    from tools.core import chat_template
-
-    chat_template.install_in_axolotl()
-    # It logs the errors that it raises, too.
-    logging.getLogger("axolotl.prompt_strategies").setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     title = f"making the tokens of {len(conversations):,} conversations"
     with progress.step(title), tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "conversations.jsonl"
         data.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in conversations))
-        cfg = checked(base, {**entry, "path": str(data)}, sequence_len, settings or {})
-        cfg.dataset_num_proc = None  # Started for a few conversations, more processes cost time.
+        cfg = config(base, {**entry, "path": str(data)}, settings or {}, sequence_len)
         # The library keeps a copy of all it ever loaded, unless its cache goes with the folder.
         kept, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, Path(folder) / "cache"
         try:
@@ -80,18 +96,4 @@ def save_tokenizer(base: Path, entry: Mapping[str, object], settings: Mapping[st
     """Save the tokenizer and chat template that Axolotl trains a recipe with into `folder`; see `tokenise`."""
     from axolotl.loaders import load_tokenizer
 
-    load_tokenizer(checked(base, entry, int(str(settings["sequence_len"])), settings)).save_pretrained(folder)
-
-
-def checked(
-    base: Path, entry: Mapping[str, object], sequence_len: int, settings: Mapping[str, object]
-) -> "DictDefault":
-    """What of a recipe decides its tokens, as Axolotl's own configuration."""
-    from axolotl.utils.config import validate_config
-    from axolotl.utils.dict import DictDefault
-
-    known = {key: value for key, value in settings.items() if key in TOKEN_KEYS}
-    known |= {"base_model": str(base), "tokenizer_config": str(base), "sequence_len": sequence_len}
-    known |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-4}
-    known |= {"datasets": [dict(entry)], "dataset_keep_in_memory": True}
-    return validate_config(DictDefault(known))
+    load_tokenizer(config(base, entry, settings, int(str(settings["sequence_len"])))).save_pretrained(folder)

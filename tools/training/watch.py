@@ -65,8 +65,8 @@ class Watch(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             emit(Event("diverged", step=state.global_step))
             raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}")
-        # Axolotl's name, of its trainer's log(); other trainers have transformers count.
-        tokens = logs.get("tokens/total") or state.num_input_tokens_seen or None
+        # Axolotl's name, of its trainer's log(), and TRL's, of pairs; other trainers have transformers count.
+        tokens = logs.get("tokens/total") or logs.get("num_tokens") or state.num_input_tokens_seen or None
         gib = logs.get("memory/device_reserved (GiB)")
         self.most_gib = max(self.most_gib, reserved_gib() if gib is None else gib)
         emit(

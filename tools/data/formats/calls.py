@@ -70,12 +70,19 @@ def to_text(messages: list[Message]) -> list[Message]:
 def refuse_several(messages: list[Message]) -> None:
     """Raise CannotHold for a turn with several calls."""
     for turn in messages:
-        if calls := cast("list[dict[str, dict[str, object]]]", turn.get("tool_calls", [])):
-            names = ", ".join(str(call.get("function", call)["name"]) for call in calls)
+        calls = turn.get("tool_calls")
+        if isinstance(calls, list) and len(calls) > 1:
+            names = ", ".join(map(name_of, calls))
             raise CannotHold(
                 f"several calls of tools in one turn ({names}); a ReAct turn has one action, and messages with calls"
                 " hold them (TO=messages CALLS=1)"
             )
+
+
+def name_of(call: object) -> str:
+    """The name of the function that a call calls; "?" where it names none."""
+    function = call.get("function", call) if isinstance(call, dict) else None  # Some write the function alone.
+    return str(function.get("name", "?")) if isinstance(function, dict) else "?"
 
 
 def identity(call: object, number: int) -> str | None:

@@ -124,9 +124,10 @@ def test_adapters_whose_layers_share_tensors_are_merged_to_what_peft_computes(
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     tuned.save_pretrained(tmp_path / "adapter")
-    merged = merge.merged_model(small_base, tmp_path / "adapter").float()
+    read = merge.with_adapter(small_base, tmp_path / "adapter", torch.float32)
+    merged: Any = merge.merged_by_peft(read, tmp_path / "adapter")
     ids = torch.arange(1, 17)[None]
     with torch.no_grad():
         trained, before = (model(input_ids=ids).logits for model in (tuned.eval(), base()))
         apart = (merged(input_ids=ids).logits - trained).abs().max()
-    assert apart < (trained - before).abs().max() / 20  # the merged weights are rounded to 16 bits
+    assert apart < (trained - before).abs().max() / 100

@@ -207,20 +207,20 @@ class Faulty(Household):
 
     def step(self, action: str) -> str:
         if self.game and f"household-{self.game.room.seed}" == TASKS[2].id:
-            time.sleep(60)
+            time.sleep(20)
         return super().step(action)
 
 
 def test_a_world_that_raises_or_hangs_loses_no_other_game(capsys: pytest.CaptureFixture[str]) -> None:
     def make() -> Guarded:
-        return Guarded(Faulty, "faulty", seconds=5)
+        return Guarded(Faulty, "faulty", seconds=3)
 
     games = play.play_games(expert(), make, TASKS, parallel=2)
     assert [game.end for game in games] == ["won", "world failed", "world failed", *["won"] * 5]
     assert "faulty raised ValueError: no such room in reset" in games[1].error
-    assert "faulty did not come back from step within 5 s" in games[2].error and games[2].steps == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"2 of 8 games failed, the first by world failed, {TASKS[1].id}: ") and said.count("\n") == 1
+    assert "faulty did not come back from step within 3 s" in games[2].error and games[2].steps == 1
+    *_, said = capsys.readouterr().err.splitlines()  # on a slow machine, how far it is comes before
+    assert said.startswith(f"2 of 8 games failed, the first by world failed, {TASKS[1].id}: ")
     with pytest.raises(Failed, match="every game failed, the first by world failed"):
         play.play_games(expert(), make, TASKS[1:2])
 

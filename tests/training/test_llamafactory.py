@@ -31,7 +31,8 @@ FAMILIES = {
 def every_recipe() -> list[Recipe]:
     """Every recipe that LLaMA-Factory can train."""
     found = (recipe.read_recipe(recipe.find(name, tier)) for tier in catalog.tiers() for name in recipe.names(tier))
-    return [each for each in found if not each.settings.get("fsdp_version") and not each.name.startswith("phi4-mini")]
+    cannot = ("fsdp_version", "rl")
+    return [each for each in found if not any(map(each.settings.get, cannot)) and not each.name.startswith("phi4-mini")]
 
 
 def test_a_recipe_is_said_in_its_words() -> None:
@@ -52,6 +53,7 @@ def test_a_recipe_is_said_in_its_words() -> None:
     ("name", "changes", "says"),
     [
         ("2x24gb/qwen14b-qlora", {}, "fsdp_version: LLaMA-Factory"),
+        ("24gb/qwen3b-dpo", {}, "rl: LLaMA-Factory gets episodes from here"),
         ("24gb/qwen7b-qlora", {"context_parallel_size": 2}, "context_parallel_size: LLaMA-Factory has nothing for it"),
         ("24gb/phi4-mini-qlora", {}, "base_model: LLaMA-Factory has templates here for models of these families"),
         ("24gb/qwen7b-qlora", {"lr_scheduler": "rex"}, "lr_scheduler: LLaMA-Factory does not know rex"),

@@ -53,7 +53,9 @@ def renamed(recipe: Recipe, words: Words, read: Collection[str] = READ) -> dict[
 
 
 def check_data(recipe: Recipe, words: Words) -> None:
-    """Raise BadInput for several data sets, and for a recipe that trains anything but the answers of a chat."""
+    """Raise BadInput for pairs, for several data sets, and for a recipe that trains more than a chat's answers."""
+    if recipe.settings.get("rl"):
+        raise cannot(recipe, "rl", words, "gets episodes from here, no preference pairs")
     if len(recipe.settings["datasets"]) > 1:
         raise cannot(recipe, "datasets", words, "gets one data set from here")
     roles = list(recipe.dataset.get("roles_to_train") or ["assistant"])

@@ -7,6 +7,7 @@ import pytest
 
 from tests.parts.players import TASKS, expert, script
 from tools.evaluation import collect
+from tools.evaluation import expert as its_expert
 from tools.evaluation.backends import Reply
 from tools.evaluation.play import Game, play_game, play_games
 from tools.worlds.household.environment import Household
@@ -48,7 +49,7 @@ def test_what_the_teacher_was_told_beside_the_worlds_prompt_is_no_part_of_an_epi
 
 
 def test_an_answer_that_did_nothing_stays_and_is_not_trained() -> None:
-    games = play_games(collect.expert_chat(slip=0.3), Household, list(islice(Household().tasks("train"), 6)))
+    games = play_games(its_expert.chat(slip=0.3), Household, list(islice(Household().tasks("train"), 6)))
     slipped = [game for game in games if game.won and game.invalid]
     assert slipped
     for game, episode in zip(slipped, collect.episodes(slipped, WORLD, ABOUT), strict=True):
@@ -96,9 +97,9 @@ def test_a_game_that_the_server_failed_in_is_no_lost_one() -> None:
 
 def test_the_expert_is_a_teacher_that_needs_no_memory_and_wins() -> None:
     tasks = list(islice(Household().tasks("train"), 6))
-    games = play_games(collect.expert_chat(), Household, tasks)
+    games = play_games(its_expert.chat(), Household, tasks)
     assert all(game.won for game in games)
-    slipping = play_games(collect.expert_chat(0.3), Household, tasks)
+    slipping = play_games(its_expert.chat(0.3), Household, tasks)
     assert sum(game.invalid for game in slipping) > 0
 
 

@@ -1,33 +1,25 @@
 """Players that need no model: the household's expert, and one that says the same over and over."""
 
-import random
 import threading
 from itertools import islice
 
+from tools.evaluation import expert as its_expert
 from tools.evaluation.backends import Chat, Reply
 from tools.evaluation.play import Game, Log, Rules, play_game, play_games
 from tools.worlds.household.environment import Household
-from tools.worlds.household.expert import Expert
 from tools.worlds.world import Task
 
 TASKS = list(islice(Household().tasks("unseen"), 8))
 
 
 def expert(wins: bool = True) -> Chat:
-    """The household's expert as a backend, for any number of games side by side, each begun once.
-
-    It says nothing of use after its first answer unless it `wins`.
-    """
-    playing: dict[str, Expert] = {}
+    """The household's expert as a backend. It says nothing of use after its first answer unless it `wins`."""
+    right = its_expert.chat()
 
     def chat(messages: list[dict[str, str]], seed: int) -> Reply:
-        introduction = messages[1]["content"]
-        if len(messages) == 2:
-            playing[introduction] = Expert(introduction, random.Random(0))
-        elif not wins:
+        if len(messages) > 2 and not wins:
             return Reply("I do not know.", 4, 0.5)
-        thought, action = playing[introduction].act(messages[-1]["content"].removeprefix("Observation: "))
-        return Reply(f"Thought: {thought}\nAction: {action}", 20, 0.5)
+        return right(messages, seed)._replace(tokens=20, seconds=0.5)
 
     return chat
 

@@ -1,6 +1,5 @@
 """The next training set, out of games: those that were won become episodes, and lost ones preference pairs."""
 
-import random
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +11,7 @@ from tools.core import trajectory
 from tools.core.trajectory import Message
 from tools.evaluation.backends import Chat, Reply
 from tools.evaluation.play import FAILED, Game
-from tools.worlds.household.expert import Expert
 from tools.worlds.world import World
-
-OBSERVED = "Observation: "
 
 
 class Trained(TypedDict, total=False):
@@ -81,20 +77,6 @@ class Meter:
             return reply
 
         return counting
-
-
-def expert_chat(slip: float = 0.0) -> Chat:
-    """The household's expert as a teacher; `slip`: how often, from 0 to 1, it errs and mends that."""
-
-    def chat(messages: list[Message], seed: int) -> Reply:
-        first, *later = [turn["content"] for turn in messages if turn["role"] == "user"]
-        expert = Expert(first, random.Random(first), slip)
-        thought, action = expert.act(first)
-        for text in later:
-            thought, action = expert.act(text.removeprefix(OBSERVED))
-        return Reply(f"Thought: {thought}\nAction: {action}", 0, 0.0)
-
-    return chat
 
 
 def episodes(games: Iterable[Game], world: World, provenance: Mapping[str, object]) -> list[Won]:

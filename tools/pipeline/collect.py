@@ -12,8 +12,7 @@ import orjson
 from tools import BadInput, Failed
 from tools.core import files, run_folder
 from tools.core.run_folder import Run
-from tools.pipeline.evaluation import PARALLEL, Asked, in_process, plain, quiet, server_of
-from tools.pipeline.serving import player, proof_inputs, spec
+from tools.pipeline.evaluation import PARALLEL, Asked, Drawn, entrant, plain, quiet, server_of
 from tools.pipeline.trained import Tuned
 
 if TYPE_CHECKING:
@@ -46,19 +45,10 @@ def collect_own(
     model: Tuned, quant: str, called: str, proof: str, asked: Asked, wanted: Wanted, as_json: bool = False
 ) -> None:
     """Let the tuned model play training tasks; see `collect`."""
-    quant = quant.upper()
-    backend, served = asked.chosen_backend(), asked.backend != "transformers"
-    inputs = proof_inputs(spec(model, quant, "tuned", called)) if served else {}
-    weights = inputs["gguf"] if served else model.hashes["adapter"]
-    setup = asked.setup("tuned", model.name, quant if served else "", backend, asked.drawn(), weights)
-    sampling = asked.sampling("tuned")
+    drawn = asked.drawn()
     with quiet(as_json):
-        chat = (
-            player(model, quant, "tuned", called, proof=proof, backend=backend, sampling=sampling)
-            if served
-            else in_process(model, "tuned", sampling)
-        )
-        collect(model.run, setup, chat, asked, wanted, as_json)
+        setup, _, chat = entrant(model, quant.upper(), "tuned", called, proof, asked, drawn)
+        collect(model.run, setup, chat, asked, drawn, wanted, as_json)
 
 
 def collect_served(url: str, name: str, asked: Asked, wanted: Wanted, as_json: bool = False) -> None:
@@ -69,11 +59,12 @@ def collect_served(url: str, name: str, asked: Asked, wanted: Wanted, as_json: b
     from tools.evaluation import backends
 
     key, model = server_of(url, name)
-    setup = asked.setup("served", model, "", "openai", asked.drawn(), "")
+    drawn = asked.drawn()
+    setup = asked.setup("served", model, "", "openai", drawn, "")
     chat = backends.openai_chat(url, model, key, asked.sampling("served"))
     this = Run(run_folder.outputs() / "served" / plain(model))
     with quiet(as_json):
-        collect(this, setup, contextlib.nullcontext(chat), asked, wanted, as_json)
+        collect(this, setup, contextlib.nullcontext(chat), asked, drawn, wanted, as_json)
 
 
 def collect_expert(slip: float, asked: Asked, wanted: Wanted, as_json: bool = False) -> None:
@@ -81,15 +72,16 @@ def collect_expert(slip: float, asked: Asked, wanted: Wanted, as_json: bool = Fa
 
     Raises BadInput for another world, which it does not know.
     """
-    from tools.evaluation import collect as games
+    from tools.evaluation import expert
 
     if not asked.world.startswith("household"):
         raise BadInput(f"{asked.world}: the expert knows the household alone; URL= and RECIPE= name other teachers")
     asked = replace(asked, repeat=1)  # It plays a room in one way.
-    setup = asked.setup("expert", f"expert, slip {slip:g}", "", "expert", asked.drawn(), "")
+    drawn = asked.drawn()
+    setup = asked.setup("expert", f"expert, slip {slip:g}", "", "expert", drawn, "")
     this = Run(run_folder.outputs() / "served" / "expert")
     with quiet(as_json):
-        collect(this, setup, contextlib.nullcontext(games.expert_chat(slip)), asked, wanted, as_json)
+        collect(this, setup, contextlib.nullcontext(expert.chat(slip)), asked, drawn, wanted, as_json)
 
 
 def collect(
@@ -97,10 +89,11 @@ def collect(
     setup: "Setup",
     teacher: "contextlib.AbstractContextManager[Chat]",
     asked: Asked,
+    drawn: Drawn,
     wanted: Wanted,
     as_json: bool,
 ) -> None:
-    """Let a teacher play, and write wins.jsonl and pairs.jsonl into the folder of `wanted`.
+    """Let a teacher play what was drawn, and write wins.jsonl and pairs.jsonl into the folder of `wanted`.
 
     Each game is saved in games.jsonl there as it ends: what was stopped, by Ctrl-C or the budget, goes on, and more
     tasks or attempts are added. Raises BadInput where that holds another teacher's games, Failed where none was won.
@@ -110,7 +103,6 @@ def collect(
 
     if wanted.budget and wanted.price is None:
         raise BadInput("BUDGET= is in dollars; PRICE='in out', dollars for a million tokens, says what they cost")
-    drawn = asked.drawn()
     world = drawn.world
     folder = Path(wanted.out).expanduser() if wanted.out else this.folder / "collected"
     about = {key: value for key, value in setup.items() if key not in GROWS}

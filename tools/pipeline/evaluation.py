@@ -165,22 +165,39 @@ def play_games(model: Tuned, quant: str, called: str, proof: str, asked: Asked, 
     quant, this = quant.upper(), model.run
     drawn = asked.drawn()
     data = read_recipe(this.recipe).data if this.recipe.exists() else trajectory.TRAIN_DATA
-    backend = asked.chosen_backend()
     with this.held("eval"), quiet(as_json):
         for who in ("base", "tuned") if model.before else ("tuned",):
-            served = backend != "transformers"
-            inputs = proof_inputs(spec(model, quant, who, called)) if served else {}
-            weights = inputs["gguf"] if served else model.hashes["adapter" if who == "tuned" else "base"]
-            name = model.name if who == "tuned" else model.base_name
-            setup = asked.setup(who, name, quant if served else "", backend, drawn, weights)
-            sampling = asked.sampling(who)
-            chat = (
-                player(model, quant, who, called, proof=proof, backend=asked.backend, sampling=sampling)
-                if served
-                else in_process(model, who, sampling)
-            )
+            setup, inputs, chat = entrant(model, quant, who, called, proof, asked, drawn)
             play_one(this, setup, inputs, chat, drawn, asked.rules(who, drawn.world.steps, data))
     show(this, drawn, as_json)
+
+
+class Entrant(NamedTuple):
+    """One that plays: of what its games are, the hashes of what answers, and the chat with it."""
+
+    setup: "Setup"
+    inputs: dict[str, str]
+    chat: "contextlib.AbstractContextManager[Chat]"
+
+
+def entrant(model: Tuned, quant: str, who: str, called: str, proof: str, asked: Asked, drawn: Drawn) -> Entrant:
+    """The tuned model (`who`: tuned) or its base, to play what was drawn. `quant`, `proof`: see serving.player."""
+    served, tuned = asked.backend != "transformers", who == "tuned"
+    inputs = proof_inputs(spec(model, quant, who, called)) if served else {}
+    weights = inputs["gguf"] if served else model.hashes["adapter" if tuned else "base"]
+    name = model.name if tuned else model.base_name
+    setup = asked.setup(who, name, quant if served else "", asked.chosen_backend(), drawn, weights)
+    return Entrant(setup, inputs, chat_with(model, quant, who, called, proof, asked))
+
+
+def chat_with(
+    model: Tuned, quant: str, who: str, called: str, proof: str, asked: Asked
+) -> "contextlib.AbstractContextManager[Chat]":
+    """The chat with the tuned model or its base by the backend that was asked for."""
+    sampling = asked.sampling(who)
+    if asked.backend == "transformers":
+        return in_process(model, who, sampling)
+    return player(model, quant, who, called, proof=proof, backend=asked.backend, sampling=sampling)
 
 
 def play_served(url: str, name: str, asked: Asked, as_json: bool = False) -> None:
@@ -420,13 +437,8 @@ def score_answers(
             title = f"{who} {quant}" if served else f"{who} in transformers"
             file = this.folder / f"score-{plain(title)}.json"
             if not this.done(file.stem, inputs) or not file.exists():
-                chat = (
-                    player(model, quant, who, called, proof=proof, backend=backend)
-                    if served
-                    else in_process(model, who, asked.sampling(who))
-                )
                 with this.stage(file.stem, inputs):
-                    with chat as ask:
+                    with chat_with(model, quant, who, called, proof, asked) as ask:
                         said = answers.generated(ask, wanted, PARALLEL, title)
                     tuned = who == "tuned"
                     folder = model.base if tuned or not model.before else model.before

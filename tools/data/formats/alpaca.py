@@ -193,10 +193,10 @@ def is_step(row: object) -> bool:
     return isinstance(extra, dict) and STEP in extra
 
 
-def step_of(row: object) -> tuple[int, int] | None:
-    """Which step of how many a row is; None for a row that is no step, or whose columns are not what they should be."""
+def as_step(row: object) -> Step | None:
+    """A row as the step that it is; None for one that is none, or whose columns are not what they should be."""
     try:
-        return msgspec.convert(row, Step).extra.step_of
+        return msgspec.convert(row, Step)
     except msgspec.ValidationError:
         return None
 
@@ -205,10 +205,10 @@ def joined(rows: Sequence[object]) -> Row:
     """The row of an episode, from the rows of its steps. Raises BadStep where one is missing or was changed."""
     steps: list[Step] = []
     for number, row in enumerate(rows, 1):
-        found = step_of(row)
-        if found is None or found[0] != number:
+        step = as_step(row)
+        if step is None or step.extra.step_of[0] != number:
             raise BadStep(number - 1, f"step {number} of an episode should stand here; keep the rows of one together")
-        steps.append(msgspec.convert(row, Step))
+        steps.append(step)
     if len(steps) != steps[-1].extra.step_of[1]:
         why = f"an episode ends at step {len(steps)}, before its last; keep the rows of one together"
         raise BadStep(len(steps) - 1, why)

@@ -72,17 +72,17 @@ def refuse_several(messages: list[Message]) -> None:
     for turn in messages:
         calls = turn.get("tool_calls")
         if isinstance(calls, list) and len(calls) > 1:
-            names = ", ".join(map(name_of, calls))
+            names = ", ".join(str(function_of(call).get("name", "?")) for call in calls)
             raise CannotHold(
                 f"several calls of tools in one turn ({names}); a ReAct turn has one action, and messages with calls"
                 " hold them (TO=messages CALLS=1)"
             )
 
 
-def name_of(call: object) -> str:
-    """The name of the function that a call calls; "?" where it names none."""
-    function = call.get("function", call) if isinstance(call, dict) else None  # Some write the function alone.
-    return str(function.get("name", "?")) if isinstance(function, dict) else "?"
+def function_of(call: object) -> dict[str, object]:
+    """The function that a call calls, with its arguments, which some write alone; empty where there is none."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    return function if isinstance(function, dict) else {}
 
 
 def identity(call: object, number: int) -> str | None:
@@ -93,9 +93,9 @@ def identity(call: object, number: int) -> str | None:
 
 def as_answer(turn: Message, call: object, place: int) -> Message:
     """The assistant's turn with its one call as text. Raises BadInput for a call that names no function."""
-    function = call.get("function", call) if isinstance(call, dict) else None  # Some write the function alone.
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or type(name) is not str or not name or "\n" in name:
+    function = function_of(call)
+    name = function.get("name")
+    if type(name) is not str or not name or "\n" in name:
         raise BadInput(f'message {place} calls no named function; a call is {{"function": {{"name", "arguments"}}}}')
     given = function.get("arguments") or "{}"
     arguments = given if isinstance(given, str) else orjson.dumps(given).decode()

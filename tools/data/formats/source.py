@@ -199,7 +199,8 @@ def together(rows: Iterable[StepRow]) -> Iterator[list[StepRow]]:
     group: list[StepRow] = []
     latest, last = 0, 0  # the step that was read last, and of how many; both 0 where an episode may begin
     for each in rows:
-        number, of = alpaca.step_of(each.row) or (0, 0)
+        step = alpaca.as_step(each.row)
+        number, of = step.extra.step_of if step else (0, 0)
         ends = latest == last or (number and number <= latest) or not (number or isinstance(each.row, BadInput))
         if group and ends:
             yield group

@@ -133,6 +133,7 @@ class Output:
 
 
 Result = tuple[Source, Made, Callable[[bytes], None]]  # whose, what, and what writes it after the bytes it is given
+Put = Callable[[bytes], None]
 
 
 def convert_files(inputs: list[str], out: str, task: Task, apart: str = "", force: bool = False) -> Counts:
@@ -146,7 +147,7 @@ def convert_files(inputs: list[str], out: str, task: Task, apart: str = "", forc
     if apart and os.path.realpath(apart) == os.path.realpath(out):
         raise BadInput(f"{apart}: both OUT and --apart; name two files")
     with contextlib.ExitStack() as stack:
-        aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
+        aside = stack.enter_context(opened_apart(apart, force, paths))
         if out.endswith(PARQUET):
             counts = pour_as_parquet(paths, out, aside, task, force)
         else:
@@ -156,8 +157,8 @@ def convert_files(inputs: list[str], out: str, task: Task, apart: str = "", forc
     return counts
 
 
-def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: Task) -> Counts:
-    """Convert files (None: stdin) into the open file `handle`, and bad rows into `aside` (-1: none).
+def pour(paths: Sequence[Path | None], out: str, handle: int, aside: Put | None, task: Task) -> Counts:
+    """Convert files (None: stdin) into the open file `handle`; `aside` writes the line of a bad row.
 
     `task.array` and `task.packed` follow the name of `out`. Raises as `convert_files`.
     """
@@ -177,8 +178,8 @@ def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: 
                 if task.on_error == "stop":
                     raise BadInput(f"{where}: {why}{STOPPED}")
                 counts.add_bad(why, where)
-                if aside >= 0:
-                    worker.put(aside, set_apart(where, why, raw))
+                if aside:
+                    aside(set_apart(where, why, raw))
             source.line += made.newlines
             write((b",\n" if counts.rows else b"[\n") if task.array and made.rows else b"")
             counts.add(made)
@@ -192,7 +193,7 @@ def pour(paths: Sequence[Path | None], out: str, handle: int, aside: int, task: 
     return counts
 
 
-def pour_as_parquet(paths: Sequence[Path | None], out: str, aside: int, task: Task, force: bool) -> Counts:
+def pour_as_parquet(paths: Sequence[Path | None], out: str, aside: Put | None, task: Task, force: bool) -> Counts:
     """Convert files to a Parquet file: to lines first, which stand beside it meanwhile. Raises as `convert_files`."""
     if task.to not in formats.JSON:
         raise BadInput(f"{out}: Parquet holds {', '.join(formats.JSON)}, not {task.to}")
@@ -268,7 +269,7 @@ def file_set(
             for to in ("alpaca", "sharegpt")
         }
         stanza = stack.enter_context(files.output(f"{folder}/axolotl.yaml", force, paths))
-        aside = stack.enter_context(opened(apart, force, paths)) if apart else -1
+        aside = stack.enter_context(opened_apart(apart, force, paths))
         scratch = stack.enter_context(files.scratch(Path(folder).absolute() / "axolotl.yaml"))
         # First all as lines of messages, where bad rows are found; then each format of them.
         for part, chosen in {"all": paths}.items() if test else named.items():
@@ -279,7 +280,7 @@ def file_set(
         with_tools = set()
         for part, to in handles:
             made = Task(to, task.calls, task.steps)
-            found = pour([scratch / f"{part}.jsonl"], f"{to}.json", handles[part, to], -1, made)
+            found = pour([scratch / f"{part}.jsonl"], f"{to}.json", handles[part, to], None, made)
             counts.seconds += found.seconds
             if "tools" in found.extra:
                 with_tools.add(part)
@@ -413,6 +414,21 @@ def opened(out: str, force: bool = False, inputs: Sequence[Path | None] = ()) ->
         return
     with files.output(out, force, inputs) as beside, beside.open("wb", buffering=0) as file:
         yield file.fileno()
+
+
+@contextlib.contextmanager
+def opened_apart(apart: str, force: bool, inputs: Sequence[Path | None]) -> Iterator[Put | None]:
+    """What writes to the file for bad rows; None without one. Its errors name it, not the output that is open too."""
+    if not apart:
+        yield None
+        return
+    with opened(apart, force, inputs) as handle:
+
+        def put(line: bytes) -> None:
+            with files.one_line(Path(apart)):
+                worker.put(handle, line)
+
+        yield put
 
 
 def by_this_process(sources: list[Source], output: Output, task: Task) -> Generator[Result]:

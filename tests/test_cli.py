@@ -1,6 +1,7 @@
 """The command line: help at once, one clear line and the right exit status for what is wrong, nothing half-written."""
 
 import html
+import os
 import re
 import subprocess
 import sys
@@ -53,6 +54,19 @@ def test_planning_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
         "print([name for name in ('torch', 'axolotl', 'transformers', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=run_folder.ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+def test_converting_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    script = (
+        "import sys; sys.argv[1:] = ['convert', 'in.jsonl', 'out.jsonl', '--to', 'sharegpt']\n"
+        "from tools import cli\n"
+        "try: cli.main()\nexcept SystemExit as end: assert not end.code\n"
+        "print([name for name in ('numpy', 'pydantic', 'pyarrow', 'jinja2') if name in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(run_folder.ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
 
 

@@ -18,7 +18,7 @@ import orjson
 
 from tools import BadInput, Failed
 from tools.core import files, process, progress, quote, run_folder
-from tools.data import formats, reader, split
+from tools.data import formats, reader
 from tools.data.formats import masks, tables, worker
 from tools.data.formats.source import Source
 from tools.data.formats.worker import Job, Made, Range, Task
@@ -294,6 +294,8 @@ def split_lines(folder: Path, test: float) -> None:
 
     Raises BadInput for a share that is none, and where all episodes must stay together.
     """
+    from tools.data import split  # whose imports would take longer than a small file does
+
     if not 0 < test < 1:
         raise BadInput(f"--test {test:g}: it must be a share between 0 and 1")
     every = folder / "all.jsonl"

@@ -510,7 +510,8 @@ def by_processes(sources: list[Source], output: Output, task: Task) -> Generator
     """What each chunk became, in order, made by processes; each writes its own when `write` is called."""
     workers: list[Worker] = []
     try:
-        for _ in range(min(WORKERS, process.cores())):
+        # One keeps up with rows of tables, which this process reads.
+        for _ in range(1 if all(each.is_table() for each in sources) else min(WORKERS, process.cores())):
             workers.append(Worker(output, task))
         busy: deque[tuple[Source, Worker]] = deque()
         idle = deque(workers)

@@ -45,6 +45,13 @@ class Source:
         """How it is called in messages."""
         return str(self.path) if self.path else "stdin"
 
+    def is_table(self) -> bool:
+        """Whether it is a file of Parquet or Arrow."""
+        if not self.path or not self.path.is_file():
+            return False
+        with self.path.open("rb") as file:
+            return tables.is_table(file.read(8))
+
     def jobs(self, ranges: bool) -> Iterator[Job]:
         """Its chunks; `ranges`: of a plain file of lines, only from where to where each reaches.
 

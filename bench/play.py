@@ -1,8 +1,7 @@
 """What bounds games a minute: one model plays the same rooms through llama-server in several ways.
 
-python bench/play.py MODEL.gguf [--rooms 48] [--ways naive,cache] [--json]     a table, or JSON; minutes a way
-
-Each way must give the same games at temperature 0; where it does not, the table says how many are the same.
+python bench/play.py MODEL.gguf                                      minutes a way; bench/results/play.json
+python bench/play.py MODEL.gguf --rooms 4 --ways "prompt cache"      some ways alone, nothing is written
 """
 
 import argparse
@@ -20,6 +19,7 @@ from typing import NamedTuple, TypedDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tools.core import files, machine, run_folder  # noqa: E402
 from tools.evaluation import backends, play  # noqa: E402
 from tools.gguf import llamacpp  # noqa: E402
 from tools.worlds.household.environment import Household  # noqa: E402
@@ -35,19 +35,27 @@ class Way(NamedTuple):
     settings: dict[str, str]
 
 
-# The first is what the others are held against.
+NAIVE = {"LLAMA_ARG_CACHE_PROMPT": "false", "LLAMA_ARG_CACHE_RAM": "0"}
+NGRAM = {"LLAMA_ARG_SPEC_TYPE": "ngram-simple"}
+FLASH = {llamacpp.FLASH_ATTENTION: "on"}
 WAYS = {
-    "naive": Way(1, {"LLAMA_ARG_CACHE_PROMPT": "false", "LLAMA_ARG_CACHE_RAM": "0"}),
-    "cache": Way(1, {}),
-    "2 slots": Way(2, {}),
-    "4 slots": Way(4, {}),
-    "n-gram": Way(1, {"LLAMA_ARG_SPEC_TYPE": "ngram-simple"}),
-    "4 slots n-gram": Way(4, {"LLAMA_ARG_SPEC_TYPE": "ngram-simple"}),
+    "naive": Way(1, NAIVE | FLASH),
+    "naive, no flash attention": Way(1, NAIVE),
+    "prompt cache, flash attention": Way(1, FLASH),
+    "prompt cache": Way(1, {}),
+    "prompt cache, n-gram drafts": Way(1, NGRAM),
+    "prompt cache, 2 slots": Way(2, {}),
+    "prompt cache, 4 slots": Way(4, {}),
 }
+NOTES = """{rooms} unseen rooms at temperature 0 on {cores} cores, without a GPU, through one llama-server a row.
+Naive: one game at a time, the whole conversation read for each answer, llama.cpp's flash attention. Times: games a
+minute beside naive play. Same: games that are, word for word, those of naive play with the same attention, which rounds
+in its own way. Harness: the share of the time that neither the model nor a wait for it took. We serve with a prompt
+cache and, on a CPU, without flash attention."""
 
 
 class Case(TypedDict):
-    """What a way came to. `same`: games that are, word for word, the first way's; `harness`: share of the time that
+    """What a way came to. `same`: games that are, word for word, those of naive play; `harness`: share of the time that
     neither the model nor a wait for it took, where one game is played at a time.
     """
 
@@ -101,33 +109,46 @@ def case(name: str, games: list[play.Game], first: list[play.Game], seconds: flo
     }
 
 
+def row(each: Case, naive: Case) -> str:
+    """A way in the table."""
+    times = each["games_per_minute"] / naive["games_per_minute"]
+    harness = "" if each["harness"] is None else f"{each['harness']:.1%}"
+    return (
+        f"| {each['way']} | {each['games_per_minute']} | {times:.2f} | {each['won']} | {each['same']} of "
+        f"{each['games']} | {each['tokens_per_second']} | {harness} |"
+    )
+
+
 def main() -> None:
-    """Play in all ways and print what they came to."""
-    parser = argparse.ArgumentParser()
+    """Play in all ways; write bench/results/play.json, or print the cases where only some ways are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("--rooms", type=int, default=48)
-    parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rooms", type=int, default=16)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the first is held to be naive")
+    parser.add_argument("--json", action="store_true", help="the cases on stdout")
     asked = parser.parse_args()
     tasks = list(islice(Household().tasks("unseen"), asked.rooms))
     cases: list[Case] = []
-    first: list[play.Game] = []
-    for name in asked.ways.split(","):
-        games, seconds = games_of(asked.gguf, WAYS[name], tasks)
-        first = first or games
-        cases.append(case(name, games, first, seconds, WAYS[name].parallel))
+    first: dict[str | None, list[play.Game]] = {}  # of each kind of attention
+    for name in asked.ways:
+        way = WAYS[name]
+        games, seconds = games_of(asked.gguf, way, tasks)
+        alike = first.setdefault(way.settings.get(llamacpp.FLASH_ATTENTION), games)
+        cases.append(case(name, games, alike, seconds, way.parallel))
+        print(row(cases[-1], cases[0]), file=sys.stderr, flush=True)
     if asked.json:
         print(json.dumps(cases))
-        return
-    print("| way | games a minute | times | won | same games | tokens/s | harness |\n|---|---|---|---|---|---|---|")
-    for each in cases:
-        times = each["games_per_minute"] / cases[0]["games_per_minute"]
-        harness = "" if each["harness"] is None else f"{each['harness']:.1%}"
-        same = f"{each['same']} of {each['games']}"
-        print(
-            f"| {each['way']} | {each['games_per_minute']} | {times:.2f} | {each['won']} | {same} | "
-            f"{each['tokens_per_second']} | {harness} |"
-        )
+    if asked.ways == list(WAYS):
+        head = "| way | games a minute | times | won | same | tokens/s | harness |"
+        result = {
+            "title": "Games a minute",
+            "command": "python bench/play.py outputs/cpu/smollm2-135m-lora/model-q8_0.gguf",
+            "versions": {"llama.cpp of llama-cpp-python": run_folder.pinned_version("llama-cpp-python")},
+            "table": [head, "|---" * 7 + "|", *(row(each, cases[0]) for each in cases)],
+            "notes": NOTES.format(rooms=asked.rooms, cores=machine.cores()),
+            "cases": cases,
+        }
+        files.write_json(ROOT / "bench" / "results" / "play.json", result)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,20 @@ def test_server_tokenizes_and_renders_then_stops(model: Path) -> None:
         llamacpp.tokenize(url, "x")
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="Metal is there on every Mac")
+@pytest.mark.parametrize(("gpu", "asked", "told"), [(None, None, "off"), ("a GPU", None, None), (None, "on", "on")])
+def test_flash_attention_is_for_gpus(
+    model: Path, monkeypatch: pytest.MonkeyPatch, gpu: str | None, asked: str | None, told: str | None
+) -> None:
+    monkeypatch.setattr(machine, "gpu", lambda: gpu)
+    monkeypatch.delenv(llamacpp.FLASH_ATTENTION, raising=False)
+    if asked:
+        monkeypatch.setenv(llamacpp.FLASH_ATTENTION, asked)
+    with llamacpp.server(model, context=256):
+        (server,) = servers(model)
+        assert server.environ().get(llamacpp.FLASH_ATTENTION) == told
+
+
 def test_server_stops_when_its_user_fails(model: Path) -> None:
     with pytest.raises(ZeroDivisionError), llamacpp.server(model, context=256):
         raise ZeroDivisionError

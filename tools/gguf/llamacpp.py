@@ -25,6 +25,7 @@ from tools.gguf import bundled, libggml
 if TYPE_CHECKING:
     import httpx
 
+FLASH_ATTENTION = "LLAMA_ARG_FLASH_ATTN"  # llama-server's own variable: on, off or auto
 PROGRAMS = ("llama-quantize", "llama-server", "llama-imatrix", "llama-perplexity")
 # The quantiser alone, as a library that Python can call.
 LIBRARY = "libggml-base.so"
@@ -334,8 +335,16 @@ def server(
     # llama-server divides its context among the slots.
     command += ["--ctx-size", str(context * parallel), "--parallel", str(parallel), "--threads", str(machine.cores())]
     command += ["--jinja", "--offline"]
-    with started(command, f"{url}/health", log or gguf.with_suffix(".log")):
+    settings = {} if accelerated() or FLASH_ATTENTION in os.environ else {FLASH_ATTENTION: "off"}
+    with started(command, f"{url}/health", log or gguf.with_suffix(".log"), settings):
         yield url
+
+
+def accelerated() -> bool:
+    """Whether a model may run on a GPU here. On a CPU llama.cpp's flash attention is the slower one by far: games of
+    SmolLM2-135M took about twice as long with it on 2 cores (bench/play.py).
+    """
+    return sys.platform == "darwin" or machine.gpu() is not None
 
 
 def free_port(port: int | None = None) -> int:

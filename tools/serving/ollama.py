@@ -187,6 +187,8 @@ def session() -> Iterator[Session]:
         "OLLAMA_HOST": url,
         "OLLAMA_MODELS": str(store / "models"),
         "OLLAMA_NUM_PARALLEL": str(PARALLEL),
+        # An empty one is its own choice.
+        "OLLAMA_FLASH_ATTENTION": os.environ.get("OLLAMA_FLASH_ATTENTION", "" if llamacpp.accelerated() else "0"),
         "OLLAMA_KEEP_ALIVE": "-1",  # Until it is stopped: a model is loaded once.
         "OLLAMA_NO_CLOUD": "1",
         "GIN_MODE": "release",  # A shorter log.

@@ -51,6 +51,8 @@ def test_a_plan_takes_any_change(capsys: pytest.CaptureFixture[str]) -> None:
     assert made["fits"] is False and made["changes"]
     commands.plan_of("qwen7b-lora", "", "rtx4090", 0, {}, [], False)
     assert "weights" in (printed := capsys.readouterr().out) and "fits; drops longer episodes" in printed
+    # 2 x 28 layers x 4 heads x 128 x 2 bytes x 8192 tokens
+    assert "when served             0.44 GiB, the KV cache of a conversation of 8192 tokens" in printed
 
 
 def test_a_plan_of_what_has_no_recipe_says_that_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,8 @@ from tools.core import catalog, files, hf_folder, machine
 from tools.core.catalog import Model
 from tools.pipeline.trained import Tuned
 from tools.recipes import memory, plan
+from tools.recipes.memory import GROWTH, LEAST
 
-# Tokens at least, where the model and the memory allow: a conversation with a person has no end at the last step.
-LEAST = 8192
-# How much longer a conversation may become than the longest episode of training.
-GROWTH = 2
 # A smaller figure for want of memory is a multiple of this.
 STEP = 256
 

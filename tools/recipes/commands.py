@@ -13,7 +13,7 @@ import orjson
 from tools import BadInput
 from tools.core import catalog, files, machine, quote
 from tools.core.catalog import Method, Model, Tier
-from tools.recipes import index, plan, recipe, render, schema, values
+from tools.recipes import index, memory, plan, recipe, render, schema, values
 from tools.recipes.memory import Settings
 from tools.recipes.plan import Plan
 
@@ -177,6 +177,9 @@ def plan_of(
     if found.host:
         print(f"  {'the machine':20} {sum(found.host.values()):7.1f} GiB of {found.tier.host_gib:.0f}")
     print(f"  {'disk':20} {sum(plan.disk(found).values()):7.1f} GiB, up to the GGUF")
+    remembered = min(max(memory.GROWTH * s.sequence_len, memory.LEAST), found.model.context)
+    cache = memory.kv_cache(found.model, remembered)
+    print(f"  {'when served':20} {cache:7.2f} GiB, the KV cache of a conversation of {remembered} tokens")
     if found.seconds:
         print(f"  {'speed':20} {found.tokens_per_second:7.0f} tokens/s, roughly")
     changes = plan.advice(found)

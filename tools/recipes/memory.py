@@ -44,6 +44,11 @@ PAIR_LOGITS = 16.0
 PROCESS_GIB = 1.8
 # Tokens that llama-server computes at once: its default of --ubatch-size.
 SERVER_BATCH = 512
+# Tokens that a served model remembers at least, where the model and the memory allow: a conversation with a person has
+# no end at the last step.
+LEAST = 8192
+# How much longer a conversation may become than the longest episode of training.
+GROWTH = 2
 
 Sharding = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 

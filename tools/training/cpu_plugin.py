@@ -49,12 +49,12 @@ class CpuPlugin(BasePlugin):
 
     def register(self, cfg: "DictDefault") -> None:
         """Prepare for several processes before Axolotl looks for the GPUs to join them by."""
-        if processes() > 1:
+        if joined(cfg):
             join_by_gloo(cfg)
 
     def load_datasets(self, cfg: "DictDefault", preprocess: bool = False) -> None:
         """Load nothing: this is the one hook between Axolotl's choice of a GPU for each process and its use."""
-        if processes() > 1:
+        if joined(cfg):
             cfg.device_map = {"": "cpu"}
 
     def get_training_args(self, cfg: "DictDefault") -> dict[str, bool]:
@@ -101,6 +101,11 @@ class Sharing(TrainerCallback):
 def processes() -> int:
     """The number of processes in this run, as torchrun tells it to each of them; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def joined(cfg: "DictDefault") -> bool:
+    """Whether this run's processes are joined: several, or one under DeepSpeed, which asks for a group of its own."""
+    return processes() > 1 or bool(cfg.get("deepspeed"))
 
 
 def asked(cfg: "DictDefault") -> str:
@@ -155,6 +160,8 @@ def join_by_gloo(cfg: "DictDefault") -> None:
         # Its own exchange through shared memory has to be compiled first, for each environment anew.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.comm.all_gather_into_tensor = gathered_in_order(deepspeed.comm.all_gather_into_tensor)
+        if processes() == 1:  # Axolotl 0.19 then joins it to itself, by NCCL (utils/trainer.py, setup_deepspeed_env).
+            deepspeed.comm.init_distributed("gloo")
 
 
 def on_the_cpu(set_device_map: Callable[[ModelLoader], None]) -> Callable[[ModelLoader], None]:

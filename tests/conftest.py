@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tools.core import catalog, files, run_folder
-from tools.gguf import find_base, llamacpp, unpack
+from tools.gguf import convert, find_base, llamacpp, unpack
 from tools.serving import ollama
 
 # A job in the background may have been told to ignore Ctrl-C, and all it starts with it: here it is sent on purpose.
@@ -60,6 +60,14 @@ def converters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def quick_conversions(converters: Any) -> Iterator[None]:
+    """Conversions by the process of `converters`: a process of its own imports longer than a small model takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "one_pass", converters.one_pass)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama of two layers with SmolLM2's tokenizer; its rows are whole blocks of every quantisation."""
@@ -106,8 +114,6 @@ def nan_f16(nan_base: Path) -> Path:
 
 def as_f16(base: Path) -> Path:
     """A base model's folder as an f16 GGUF beside it."""
-    from tools.gguf import convert
-
     path = base.with_name(f"{base.name}-f16.gguf")
     convert.to_gguf(base, path)
     return path

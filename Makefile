@@ -139,7 +139,7 @@ quality: $(if $(value ADAPTER)$(value MODEL),setup,train) ## what quantising cos
 merge: $(if $(value ADAPTER)$(value MODEL),setup,train) ## the whole model as safetensors, for transformers and vLLM (RECIPE=)
 	@$(TOOLS) merge
 
-export: $(if $(filter llamafactory trl unsloth,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory, trl or unsloth)
+export: $(if $(filter llamafactory trl unsloth,$(value TO)),setup,gguf) ## folders for LM Studio, vLLM, llama-server and the hub, each with its command (RECIPE= TO=vllm); the recipe for another trainer (TO=llamafactory, trl or unsloth DATA=)
 	@$(TOOLS) export
 
 eval: $(if $(value URL),setup,ollama) ## base and tuned model play unseen rooms (RECIPE= ROOMS=48 WORLD= SPLIT=seen BACKEND= PROMPTING=few-shot PARSE=lenient REPEAT=4 TEMPERATURE=0.7; URL= NAME= of any server)

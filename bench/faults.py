@@ -246,8 +246,8 @@ def kill(place: Place, command: Command, moments: int, chance: random.Random) ->
             count.ended_well += sound and not partial
             if not sound or partial:
                 print(f"  ended with {status}, {partial or 'no leftovers'}", flush=True)
-            place.forget(command)
-    place.start(command).wait()
+            if count.killed < moments:
+                place.forget(command)
     return count
 
 

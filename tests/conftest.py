@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tools.core import catalog, files, run_folder
-from tools.gguf import find_base, llamacpp, unpack
+from tools.gguf import convert, find_base, llamacpp, unpack
 from tools.serving import ollama
 
 # A job in the background may have been told to ignore Ctrl-C, and all it starts with it: here it is sent on purpose.
@@ -22,6 +22,12 @@ worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: a worker takes whole files, and none should be alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +64,14 @@ def converters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made = Converters(tmp_path_factory.mktemp("converters") / "log")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def quick_conversions(converters: Any) -> Iterator[None]:
+    """Conversions by the process of `converters`: a process of its own imports longer than a small model takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "one_pass", converters.one_pass)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -106,8 +120,6 @@ def nan_f16(nan_base: Path) -> Path:
 
 def as_f16(base: Path) -> Path:
     """A base model's folder as an f16 GGUF beside it."""
-    from tools.gguf import convert
-
     path = base.with_name(f"{base.name}-f16.gguf")
     convert.to_gguf(base, path)
     return path

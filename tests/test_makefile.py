@@ -278,7 +278,8 @@ def test_each_stage_of_a_chain_takes_its_own_variables(told: Any) -> None:
     either = ["--base=b", "--adapter=a"]
     assert told("export", "ADAPTER=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
     for other in ("llamafactory", "trl", "unsloth"):
-        assert told("export", f"TO={other}") == [["setup"], ["export", f"--to={other}", *recipe]]
+        asked = [f"--to={other}", "--data=d"]
+        assert told("export", f"TO={other}", "DATA=d") == [["setup"], ["export", *asked, *recipe]]
     assert told("export", "MODEL=a", "BASE=b") == [["setup"], ["gguf", *either], ["export", *either]]
     assert told("ask", "PROMPT=p", "QUANT=F16")[1:] == [
         ["train", *recipe],

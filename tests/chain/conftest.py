@@ -1,11 +1,13 @@
 """A small model with random weights, the real SmolLM2 tokenizer and a recipe for it: a training takes seconds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.parts.trainings import Trainings
 from tools.core import run_folder
 from tools.gguf import find_base
 from tools.recipes import recipe
@@ -29,6 +31,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    """Trainings in processes that import Axolotl once for all of a file's tests."""
+    with Trainings() as running:
+        yield running
 
 
 def tiny_recipe(folder: Path, tiny: Path, **changes: Any) -> Path:

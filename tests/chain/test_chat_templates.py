@@ -16,7 +16,7 @@ from tools.recipes import recipe, schema
 from tools.serving import ollama
 from tools.training import data_checks, tokens
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("quick_conversions")]
 
 TALKS = [
     [SYSTEM, USER, ASSISTANT],

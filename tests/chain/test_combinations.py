@@ -1,6 +1,6 @@
 """Each way in which a recipe trains (adapter, bits, sharding, recomputing) makes its updates, here on the CPU."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,12 +97,6 @@ def as_pair(episode: bytes) -> bytes:
     return orjson.dumps({"prompt": [system, task], "chosen": [answer], "rejected": [other]}) + b"\n"
 
 
-@pytest.fixture(scope="module")
-def trainings() -> Iterator[Trainings]:
-    with Trainings() as running:
-        yield running
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STARTED)
 def test_two_updates_and_a_checkpoint(
@@ -127,7 +121,7 @@ def test_two_updates_and_a_checkpoint(
     here = recipe.read_recipe(path, catalog.tiers()["cpu"], changes={"bf16": True})
     composed = run_axolotl.compose(here, str(tiny), Launch(processes))
     (tmp_path / "composed.yaml").write_text(yaml.safe_dump(composed))
-    written = trainings.train(tmp_path / "composed.yaml", processes)
+    written = trainings.train(tmp_path / "composed.yaml", processes, tmp_path / "train.log")
     ways = {"none": "1 process on the CPU", "ddp": "DDP", "fsdp2": "FSDP2"}
     shown = ways.get(asked.sharding) or f"DeepSpeed ZeRO-{asked.sharding[-1]}"
     assert shown in written

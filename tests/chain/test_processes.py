@@ -16,7 +16,8 @@ import pytest
 import safetensors.torch
 
 from tests.chain.conftest import tiny_recipe
-from tools.core import run_folder
+from tests.parts.trainings import Trainings
+from tools.core import catalog, run_folder
 from tools.recipes import recipe
 
 pytestmark = pytest.mark.slow
@@ -41,13 +42,9 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def start(outputs: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """`python -m tools train` in a process group of its own.
-
-    In float32 unless `arguments` say otherwise: what differs is the sharing alone, not where FSDP2 rounds to bf16.
-    """
-    precision = () if "--set" in arguments else ("--set", "bf16=false")
+    """`python -m tools train` in a process group of its own, in float32."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tools", "train", *arguments, *precision],
+        [sys.executable, "-m", "tools", "train", *arguments, "--set", "bf16=false"],
         cwd=run_folder.ROOT,
         env=os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs)},
         stdout=subprocess.PIPE,
@@ -72,20 +69,32 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+def spread(trainings: Trainings, path: Path, processes: int = 2, resume: bool = False, bf16: bool = False) -> Path:
+    """A training by as many processes, which import Axolotl once for all trainings; the run's folder.
+
+    In float32 unless asked otherwise: what differs is the sharing alone, not where FSDP2 rounds to bf16.
+    """
+    asked = recipe.read_recipe(path, catalog.tiers()["cpu"], changes={"bf16": bf16})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REACT_RECIPES_OUTPUTS", str(path.parent / "outputs"))
+        return trainings.run(asked, Path(asked.base), processes, resume)
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> list[float]:
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny: Path, trainings: Trainings) -> list[float]:
     """The losses of one process, with the same effective batch."""
-    folder = tmp_path_factory.mktemp("alone")
-    found = losses(train(folder, tiny_recipe(folder, tiny)))
+    found = losses(spread(trainings, tiny_recipe(tmp_path_factory.mktemp("alone"), tiny), 1))
     assert len(found) == 10 and found[-1] < found[0]
     return found
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_learn_what_one_does(tmp_path: Path, tiny: Path, alone: list[float], way: str) -> None:
+def test_two_processes_learn_what_one_does(
+    tmp_path: Path, tiny: Path, alone: list[float], trainings: Trainings, way: str
+) -> None:
     path = tiny_recipe(tmp_path, tiny, **WAYS[way])
     zero3 = way == "DeepSpeed ZeRO-3"  # its file asks for bf16
-    folder = train(tmp_path, path, "--gpus", "2", *(("--set", "bf16=true") if zero3 else ()))
+    folder = spread(trainings, path, bf16=zero3)
     assert f"2 processes on the CPU (gloo), {way}" in (folder / "train.log").read_text()
     assert recipe.read_recipe(folder / "recipe.yaml").settings["gradient_accumulation_steps"] == 1
     assert losses(folder) == pytest.approx(alone, abs=5e-2 if zero3 else 1e-2)
@@ -112,7 +121,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_loss(
     assert losses(folder)[-1] == pytest.approx(alone[-1], abs=1e-2)
 
 
-def test_an_adapter_that_fsdp2_spreads_is_whole_after_a_stop(tmp_path: Path, tiny: Path) -> None:
+def test_an_adapter_that_fsdp2_spreads_is_whole_after_a_stop(tmp_path: Path, tiny: Path, trainings: Trainings) -> None:
     """As a run that was killed after its checkpoint: each process's part of adapter and optimizer comes back.
 
     An adapter's first values are drawn without a seed, so the run is compared with itself unbroken.
@@ -120,15 +129,15 @@ def test_an_adapter_that_fsdp2_spreads_is_whole_after_a_stop(tmp_path: Path, tin
     kernels = {f"lora_{part}_kernel": False for part in ("mlp", "qkv", "o")}
     adapter = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "learning_rate": 1e-2}
     saved = {"state_dict_type": "SHARDED_STATE_DICT", "final_state_dict_type": "FULL_STATE_DICT"}
-    spread = {"fsdp_version": 2, "fsdp_config": FSDP2["fsdp_config"] | saved}
-    path = tiny_recipe(tmp_path, tiny, **spread, **adapter, **kernels)
-    folder = train(tmp_path, path, "--gpus", "2")
+    sharded = {"fsdp_version": 2, "fsdp_config": FSDP2["fsdp_config"] | saved}
+    path = tiny_recipe(tmp_path, tiny, **sharded, **adapter, **kernels)
+    folder = spread(trainings, path)
     unbroken = losses(folder)
     assert len(unbroken) == 10 and unbroken[-1] < unbroken[0] - 0.1
     before = safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
     for made in (folder / "adapter", folder / "checkpoints" / "checkpoint-10"):
         shutil.rmtree(made)
-    train(tmp_path, path, "--gpus", "2", "--resume")
+    spread(trainings, path, resume=True)
     assert "checkpoint-5" in (folder / "train.log").read_text()
     assert losses(folder) == pytest.approx(unbroken, abs=1e-4)
     after = safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")

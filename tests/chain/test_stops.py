@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import orjson
+import psutil
 import pytest
 
 from tests.chain.conftest import tiny_recipe
@@ -63,31 +64,50 @@ def test_a_training_says_what_it_does_and_notes_its_last_step(tmp_path: Path, ti
     assert "\r" not in printed and "\x1b" not in printed and events.MARK not in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_saves_a_checkpoint_leaves_130_and_is_resumed(tmp_path: Path, tiny: Path, number: int) -> None:
-    path = tiny_recipe(tmp_path, tiny, max_steps=400, save_steps=1000)
-    process = start(tmp_path / "outputs", str(path))
-    log = tmp_path / "outputs" / tmp_path.name / "tiny" / "train.log"
+def wait_for(process: "subprocess.Popen[bytes]", log: Path, step: int) -> list[psutil.Process]:
+    """Wait until a training has made this update; it and all the processes below the command, the command too."""
     deadline = time.monotonic() + 300
-    while not any(event.step == 3 for event in written(log)):
+    while not any(event.step == step for event in written(log)):
         assert process.poll() is None and time.monotonic() < deadline, ended(process)
         time.sleep(0.1)
+    command = psutil.Process(process.pid)
+    return [command, *command.children(recursive=True)]
+
+
+def none_left(processes: list[psutil.Process]) -> bool:
+    """Whether these processes end within the seconds that a keeper gives them."""
+    return not psutil.wait_procs(processes, timeout=10)[1]
+
+
+def test_a_stop_saves_a_checkpoint_leaves_130_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -> None:
+    path = tiny_recipe(tmp_path, tiny, max_steps=400, save_steps=1000)
+    log = tmp_path / "outputs" / tmp_path.name / "tiny" / "train.log"
+    before = 0
     # SIGTERM as a scheduler sends it, to the one process; Ctrl-C as a terminal does, to the whole group.
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    printed = ended(process)
-    assert process.returncode == 130, printed
-    assert "stopped at step" in printed and "goes on from its checkpoint" in printed
-    (checkpoint,) = log.parent.glob("checkpoints/checkpoint-*")
-    assert orjson.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"] >= 3
-    assert Event("stopped", step=int(checkpoint.name.split("-")[1])) in written(log)
-    assert not (log.parent / "adapter").exists()
-    if number == signal.SIGTERM:
-        return
-    step = int(checkpoint.name.split("-")[1])
-    done = start(tmp_path / "outputs", str(path), "--resume", "--set", f"max_steps={step + 2}")
+    for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):
+        process = start(tmp_path / "outputs", str(path))
+        running = wait_for(process, log, before + 3)
+        send(process.pid, number)
+        printed = ended(process)
+        assert process.returncode == 130 and none_left(running), printed
+        checkpoint = max(log.parent.glob("checkpoints/checkpoint-*"), key=step_of)
+        assert f"stopped at step {step_of(checkpoint)}; the same command goes on from {checkpoint.name}" in printed
+        state = orjson.loads((checkpoint / "trainer_state.json").read_bytes())
+        assert state["global_step"] == step_of(checkpoint) >= before + 3
+        told = written(log)
+        assert Event("stopped", step=step_of(checkpoint)) in told
+        assert next(event.step for event in told if event.event == "step") == before
+        assert not (log.parent / "adapter").exists()
+        before = step_of(checkpoint)
+    done = start(tmp_path / "outputs", str(path), "--resume", "--set", f"max_steps={before + 2}")
     printed = ended(done)
     # Another length is another training: nothing to resume, and it says so.
     assert done.returncode == 2 and "of another recipe, data or base" in printed
+
+
+def step_of(checkpoint: Path) -> int:
+    """The updates that a checkpoint was written after."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoint(tmp_path: Path, tiny: Path) -> None:

@@ -1,17 +1,17 @@
 """No name for a GGUF whose weights are not those of training: as a person meets it, from the command line."""
 
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import pytest
 
+from tests.parts.command import tools_here
 from tests.parts.metadata import nans, upside_down, with_metadata, zeros
 from tools.core import run_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_conversions")]
 FAULTS = {
     "zeros": ({}, {"blk.1.ffn_down.weight": zeros}, "blk.1.ffn_down.weight differs from training's by 100%"),
     "NaN": ({}, {"blk.0.attn_q.weight": nans}, "blk.0.attn_q.weight has values that are not numbers"),
@@ -21,30 +21,29 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The outputs folder that all of this file's commands share, a cache without Ollama beside it."""
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The outputs folder that all of this file's commands share, where the chain ends in llama-server.
+
+    To Ollama the small base is another one's model: the cache and PATH are without it.
+    """
     folder = tmp_path_factory.mktemp("outputs")
     cache = folder.with_name("cache")
     cache.mkdir()
     for item in run_folder.cache().iterdir():
         if not item.name.startswith("ollama"):
             (cache / item.name).symlink_to(item)
-    return folder
-
-
-def tools(outputs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m tools` where the chain ends in llama-server: to Ollama the small base is another one's model."""
     places = [place for place in os.environ["PATH"].split(os.pathsep) if not (Path(place) / "ollama").exists()]
-    environment = os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs), "PATH": os.pathsep.join(places)}
-    environment |= {"REACT_RECIPES_CACHE": str(outputs.with_name("cache"))}
-    command = [sys.executable, "-m", "tools", *arguments]
-    return subprocess.run(command, cwd=run_folder.ROOT, env=environment, capture_output=True, text=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REACT_RECIPES_OUTPUTS", str(folder))
+        patch.setenv("REACT_RECIPES_CACHE", str(cache))
+        patch.setenv("PATH", os.pathsep.join(places))
+        yield folder
 
 
 @pytest.fixture(scope="module")
 def gguf(outputs: Path, small_base: Path, small_adapter: Path) -> Path:
     """The GGUF of a base and its adapter, Q8_0, where the command makes it."""
-    done = tools(outputs, "gguf", "--adapter", str(small_adapter), "--base", str(small_base))
+    done = tools_here("gguf", "--adapter", str(small_adapter), "--base", str(small_base))
     assert done.returncode == 0, done.stderr
     return next(outputs.glob("adapters/*/model-q8_0.gguf"))
 
@@ -59,7 +58,7 @@ def test_a_broken_file_gets_no_name_and_is_told_why(
     try:
         with_metadata(right, gguf, values, tensors=tensors)
         asked = ("--adapter", str(small_adapter), "--base", str(small_base), "--name", "react-broken", "--force")
-        done = tools(outputs, "ollama", *asked)
+        done = tools_here("ollama", *asked)
     finally:
         right.replace(gguf)
     line = done.stderr.splitlines()[-1]
@@ -73,21 +72,21 @@ def test_the_right_file_gets_its_name_with_what_was_proven(
 ) -> None:
     asked = ("--adapter", str(small_adapter), "--base", str(small_base), "--name", "react-right", "--force")
     for proof in ("tokens", "weights"):
-        done = tools(outputs, "ollama", *asked, "--proof", proof)
+        done = tools_here("ollama", *asked, "--proof", proof)
         assert done.returncode == 0, done.stderr
         found = orjson.loads((gguf.parent / "parity.json").read_bytes())
         assert (found["weights"] is None) == (proof == "tokens")
     assert found["weights"]["equal"] and found["weights"]["quant"] == "Q8_0" and found["weights"]["places"] >= 32
-    assert "proven before" in tools(outputs, "ollama", *asked).stdout
-    assert "proven before" in tools(outputs, "ollama", *asked, "--proof", "tokens").stdout
+    assert "proven before" in tools_here("ollama", *asked).stdout
+    assert "proven before" in tools_here("ollama", *asked, "--proof", "tokens").stdout
 
 
 def test_a_base_that_is_nan_is_told_in_one_line(outputs: Path, nan_base: Path) -> None:
     """Its GGUF is right: what is broken is the model itself."""
     asked = ("--model", str(nan_base), "--quant", "F16")
-    assert tools(outputs, "gguf", *asked).returncode == 0
+    assert tools_here("gguf", *asked).returncode == 0
     for command in (("ollama", "--force"), ("parity", "--greedy")):
-        done = tools(outputs, *command, *asked)
+        done = tools_here(*command, *asked)
         line = done.stderr.splitlines()[-1]
         assert done.returncode == 1 and "answers NaN in place of probabilities" in line, done.stderr
         assert "Traceback" not in done.stderr

@@ -101,7 +101,9 @@ def test_every_bit_is_that_of_a_merge_and_a_conversion(case: str, converters: Co
         base = tmp_path / "4bit" / "base"
     adapter = models.make_adapter(tmp_path / "adapter", wide, **options)
     merge.merge_to_folder(wide, adapter, tmp_path / "merged" / "base")
-    for type_, bare in (("f32", True), ("f16", False)):
+    # The vocabulary takes longest: it is compared once for each architecture, and where tokens were added to it.
+    with_vocabulary = "resized" in options or case == next(each for each in CASES if CASES[each][0] == kind)
+    for type_, bare in (("f32", True), ("f16", not with_vocabulary)):
         converters.theirs(tmp_path / "merged" / "base", tmp_path / "theirs.gguf", type_, bare)
         assert converters.ours(base, tmp_path / "ours.gguf", adapter, type_.upper(), bare) == ""
         assert_equal(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.parts import models
 from tests.parts.metadata import with_metadata
 from tools import Failed, cli
 from tools.core import files, run_folder, trajectory
@@ -18,7 +16,7 @@ from tools.parity import compare, diagnose, prove, vocabulary
 from tools.serving import ollama
 from tools.training import tokens
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("quick_conversions")]
 
 # What the good model's template is made of; each break replaces one part of it in the GGUF. The comment leaves room.
 SYSTEM = "<|im_start|>system\nYou are good. Today Date: 26 Jul 2024<|im_end|>\n"
@@ -483,98 +481,3 @@ def test_ollama_sees_the_tokens_of_training_on_hard_conversations(
     side = served("Solve the task.", template=CHAT, system="Solve the task.")
     found = compare.compare_with_training(talks, folder, [side], tokenizer=tokenizer)
     assert found["equal"] is True and found["sides"] == ["transformers", "Ollama"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "kind"),
-    [
-        ("qwen2", None),
-        ("llama", None),
-        ("gemma2", None),
-        ("gemma3", None),
-        ("qwen3", "thinking"),
-        ("mistral", "rewritten"),
-        ("phi4", "stripped"),
-        ("phi4-mini", "stripped"),
-    ],
-)
-def test_each_family_with_its_own_template(family: str, kind: str | None, tmp_path: Path) -> None:
-    """Qwen3's and Mistral's own templates write earlier turns otherwise once later ones follow: no server can match.
-
-    Nor can one where the tokenizer of training strips white space (Phi's).
-    """
-    base_model = models.make(family, tmp_path / family)
-    found = against_llama_server(base_model, base_model, tmp_path / "f16.gguf")
-    first = found["first_difference"]
-    assert (first and first["kind"]) == kind, compare.words(first) if first else kind
-    assert found["refused"] == 0 or family == "gemma2"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "name", "kind"),
-    [
-        ("qwen2", "qwen7b-lora", None),
-        ("qwen3", "qwen3-8b-lora", None),
-        ("llama", "llama3.1-8b-lora", None),
-        # Of a tokenizer.model alone, transformers 5 makes merges of its own for runs of spaces; the hub has a
-        # tokenizer.json beside it, which is not at hand here.
-        ("mistral", "mistral-7b-lora", "vocabulary"),
-        ("gemma3", "gemma3-4b-lora", None),
-        ("phi4", "phi4-lora", None),
-        ("phi4-mini", "phi4-mini-lora", None),
-    ],
-)
-def test_each_family_with_its_recipe(family: str, name: str, kind: str | None, tmp_path: Path) -> None:
-    """The tokenizer is loaded as the recipe says and lies beside the adapter, as Axolotl does both."""
-    from axolotl.loaders import load_tokenizer
-    from axolotl.utils.dict import DictDefault
-
-    recipe = yaml.safe_load((run_folder.ROOT / "recipes" / "48gb" / f"{name}.yaml").read_bytes())
-    base_model = models.make(family, tmp_path / family)
-    adapter = models.make_adapter(tmp_path / "adapter", base_model)
-    asked = {key: recipe[key] for key in tokens.TOKEN_KEYS if key in recipe}
-    where = {"base_model": str(base_model), "tokenizer_config": str(base_model)}
-    load_tokenizer(DictDefault(asked | where)).save_pretrained(adapter)
-    found = against_llama_server(base_model, adapter, tmp_path / "f16.gguf", asked)
-    first = found["first_difference"]
-    assert (first and first["kind"]) == kind, compare.words(first) if first else kind
-    assert found["refused"] == 0
-
-
-def against_llama_server(
-    base_model: Path, adapter: Path, gguf_file: Path, recipe: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """What parity says of the hard conversations, tokenized by what lies in `adapter` and by a GGUF of the two.
-
-    The tables of the two tokenizers are the same.
-    """
-    from transformers import AutoTokenizer
-
-    other = None if adapter == base_model else adapter
-    convert.to_gguf(base_model, gguf_file, adapter=other)
-    tables = vocabulary.compare_tokenizers(base_model, other, gguf_file, gguf_file.with_suffix(".log"))
-    assert tables["differences"] == [] and tables["tokens"] > 30000
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    talks = compare.conversations(trajectory.read(run_folder.ROOT / "data" / "test.jsonl"), tokenizer, 1)
-    with llamacpp.server(gguf_file, 512) as url:
-        return {
-            **compare.compare_with_training(
-                talks, base_model, [compare.llama_server_side(url)], tokenizer=tokenizer, recipe=recipe
-            )
-        }
-
-
-@pytest.mark.slow
-def test_letters_that_the_tokenizer_of_training_joins(tmp_path: Path) -> None:
-    """Qwen's writes e and an accent as one letter, NFC, before it splits a text; llama.cpp does not."""
-    from transformers import AutoTokenizer
-
-    base_model = models.make("qwen2", tmp_path / "qwen2")
-    convert.to_gguf(base_model, tmp_path / "f16.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(base_model)
-    talk = [{"role": "user", "content": "Where is the cafe\u0301?"}, ANSWER]
-    with llamacpp.server(tmp_path / "f16.gguf", 512) as url:
-        found = compare.compare_with_training([talk], base_model, [compare.llama_server_side(url)], tokenizer=tokenizer)
-    assert difference_of(found)["kind"] == "normalised", compare.words(difference_of(found))

@@ -12,7 +12,7 @@ from tools.core import run_folder, trajectory
 from tools.gguf import convert, find_base, llamacpp
 from tools.parity import compare, greedy
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("quick_conversions")]
 
 STEPS = 12
 

@@ -45,6 +45,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_conversions")
 def test_a_recipes_model_is_proven_on_all_sides(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     check_parity(tuned(str(path)), "F16", "react-tiny", answers=True, as_json=True)

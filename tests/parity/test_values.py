@@ -12,6 +12,7 @@ from tools.core import trajectory
 from tools.gguf import convert, find_base
 from tools.parity import prove, values
 
+pytestmark = pytest.mark.usefixtures("quick_conversions")
 REAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # What is done to a file, and what is said of it.
 FAULTS = {
@@ -38,12 +39,13 @@ def weighed(base: Path, file: Path, adapter: Path | None = None) -> values.Value
     return prove.weights(base, adapter, base, file, trajectory.test_set(), file.with_suffix(".log"))
 
 
-def quantised(f16: Path, quant: str, folder: Path) -> Path:
-    """An f16 GGUF in another quantisation."""
+def quantised(f16: Path, quant: str) -> Path:
+    """An f16 GGUF in another quantisation, beside it."""
+    out = f16.with_name(f"{quant}.gguf")
     if quant == "F16":
         return f16
-    out = folder / f"{quant}.gguf"
-    convert.quantize_gguf(f16, out, quant)
+    if not out.exists():
+        convert.quantize_gguf(f16, out, quant)
     return out
 
 
@@ -52,7 +54,7 @@ def quantised(f16: Path, quant: str, folder: Path) -> Path:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_wrong_weights_are_found_and_named(real_f16: Path, tmp_path: Path, fault: str, quant: str) -> None:
     tensor, change, says = FAULTS[fault]
-    right = quantised(real_f16, quant, tmp_path)
+    right = quantised(real_f16, quant)
     wrong = with_metadata(right, tmp_path / "wrong.gguf", {}, tensors={tensor: change})
     found = {"conversations": 1} | {"weights": weighed(find_base.resolve(REAL), wrong)}
     with pytest.raises(Failed, match=f"^the GGUF is not what was trained, so it has no name: {says}; at \\d+ places"):
@@ -61,8 +63,8 @@ def test_wrong_weights_are_found_and_named(real_f16: Path, tmp_path: Path, fault
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_K_M", "Q2_K"])
-def test_a_right_file_is_within_the_bound_of_its_quantisation(real_f16: Path, tmp_path: Path, quant: str) -> None:
-    found = weighed(find_base.resolve(REAL), quantised(real_f16, quant, tmp_path))
+def test_a_right_file_is_within_the_bound_of_its_quantisation(real_f16: Path, quant: str) -> None:
+    found = weighed(find_base.resolve(REAL), quantised(real_f16, quant))
     assert found["equal"] and found["quant"] == quant and found["places"] >= 32, found
 
 

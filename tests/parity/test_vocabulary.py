@@ -15,7 +15,7 @@ from tools.gguf import convert, find_base
 from tools.parity import vocabulary
 from tools.parity.vocabulary import KEYS, Tokenizer
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("quick_conversions")]
 
 MUG = "Ġmug".encode()
 

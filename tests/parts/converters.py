@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tools import Failed
 from tools.core import files, run_folder
 from tools.gguf import convert, llamacpp
 
@@ -72,6 +73,12 @@ class Converters:
         work = out.with_name(f"{out.name}.parts")
         files.remove(work)
         return self.do({"ours": convert.request(folder, out, {}, adapter, quant, work), "bare": bare})
+
+    def one_pass(self, asked: convert.Request) -> None:
+        """In place of `convert.one_pass`. Raises Failed with the converter's own words."""
+        with files.atomic(Path(asked["out"])) as partial:
+            if why := self.do({"ours": {**asked, "out": str(partial)}, "bare": False}):
+                raise Failed(why)
 
     def close(self) -> None:
         """End the process."""

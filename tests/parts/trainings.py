@@ -14,9 +14,13 @@ import traceback
 from pathlib import Path
 
 import orjson
+import pytest
 
 from tools.core import run_folder
-from tools.training.run_axolotl import ENVIRONMENT
+from tools.core.run_folder import Run
+from tools.recipes.recipe import Recipe
+from tools.training import run_axolotl
+from tools.training.run_axolotl import ENVIRONMENT, Launch
 
 # What takes long to import; the rest is imported by each training.
 IMPORTED = [
@@ -49,10 +53,20 @@ class Trainings:
     def __exit__(self, *_: object) -> None:
         self.program.communicate()
 
-    def train(self, recipe: Path, processes: int) -> str:
+    def run(self, recipe: Recipe, base: Path, processes: int, resume: bool = False) -> Path:
+        """Train a recipe as `run_axolotl.train` does, but for how its processes start; its run's folder."""
+
+        def follow(this: Run, file: Path, *_: object) -> dict[str, float]:
+            self.train(file, processes, this.folder / "train.log")
+            return {}
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_axolotl, "follow", follow)
+            return run_axolotl.train(recipe, base, Launch(processes), resume).folder
+
+    def train(self, recipe: Path, processes: int, log: Path) -> str:
         """Train a composed recipe; what its first process wrote. Raises AssertionError where a process failed."""
         assert self.program.stdin and self.program.stdout
-        log = recipe.with_suffix(".log")
         self.program.stdin.write(orjson.dumps({"recipe": str(recipe), "processes": processes, "log": str(log)}) + b"\n")
         self.program.stdin.flush()
         statuses = orjson.loads(self.program.stdout.readline())

@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from tools import BadInput
-from tools.core import files, run_folder
+from tools.core import files, run_folder, trajectory
 from tools.pipeline.evaluation import sum_up
-from tools.pipeline.serving import proof_inputs, sampling, spec
+from tools.pipeline.serving import proof_inputs, sampling, spec, write_exports
 from tools.pipeline.trained import tuned
 from tools.recipes import recipe
 from tools.serving import ollama
@@ -52,6 +52,11 @@ def test_ollama_is_told_what_training_saw(this: run_folder.Run) -> None:
     assert wanted.parameters["num_ctx"] == 8192
     assert "# num_ctx: at least 8192; KV cache 0.18 GiB a conversation.\n" in ollama.modelfile(wanted)
     assert "<|im_start|>" in ollama.modelfile(wanted) and "recipe abc" in ollama.modelfile(wanted)
+
+
+def test_an_export_of_other_data_than_the_model_was_trained_on_is_refused(this: run_folder.Run) -> None:
+    with pytest.raises(BadInput, match="test.jsonl: not the data that smollm2-135m-lora was trained on"):
+        write_exports(tuned(NAME), "Q8_0", "", ["vllm"], str(trajectory.TEST_DATA))
 
 
 @pytest.mark.heavy

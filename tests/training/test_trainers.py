@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from tests.parts import conversations, models
+from tests.parts.command import tools
 from tools import BadInput
 from tools.core import catalog, trajectory
 from tools.recipes import recipe
@@ -75,6 +76,31 @@ def test_an_unsloth_script_is_written_for_every_recipe_that_it_can_train() -> No
         compile(unsloth.script(each, values, "pip install unsloth"), each.name, "exec")
         written += 1
     assert written > 500
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("trainer", "name", "written"),
+    [
+        ("llamafactory", "24gb/qwen7b-qlora", "react_training.json"),
+        ("trl", "cpu/smollm2-135m-lora", "data/train.jsonl"),
+        ("unsloth", "24gb/qwen7b-qlora", "train.jsonl"),
+    ],
+)
+def test_an_export_holds_a_persons_own_data_in_any_format_and_none_of_ours(
+    trainer: str, name: str, written: str, tmp_path: Path
+) -> None:
+    turns = [{"from": "human", "value": "Find the key."}, {"from": "gpt", "value": "Action: open drawer"}]
+    (tmp_path / "my.json").write_bytes(orjson.dumps([{"conversations": turns}] * 3))
+    asked = ("export", name, "--to", trainer, "--data", str(tmp_path / "my.json"))
+    done = tools(*asked, REACT_RECIPES_OUTPUTS=str(tmp_path / "outputs"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / name / "export" / trainer
+    text = (folder / written).read_text()
+    rows = orjson.loads(text) if written.endswith(".json") else [orjson.loads(line) for line in text.splitlines()]
+    assert len(rows) == 3 and (trainer == "trl" or "open drawer" in text)
+    # What answers the held-out episodes of the shipped data is not here, and no command of it is printed.
+    assert "predict" not in done.stdout and not list(folder.glob("*testing*")) + list(folder.glob("predict*"))
 
 
 @pytest.mark.heavy

@@ -7,6 +7,7 @@ import typer
 from tools.cli.options import (
     AdapterOnly,
     Base,
+    Data,
     Folder,
     HeldOut,
     Imatrix,
@@ -89,18 +90,19 @@ def export(
     adapter: Folder = "",
     name: Name = "",
     num_ctx: NumCtx = 0,
+    data: Data = "",
 ) -> None:
     """Write folders for other servers, for the hub or for another trainer, each with its exact commands."""
     if " ".join(to) in ("llamafactory", "trl", "unsloth"):
         from tools.pipeline.training import write_for_trainer
         from tools.recipes.recipe import open_recipe
 
-        write_for_trainer(" ".join(to), open_recipe(recipe, tier, base))
+        write_for_trainer(" ".join(to), open_recipe(recipe, tier, base, data=as_messages(data)))
         return
     from tools.pipeline.serving import write_exports
     from tools.pipeline.trained import tuned
 
-    write_exports(tuned(recipe, base, adapter, tier, num_ctx), quant, name, to)
+    write_exports(tuned(recipe, base, adapter, tier, num_ctx), quant, name, to, as_messages(data))
 
 
 @app.command(epilog="Example: ollama qwen7b-qlora --quant Q4_K_M --name react-mine")

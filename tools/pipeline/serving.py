@@ -415,11 +415,16 @@ def same_text(client: "Client", name: str, trained: Tuned) -> None:
             )
 
 
-def write_exports(trained: Tuned, quant: str, called: str, to: Sequence[str]) -> None:
-    """Write the folders of `to` (all where it is empty; one text may name several) and print the command of each."""
+def write_exports(trained: Tuned, quant: str, called: str, to: Sequence[str], data: str = "") -> None:
+    """Write the folders of `to` (all where it is empty; one text may name several) and print the command of each.
+
+    Raises BadInput where `data`, if it is named, is not what the model was trained on.
+    """
     from tools.serving import export
     from tools.serving import ollama as server
 
+    if data and trained.hashes.get("data") != files.sha256(Path(data)):
+        raise BadInput(f"{data}: not the data that {trained.name} was trained on; leave DATA= out")
     places = export.chosen(" ".join(to).split())
     if not trained.run.recipe.exists() and "huggingface" in places:
         if to:

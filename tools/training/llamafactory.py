@@ -55,7 +55,10 @@ def write(
         if train.get("deepspeed"):
             files.write(partial / "deepspeed.json", run_folder.found(str(train["deepspeed"])).read_bytes())
             train["deepspeed"] = "deepspeed.json"
-        for name, values in (("train", train), ("predict", predicting(train)), ("export", exporting(train))):
+        written = {"train": train, "predict": predicting(train), "export": exporting(train)}
+        if not has_held_out(recipe):
+            del written["predict"]
+        for name, values in written.items():
             text = templates.template("export/llamafactory.yaml.j2").render(
                 what=name,
                 recipe=recipe.name,
@@ -65,9 +68,14 @@ def write(
             )
             files.write(partial / f"{name}.yaml", text.encode())
     start = f"FORCE_TORCHRUN=1 NPROC_PER_NODE={recipe.tier.devices} " if recipe.tier.devices > 1 else ""
-    return folder, [f"{start}llamafactory-cli train train.yaml"] + [
-        f"llamafactory-cli {verb} {name}.yaml" for verb, name in (("train", "predict"), ("export", "export"))
-    ]
+    programs = {"train": f"{start}llamafactory-cli train", "predict": "llamafactory-cli train"}
+    programs["export"] = "llamafactory-cli export"
+    return folder, [f"{programs[name]} {name}.yaml" for name in written]
+
+
+def has_held_out(recipe: Recipe) -> bool:
+    """Whether episodes that no training sees belong to a recipe's: they do to the shipped ones."""
+    return recipe.data.resolve() == trajectory.TRAIN_DATA
 
 
 def write_data_set(recipe: Recipe, template: str, folder: Path) -> None:
@@ -75,10 +83,11 @@ def write_data_set(recipe: Recipe, template: str, folder: Path) -> None:
 
     `template`: LLaMA-Factory's name of the chat template. Raises BadInput as `write_data`.
     """
-    for name, data in ((EPISODES, recipe.data), (HELD_OUT, trajectory.TEST_DATA)):
+    parts = {EPISODES: recipe.data} | ({HELD_OUT: trajectory.TEST_DATA} if has_held_out(recipe) else {})
+    for name, data in parts.items():
         write_data(data, folder / f"{name}.json", words().begins.get(template, ""))
     known = orjson.loads(convert.render("dataset_info.json.j2", str(folder)))
-    told = {name: known[f"{name}_sharegpt"] | {"file_name": f"{name}.json"} for name in (EPISODES, HELD_OUT)}
+    told = {name: known[f"{name}_sharegpt"] | {"file_name": f"{name}.json"} for name in parts}
     files.write_json(folder / "dataset_info.json", told)
 
 

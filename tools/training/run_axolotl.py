@@ -338,22 +338,31 @@ def followed(
 
     `environment`: what it has beside ours. `planned`: the recipe's plan, where the catalog knows its model.
     """
-    with (
-        files.log(log) as kept,
-        following(start, kept, cwd=at, env=os.environ | environment) as (process, lines),
-        stop_after_step(process) as asked,
-    ):
-        notes, ended = follow_events(events.read(lines), trainer)
-    if ended and ended.event == "stopped":
-        told = f"stopped at step {ended.step}; the same command goes on from its checkpoint in {this.checkpoints}"
-        print(told, file=sys.stderr)
-        raise KeyboardInterrupt
-    if asked.is_set():
-        raise KeyboardInterrupt
+    ended: Event | None = None
+    try:
+        with (
+            files.log(log) as kept,
+            following(start, kept, cwd=at, env=os.environ | environment) as (process, lines),
+            stop_after_step(process) as asked,
+        ):
+            notes, ended = follow_events(events.read(lines), trainer)
+        if asked.is_set() or (ended and ended.event == "stopped"):
+            raise KeyboardInterrupt
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        print(what_is_kept(this, ended), file=sys.stderr)
+        raise
     if process.returncode:
         why = failure(log, ended, process.returncode, this, planned, trainer)
         raise Failed(f"{why} (the whole log: {log})")
     return notes
+
+
+def what_is_kept(this: Run, ended: Event | None) -> str:
+    """What a training leaves that was stopped, with the event of a stop after an update, or at once; in words."""
+    if whole := checkpoints(this):
+        at = f" at step {ended.step}" if ended else ""
+        return f"stopped{at}; the same command goes on from {whole[-1].name} in {this.checkpoints}"
+    return "stopped before the first checkpoint; the same command begins anew"
 
 
 @contextlib.contextmanager
@@ -367,7 +376,7 @@ def stop_after_step(process: Program) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     def ask(*_: object) -> None:
-        print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+        print("stopping; an update that has begun ends with a checkpoint; once more to stop at once", file=sys.stderr)
         asked.set()
         process.send_signal(signal.SIGTERM)
         restore()

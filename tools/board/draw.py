@@ -1,0 +1,28 @@
+"""What the page draws: memory, lengths, curves. Only figures and the catalog's words go into it, nothing of a file."""
+
+from collections.abc import Mapping, Sequence
+
+from tools.core import catalog, templates
+from tools.data import stats
+from tools.data.stats import Stats
+from tools.evaluation.curves import Curve
+from tools.recipes import index
+from tools.recipes.plan import Plan
+
+
+def memory(plans: Mapping[str, Plan], words: Mapping[str, str]) -> str:
+    """The memory that each method takes, as recipes/index.html draws it, on one scale; the first with its parts."""
+    drawn = [(catalog.methods()[key], each, index.how(each.settings)) for key, each in plans.items()]
+    return templates.template("board/memory.html.j2").render(plans=drawn, words=words)
+
+
+def lengths(found: Stats) -> str:
+    """The lengths of episodes, in tokens or else in answers, as the page of `make stats` draws them."""
+    unit = "tokens" if found["tokens"] else "answers"
+    plot = stats.plot(found["tokens"] or found["turns"], stats.SEQUENCES if found["tokens"] else ())
+    return templates.template("board/lengths.html.j2").render(plot=plot, unit=unit)
+
+
+def curves(found: Sequence[Curve]) -> str:
+    """The plots of a training, as report.html draws them."""
+    return templates.template("board/curves.html.j2").render(curves=found)

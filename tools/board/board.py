@@ -37,6 +37,7 @@ class Form(NamedTuple):
     room: float
     prompt: str
     name: str
+    force: bool
 
 
 @dataclass
@@ -58,19 +59,19 @@ class Board:
     def commands(self, form: Form) -> dict[str, Command]:
         """The command of each button, by the button's name."""
         chosen, of_data = self.choice(form), {"data": form.data or SHIPPED}
-        prompt = "" if form.prompt == ask.KITCHEN else form.prompt
+        prompt, force = "" if form.prompt == ask.KITCHEN else form.prompt, "1" if form.force else ""
         out = choice.shown(uploads.folder() / chosen.tier / f"{form.name}.yaml")
         return {
             "plan": chosen.command("plan"),
             "lint": Command("lint", of_data),
             "stats": Command("stats", of_data),
             "new": Command("new", {"model": form.model, "method": form.method, "tier": chosen.tier, "out": out}),
-            "check": chosen.command("check"),
-            "train": chosen.command("train"),
+            "check": chosen.command("check", force=force),
+            "train": chosen.command("train", force=force),
             "resume": chosen.command("train", resume="1"),
             "gguf": chosen.command("gguf", quant=form.quant),
             "parity": chosen.command("parity", quant=form.quant),
-            "ollama": chosen.command("ollama", quant=form.quant),
+            "ollama": chosen.command("ollama", quant=form.quant, force=force),
             "ask": chosen.command("ask", quant=form.quant, prompt=prompt),
             "eval": chosen.command("eval", quant=form.quant, rooms=str(int(form.room))),
         }
@@ -113,12 +114,12 @@ class Board:
         """The data to choose from, as the page names them."""
         return [(self.words["shipped"], ""), *((each, each) for each in uploads.there())]
 
-    def dropped(self, path: str | None, form: Form) -> list[Shown]:
-        """A file that was dropped, kept and chosen."""
-        if path is None:
-            return [gr.skip()] * (2 + len(self.commands(form)))
-        kept = choice.shown(uploads.keep(Path(path)))
-        return [None, gr.update(choices=self.data_choices(), value=kept), *self.lines(form._replace(data=kept))]
+    def dropped(self, path: str, form: Form) -> Iterator[list[Shown]]:
+        """A file that was dropped: kept, chosen, looked at."""
+        form = form._replace(data=choice.shown(uploads.keep(Path(path))))
+        chosen = gr.update(choices=self.data_choices(), value=form.data)
+        for shown in self.looked_at(form):
+            yield [None, chosen, *self.lines(form), *shown]
 
     def looked_at(self, form: Form) -> Iterator[list[Shown]]:
         """What lint says of the chosen data, then their lengths too."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tools import BadInput
 from tools.core import catalog, machine, run_folder
-from tools.core.catalog import Method, Model, Tier
+from tools.core.catalog import Tier
 from tools.core.run_folder import Run
 from tools.recipes import commands, plan, recipe, render
 from tools.recipes.plan import Plan
@@ -101,11 +101,12 @@ def first() -> Choice:
         tier = catalog.tiers()[machine.tier()]
     except BadInput:  # a GPU of less memory than any tier has
         tier = catalog.tiers()["cpu"]
-    there: list[tuple[Model, Method]] = [
+    known = recipe.names(tier.key)
+    there = [
         (model, method)
         for method in catalog.main_methods()
         for model in catalog.models().values()
-        if render.name(model, method) in recipe.names(tier.key)
+        if render.name(model, method) in known
     ]
     model, method = min(there, key=lambda each: (not each[0].first_try, each[0].text_parameters))
     return Choice(model.key, method.key, f"tier {tier.key}")

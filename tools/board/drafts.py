@@ -20,7 +20,7 @@ def there(tier: str) -> list[str]:
 
 
 def place(name: str, tier: str) -> Path:
-    """Where a recipe of the person's own lies: its folder says its tier. Raises BadInput for a name that none can have."""
+    """Where a recipe of the person's own lies: its folder says its tier. Raises BadInput for a name it cannot have."""
     if not NAME.fullmatch(name):
         raise BadInput(f"{quote.visible(name[:80])}: no name for a recipe; letters, digits, dots and dashes make one")
     if name in recipe.names():

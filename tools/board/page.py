@@ -18,7 +18,7 @@ EVERY = 1.0
 
 
 def told(function: Callable[..., Any], outputs: int) -> Callable[..., Iterator[list[Shown]]]:
-    """What an event calls: `function` on inputs of its own and the form; before its outputs, why it was refused, if so."""
+    """What an event calls: `function` on inputs of its own and the form; before its outputs, why it was refused."""
 
     def run(*values: Any) -> Iterator[list[Shown]]:
         own, form = values[: -len(Form._fields)], Form(*values[-len(Form._fields) :])
@@ -35,7 +35,7 @@ def told(function: Callable[..., Any], outputs: int) -> Callable[..., Iterator[l
 def build(board: Board) -> gr.Blocks:
     """The page of a board."""
     words, first = board.words, choice.first()
-    opened = Form(first.model, first.method, first.device, "", "", "Q8_0", 1, ask.KITCHEN, "")
+    opened = Form(first.model, first.method, first.device, "", "", "Q8_0", 1, ask.KITCHEN, "", False)
     commands: dict[str, gr.Textbox] = {}
 
     def told_here(key: str, lines: int = 1, **options: Any) -> gr.Textbox:
@@ -66,6 +66,7 @@ def build(board: Board) -> gr.Blocks:
         gr.Markdown("# react-recipes")
         with gr.Row(equal_height=True):
             state = told_here("state", 2, scale=4)
+            force = gr.Checkbox(label=words["force"], elem_id="force", scale=1, min_width=140)
             stop = gr.Button(words["stop"], elem_id="stop", scale=1, min_width=140)
         notice = told_here("notice")
         with gr.Tab(words["choose"], elem_id="choose"):
@@ -108,7 +109,7 @@ def build(board: Board) -> gr.Blocks:
         log = told_here("log", 6, max_lines=20, elem_classes="log")
         talks, before = gr.State({}), gr.State([])
 
-        form = [model, method, device, data, own, quant, room, prompt, name]
+        form = [model, method, device, data, own, quant, room, prompt, name, force]
         lines = [commands[key] for key in board.commands(opened)]
         everything = [method, own, fitting, bars, head, editor, name, *lines]
 
@@ -122,10 +123,10 @@ def build(board: Board) -> gr.Blocks:
         on(page.load, board.chosen, [], everything)
         for each in (model, method, device, own):
             on(each.input, board.chosen, [], everything)
-        for each in (data, quant, room, prompt, name):
+        for each in (data, quant, room, prompt, name, force):
             on(each.input, board.lines, [], lines)
         on(plan.click, partial(board.started, "plan"), [editor], [])
-        on(on(drop.upload, board.dropped, [drop], [drop, data, *lines]).then, board.looked_at, [], [findings, lengths])
+        on(drop.upload, board.dropped, [drop], [drop, data, *lines, findings, lengths])
         on(lint.click, board.looked_at, [], [findings, lengths])
         on(stats.click, board.looked_at, [], [findings, lengths])
         on(partial(editor.input, trigger_mode="always_last"), board.typed, [editor], [checked])

@@ -23,7 +23,7 @@ Talks = dict[str, list[Message]]
 
 
 def answers(work: Work, choice: Choice, quant: str, prompt: str, before: Talks) -> Iterator[Talks]:
-    """What both models were asked and answered `before`, then this prompt and their answers, again and again as they grow.
+    """What both models were asked and answered `before`, this prompt and their answers, again and again as they grow.
 
     One after the other, as `ask`. Raises BadInput and Failed as it does, and BadInput while other work goes on.
     """

@@ -29,7 +29,10 @@ def typed(line: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return make_variables.from_make(COMMANDS, goal, rules[goal].words)
 
 
-@pytest.mark.parametrize("form", [FORM, FORM._replace(device="gpu rtx4090", prompt="It's `a` $b", force=True)], ids=["tier", "gpu"])
+ON_A_GPU = FORM._replace(device="gpu rtx4090", prompt="It's `a` $b", force=True)
+
+
+@pytest.mark.parametrize("form", [FORM, ON_A_GPU], ids=["tier", "gpu"])
 def test_each_command_on_the_page_is_what_make_runs(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, command in Board(texts("en"), Work()).commands(form).items():
         line = typed(command.make, monkeypatch)

@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tools import BadInput
 from tools.board.choice import Command
@@ -55,11 +56,9 @@ class Work:
 
     def follow(self, command: Command) -> None:
         """Run a command that was taken to its end, and keep what it writes."""
-        told = [sys.executable, "-m", "tools", *command.words]
-        paths = os.pathsep.join([str(run_folder.ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        told, options = ours(command.words)
         try:
-            environment = os.environ | {"PYTHONPATH": paths}
-            with process.following(told, cwd=run_folder.home(), env=environment) as (self.program, lines):
+            with process.following(told, **options) as (self.program, lines):
                 for line in lines:
                     self.say(line)
             self.status = self.program.returncode
@@ -92,6 +91,14 @@ class Work:
         if program := self.program:
             print("ending what runs; a training saves a checkpoint first", file=sys.stderr)
             program.stop(PATIENCE)
+
+
+def ours(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The program that runs a command of ours, and the options of Popen: from where recipes' paths start."""
+    # Where this is installed, `tools` is known to one command alone.
+    paths = os.pathsep.join(filter(None, [str(run_folder.ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths}
+    return [sys.executable, "-m", "tools", *words], {"cwd": run_folder.home(), "env": environment}
 
 
 def told(folder: Path, since: float) -> list[Event]:

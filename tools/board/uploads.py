@@ -3,13 +3,13 @@
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import orjson
 
 from tools import BadInput
 from tools.board.choice import shown
+from tools.board.runs import ours
 from tools.core import files, process, run_folder
 from tools.data import inputs
 from tools.data.stats import Stats
@@ -63,14 +63,16 @@ def plain(name: str) -> str:
 
 def lint(path: str) -> str:
     """What `make lint` says of a file: its findings, the last line being the sum, or why it cannot be read."""
-    done = process.finished([sys.executable, "-m", "tools", "lint", "--", path], cwd=run_folder.home())
+    command, options = ours(["lint", "--", path])
+    done = process.finished(command, **options)
     written = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     return "\n".join(written[-LINES:])
 
 
 def measure(path: str) -> Stats | None:
     """What `make stats` measures of a file; None where it cannot be read, which `lint` says."""
-    done = process.finished([sys.executable, "-m", "tools", "stats", "--json", "--", path], cwd=run_folder.home())
+    command, options = ours(["stats", "--json", "--", path])
+    done = process.finished(command, **options)
     if done.returncode:
         return None
     found: Stats = orjson.loads(done.stdout)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tools.core import catalog, templates
+from tools.core.catalog import Method
 from tools.data import stats
 from tools.data.stats import Stats
 from tools.evaluation.curves import Curve
@@ -12,8 +13,13 @@ from tools.recipes.plan import Plan
 
 def memory(plans: Mapping[str, Plan], words: Mapping[str, str]) -> str:
     """The memory that each method takes, as recipes/index.html draws it, on one scale; the first with its parts."""
-    drawn = [(catalog.methods()[key], each, index.how(each.settings)) for key, each in plans.items()]
-    return templates.template("board/memory.html.j2").render(plans=drawn, words=words)
+    drawn = [(catalog.methods()[key], each) for key, each in plans.items()]
+    return templates.template("board/memory.html.j2").render(plans=drawn, words=words, why=why_not, how=index.how)
+
+
+def why_not(found: Plan, method: Method) -> str:
+    """Why a method has no recipe on a tier, however much memory there is; empty where it can have one."""
+    return index.impossible(found.model, method, found.tier, found.settings.sequence_len)
 
 
 def lengths(found: Stats) -> str:

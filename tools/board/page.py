@@ -25,9 +25,9 @@ def told(function: Callable[..., Any], outputs: int) -> Callable[..., Iterator[l
         try:
             made = function(*own, form)
             for shown in made if isinstance(made, Iterator) else [made]:
-                yield ["", *shown]
+                yield [gr.update(visible=False), *shown]
         except (BadInput, Failed) as error:
-            yield [quote.visible(error), *[gr.skip()] * outputs]
+            yield [gr.update(value=quote.visible(error), visible=True), *[gr.skip()] * outputs]
 
     return run
 
@@ -66,9 +66,9 @@ def build(board: Board) -> gr.Blocks:
         gr.Markdown("# react-recipes")
         with gr.Row(equal_height=True):
             state = told_here("state", 2, scale=4)
-            force = gr.Checkbox(label=words["force"], elem_id="force", scale=1, min_width=140)
             stop = gr.Button(words["stop"], elem_id="stop", scale=1, min_width=140)
-        notice = told_here("notice")
+        notice = told_here("notice", visible=False)
+        force = gr.Checkbox(label=words["force"], elem_id="force", container=False)
         with gr.Tab(words["choose"], elem_id="choose"):
             with gr.Row():
                 model = pick("model", [(each.title, key) for key, each in catalog.models().items()], opened.model)

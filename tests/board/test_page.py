@@ -20,6 +20,7 @@ from tools.gguf import llamacpp
 from tools.recipes import plan
 
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=60_000)
 NAME = "my-smollm2-135m-lora"
 # In a file, a recipe and a question: it must stay text wherever it is shown.
 HOSTILE = "<img src=x onerror=document.title='broken'>"

@@ -113,11 +113,21 @@ def build(board: Board) -> gr.Blocks:
         lines = [commands[key] for key in board.commands(opened)]
         everything = [method, own, fitting, bars, head, editor, name, *lines]
 
-        def on(listen: Any, function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-            """Have an event call a function of the board, see `told`."""
-            called = told(function, len(outputs))
+        def on(
+            listen: Any,
+            function: Callable[..., Any],
+            inputs: Sequence[Any],
+            outputs: Sequence[Any],
+            mode: str = "always_last",
+        ) -> Any:
+            """Have an event call a function of the board, see `told`; once more, where it came again meanwhile."""
             return listen(
-                called, [*inputs, *form], [notice, *outputs], show_progress="hidden", api_visibility="private"
+                told(function, len(outputs)),
+                [*inputs, *form],
+                [notice, *outputs],
+                show_progress="hidden",
+                api_visibility="private",
+                trigger_mode=mode,
             )
 
         on(page.load, board.chosen, [], everything)
@@ -125,17 +135,17 @@ def build(board: Board) -> gr.Blocks:
             on(each.input, board.chosen, [], everything)
         for each in (data, quant, room, prompt, name, force):
             on(each.input, board.lines, [], lines)
-        on(plan.click, partial(board.started, "plan"), [editor], [])
-        on(drop.upload, board.dropped, [drop], [drop, data, *lines, findings, lengths])
+        on(plan.click, partial(board.started, "plan"), [editor], [], "once")
+        on(drop.upload, board.dropped, [drop], [drop, data, *lines, findings, lengths], "multiple")
         on(lint.click, board.looked_at, [], [findings, lengths])
         on(stats.click, board.looked_at, [], [findings, lengths])
-        on(partial(editor.input, trigger_mode="always_last"), board.typed, [editor], [checked])
+        on(editor.input, board.typed, [editor], [checked])
         on(save.click, board.saved, [editor], everything)
         for key, button in starting.items():
-            on(button.click, partial(board.started, key), [editor], [])
+            on(button.click, partial(board.started, key), [editor], [], "once")
         going = [
-            on(asking.click, board.answered, [talks], [talks, *answers]),
-            on(playing.click, board.played, [], [game]),
+            on(asking.click, board.answered, [talks], [talks, *answers], "once"),
+            on(playing.click, board.played, [], [game], "once"),
         ]
         stop.click(board.work.stop, cancels=going, api_visibility="private")
         anew.click(lambda: ({}, "", ""), outputs=[talks, *answers], api_visibility="private")

@@ -69,9 +69,11 @@ def open_page(port: int, host: str, lang: str) -> None:
         head=templates.template("board/head.html.j2").render(),
     )
     print(f"http://{f'[{host}]' if ':' in host else host}:{port}: the board; Ctrl-C ends it", flush=True)
-    guarded = Guard(app, local)
+    config = uvicorn.Config(
+        Guard(app, local), host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE
+    )
     try:
-        uvicorn.run(guarded, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE)
+        uvicorn.Server(config).run()
     finally:
         work.end()
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from tools.core import catalog, templates
 from tools.core.catalog import Method
 from tools.data import stats
-from tools.data.stats import Stats
+from tools.data.stats import Measured
 from tools.evaluation.curves import Curve
 from tools.recipes import index
 from tools.recipes.plan import Plan
@@ -22,11 +22,11 @@ def why_not(found: Plan, method: Method) -> str:
     return index.impossible(found.model, method, found.tier, found.settings.sequence_len)
 
 
-def lengths(found: Stats) -> str:
-    """The lengths of episodes, in tokens or else in answers, as the page of `make stats` draws them."""
-    unit = "tokens" if found["tokens"] else "answers"
-    plot = stats.plot(found["tokens"] or found["turns"], stats.SEQUENCES if found["tokens"] else ())
-    return templates.template("board/lengths.html.j2").render(plot=plot, unit=unit)
+def lengths(found: Measured) -> str:
+    """The lengths of episodes in tokens, as the page of `make stats` draws them."""
+    assert found["tokens"]
+    plot = stats.plot(found["tokens"], stats.SEQUENCES)
+    return templates.template("board/lengths.html.j2").render(plot=plot, unit="tokens")
 
 
 def curves(found: Sequence[Curve]) -> str:

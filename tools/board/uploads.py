@@ -3,16 +3,16 @@
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
-
-import orjson
 
 from tools import BadInput
 from tools.board.choice import shown
 from tools.board.runs import ours
 from tools.core import files, process, run_folder
-from tools.data import inputs
-from tools.data.stats import Stats
+from tools.data import inputs, split, stats
+from tools.data.stats import Measured
+from tools.gguf import base, find_base
 
 # The largest file that is taken, in bytes.
 MOST = 2**30
@@ -69,11 +69,10 @@ def lint(path: str) -> str:
     return "\n".join(written[-LINES:])
 
 
-def measure(path: str) -> Stats | None:
-    """What `make stats` measures of a file; None where it cannot be read, which `lint` says."""
-    command, options = ours(["stats", "--json", "--", path])
-    done = process.finished(command, **options)
-    if done.returncode:
+def measure(path: str) -> Measured | None:
+    """What `make stats` measures of a file; None where it cannot be read to its end, of which `lint` says more."""
+    count = partial(base.tokens, find_base.tokenizer(""))
+    try:
+        return stats.measure(split.episodes([run_folder.home() / path], "stats", say=False), count)
+    except BadInput:
         return None
-    found: Stats = orjson.loads(done.stdout)
-    return found

@@ -118,6 +118,9 @@ resume: setup ## resume from the last checkpoint; fail if there is none (RECIPE=
 webui: setup ## LLaMA-Factory's web page with a recipe and its data filled in (RECIPE= TIER= DATA= SEQ= SET= PORT=7860)
 	@$(TOOLS) webui
 
+ui: setup ## a page over these commands: choose, edit, train, watch, ask, play (PORT=7870 HOST=127.0.0.1 LANG=zh)
+	@$(TOOLS) ui
+
 slurm: .venv/.ready ## write a training as a Slurm job, and submit it if Slurm is here (RECIPE= TIER= NODES=)
 	@$(TOOLS) submit slurm
 

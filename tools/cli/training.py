@@ -98,6 +98,20 @@ def webui(
     llamaboard.open_page(commands.open_asked(recipe, tier, "", 0, base, change, seq, as_messages(data)), port)
 
 
+@app.command(epilog="Example: ui --lang zh")
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the page's port")] = 7870,
+    host: Annotated[
+        str, typer.Option(help="whose requests are taken; another than this machine's needs REACT_RECIPES_UI_PASSWORD")
+    ] = "127.0.0.1",
+    lang: Annotated[str, typer.Option(click_type=click.Choice(["en", "zh"]), help="the page's language")] = "en",
+) -> None:
+    """Open a page over these commands: choose, edit, train, watch, convert, ask, play; for this machine alone."""
+    from tools.board import serve
+
+    serve.open_page(port, host, lang)
+
+
 @app.command(epilog="Example: submit slurm qwen72b-full --tier 2x8x80gb --nodes 2")
 def submit(
     to: Annotated[str, typer.Argument(help="slurm or ray")],

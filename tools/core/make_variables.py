@@ -22,9 +22,9 @@ from tools.core import run_folder
 TARGET_ONLY = {"DRY_RUN", "FORCE", "GPU", "RESUME"}
 # With one of these a command needs no recipe.
 INSTEAD_OF_RECIPE = {"ADAPTER", "ALL", "GGUF", "MODEL", "TEACHER", "URL"}
-# From the environment we do not take them: WSL keeps the computer's name there, a shell its prompt, and DEMO may be
-# another program's.
-TYPED_ONLY = {"DEMO", "NAME", "PROMPT"}
+# From the environment we do not take them: WSL keeps the computer's name there, shells their prompt, language and host,
+# and DEMO may be another program's.
+TYPED_ONLY = {"DEMO", "HOST", "LANG", "NAME", "PROMPT"}
 # How alike two names must be for one to be the other misspelt: TYER and TIER are 0.75.
 NEAR = 0.7
 # A target, what it needs, and the command that it calls, if it is one of ours.

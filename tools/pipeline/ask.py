@@ -48,11 +48,7 @@ def ask(
     """
     from rich.console import Console
 
-    if prompt and conversation:
-        raise BadInput("a prompt or a conversation, not both: leave out PROMPT= or CONVERSATION=")
-    messages = read(Path(conversation)) if conversation else [{"role": "user", "content": prompt or KITCHEN}]
-    if model.system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": model.system}, *messages]
+    messages = opened(model, prompt, conversation)
     console = Console()
     print(f"{quote.visible(messages[-1]['content'], keep=chr(10))}\n")
     players = ["base", "tuned"] if model.before else ["tuned"]
@@ -71,6 +67,19 @@ def ask(
         del stream, told  # a model in this process makes room for the next
     if live:
         console.print(columns(answers))
+
+
+def opened(model: Tuned, prompt: str, conversation: str = "") -> list[Message]:
+    """What both models are asked: a file's conversation, else a prompt, else KITCHEN, after training's system prompt.
+
+    Raises BadInput for a conversation that cannot be answered, and for a prompt beside it.
+    """
+    if prompt and conversation:
+        raise BadInput("a prompt or a conversation, not both: leave out PROMPT= or CONVERSATION=")
+    messages = read(Path(conversation)) if conversation else [{"role": "user", "content": prompt or KITCHEN}]
+    if model.system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": model.system}, *messages]
+    return messages
 
 
 @contextlib.contextmanager

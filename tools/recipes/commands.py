@@ -83,9 +83,7 @@ def recommend(gpu: str, gpus: int) -> None:
     print(f"{what}: recipes/{named.key}, {named.usable_gib} GiB a device\n")
     methods = catalog.main_methods()
     for method in methods:
-        fits = [found for model in catalog.models().values() if (found := plan.choose(model, method, named))]
-        largest = sorted(fits, key=lambda each: -each.model.text_parameters)[:3]
-        for found in largest:
+        for found in largest_fits(method, named):
             s = found.settings
             speed = f", about {found.tokens_per_second:.0f} tokens/s" if found.seconds else ""
             title = render.name(found.model, method)
@@ -96,6 +94,12 @@ def recommend(gpu: str, gpus: int) -> None:
     for first in (each for each in catalog.models().values() if each.first_try):
         if any(plan.choose(first, method, named) for method in methods):
             print(f"\nStart small: {first.title} soon shows whether your data teach what they should.")
+
+
+def largest_fits(method: Method, tier: Tier) -> list[Plan]:
+    """The plans of the three largest models that a method trains on a tier; fewer where fewer fit."""
+    fits = [found for model in catalog.models().values() if (found := plan.choose(model, method, tier))]
+    return sorted(fits, key=lambda each: -each.model.text_parameters)[:3]
 
 
 def devices_here(gpus: int) -> list[machine.Device]:

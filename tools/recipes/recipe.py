@@ -106,17 +106,24 @@ def open_recipe(name: str, tier: str = "", base: str = "", pairs: Sequence[str] 
 def read_recipe(
     path: Path, tier: Tier | None = None, base: str = "", changes: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Read a recipe's file; `tier` by default its own, else this machine's.
-
-    Raises BadInput with file:line for what is no YAML mapping, a key that stands twice, a value that contains itself, a
-    key of an older Axolotl, a value of the wrong type among those that our own code reads.
-    """
+    """Read a recipe's file; `tier` by default its own, else this machine's. Raises BadInput as `parse_recipe`."""
     try:
         if path.stat().st_size > LARGEST:
             raise BadInput(f"{path}: more than {LARGEST >> 10} KiB; no recipe is so large")
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from error
+    return parse_recipe(path, text, tier, base, changes)
+
+
+def parse_recipe(
+    path: Path, text: str, tier: Tier | None = None, base: str = "", changes: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe that a text is, under the name `path`; see `read_recipe`.
+
+    Raises BadInput with file:line for what is no YAML mapping, a key that stands twice, a value that contains itself, a
+    key of an older Axolotl, a value of the wrong type among those that our own code reads.
+    """
     value, lines = yaml_text.parse_with_lines(text, path)
     if not isinstance(value, dict) or not value.get("base_model"):
         raise BadInput(f"{path}:1: not a recipe: it names no base_model")

@@ -117,10 +117,7 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
     if isinstance(base, Path) and with_its_own_template(recipe):
         # Before Axolotl, which takes 10 s to load.
         chat_template.check_templates(chat_template.written(base), str(base), {})
-    findings = [
-        Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "use the key that it names")
-        for text in schema.validate(recipe)
-    ]
+    findings = deprecated(recipe)
     if recipe.settings.get("rl"):
         return check_pairs(recipe, base, machine or this_machine(), rows, findings)
     episodes: list[Episode] = rows
@@ -132,6 +129,19 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
     if not isinstance(base, Path):
         return Report(findings, episodes=len(episodes), sequence_len=sequence_len(recipe))
     return tokens(recipe, base, episodes, tokenised, findings)
+
+
+def check_settings(recipe: Recipe, machine: Machine | None = None) -> list[Finding]:
+    """Check a recipe without its data and its base: by Axolotl's schema and by `quick`. Raises BadInput as `check`."""
+    return [*deprecated(recipe), *quick(recipe, machine or this_machine())]
+
+
+def deprecated(recipe: Recipe) -> list[Finding]:
+    """What Axolotl's schema says of keys that will go. Raises BadInput, with file:line, for what it refuses."""
+    return [
+        Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "use the key that it names")
+        for text in schema.validate(recipe)
+    ]
 
 
 def check_pairs(

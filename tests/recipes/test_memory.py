@@ -214,5 +214,5 @@ def test_the_loss_of_a_pair_takes_at_its_peak_what_is_planned(half: bool) -> Non
         forward, peak = peak, sum(sizes.values())
         torch.nn.functional.logsigmoid((policy - reference).sum()).backward()
     logits = rows * tokens * vocabulary
-    assert peak / logits == pytest.approx(memory.PAIR_LOGITS, rel=0.05)
+    assert peak / logits == pytest.approx(memory.RL_LOGITS, rel=0.05)
     assert forward < peak

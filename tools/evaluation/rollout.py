@@ -1,11 +1,11 @@
 """Whole games that a model in training plays itself: what a recipe with `rl: grpo` names to Axolotl 0.19.
 
-`play` is its rollout_func, `won` the reward, RoomsPlugin reads the tasks. TRL's `environment_factory` is no way for us: it
-offers an environment's methods as tools, which the model calls in JSON; ours acts by a line of text.
+`play` is its rollout_func, `won` the reward, RoomsPlugin reads the tasks. TRL's `environment_factory` does not fit: it
+offers the methods of an environment as tools, which a model calls in JSON; ours acts by a line of text.
 
-Each turn is asked for as it is served: the conversation so far in the chat template, read anew. The tokens of a game are
-those that the template makes of the whole of it. Only tokens that the model drew carry gradient, and of an answer whose
-text is split into other tokens when it is read again, only those before the split: the model never drew the others.
+Each answer is asked for as in serving: by the chat template of the conversation so far, read anew. The tokens of a game
+are those of the template over all of it. Only tokens that the model drew carry gradient. Where the text of an answer is
+split into other tokens when it is read again, only those before that carry any: the model never drew the others.
 """
 
 from collections.abc import Mapping, Sequence

@@ -23,9 +23,9 @@ The rules, in one place:
    sharded base, offloaded inputs, and TRL's fused loss (`dpo_use_liger_kernel`), which on several devices passes by
    DDP's forward, so that no gradient is exchanged (trl 1.9, DPOTrainer.compute_loss). The reference is computed in each
    step: it takes less than the backward pass, and in one epoch each pair needs it once.
-9. Games that the model plays (GRPO) count as episodes of the shipped ones' length, each a row, and are never packed. All
-   games of a task are in one update, on one device: Axolotl asks of several that each has a whole group. The plan counts
-   keys and values of all games at their longest, and the time to play them. Nothing is sharded, offloaded or validated.
+9. A game that the model plays (GRPO) is a row, as long as a shipped episode, and is never packed. All games of a task
+   are in one update, on one device: of several, Axolotl asks that each has a whole group. The plan also counts the keys
+   and values of all games at their longest, and the time to play them. Nothing is sharded, offloaded or validated.
 """
 
 import itertools

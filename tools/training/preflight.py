@@ -41,8 +41,8 @@ LITTLE_TRAINED = 0.05
 class Report:
     """What a check found and measured: tokens in all and trained, the longest episode, the first one's mask.
 
-    `what`: what its data are; of pairs, `episodes` counts them, and both conversations of each count as tokens. Of games
-    that the model will play, the tokens are those of the episodes in their rooms, and none is trained.
+    `what`: what its data are; of pairs, `episodes` counts them, and both conversations of each count as tokens. Of
+    rooms to be played, the tokens are those of the episodes in the data, and none is trained.
     """
 
     findings: list[Finding]

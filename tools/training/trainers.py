@@ -53,7 +53,7 @@ def renamed(recipe: Recipe, words: Words, read: Collection[str] = READ) -> dict[
 
 
 def check_data(recipe: Recipe, words: Words) -> None:
-    """Raise BadInput for pairs and games, for several data sets, and for a recipe that trains more than a chat's answers."""
+    """Raise BadInput for pairs, games, several data sets, and for a recipe that trains more than a chat's answers."""
     if recipe.settings.get("rl"):
         raise cannot(recipe, "rl", words, "gets episodes from here, neither preference pairs nor games")
     if len(recipe.settings["datasets"]) > 1:

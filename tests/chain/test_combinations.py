@@ -46,7 +46,6 @@ STARTED = (
     "12gb/qwen0.5b-grpo",
     "8gb/qwen0.5b-grpo",
     "8gb/qwen3b-grpo",
-    "8gb/smollm2-1.7b-grpo",
 )
 # What needs a GPU, or the real model: kernels, Liger, FlashAttention, its end token and template, its layers' names.
 CHANGES: dict[str, Any] = {

@@ -243,9 +243,8 @@ class Method(Fact):
     on; `advised`: the range of learning rates outside of which a check warns. `variant_of`: the method that this is a
     more careful form of. `rl`: what it learns by from pairs (dpo) or from games that it plays (grpo), empty where it
     learns from episodes; `beta`: the weight of its distance to the reference; `group`: games of a task that are
-    compared, at a `temperature`; `after`: the method whose merged result it starts from. `families`: of the models that
-    have its recipes, all where empty, up to `largest` billions of parameters, 0 for any. `experimental`: no GPU has run
-    it yet.
+    compared, at a `temperature`; `after`: the method whose merged result it starts from. `families`, `models`: those
+    that have its recipes, all where empty. `experimental`: no GPU has run it yet.
     """
 
     title: str
@@ -257,7 +256,7 @@ class Method(Fact):
     temperature: float = 0.0
     after: str = ""
     families: tuple[str, ...] = ()
-    largest: float = 0.0
+    models: tuple[str, ...] = ()
     experimental: bool = False
     adapter: Literal["lora", "qlora"] | None
     rank: int = 0
@@ -277,8 +276,8 @@ class Method(Fact):
 
     def written(self, model: Model) -> bool:
         """Whether recipes/ has its recipes for this model; `make new` makes the others."""
-        small = not self.largest or model.text_parameters <= self.largest * 1e9
-        return small and (not self.families or model.family in self.families)
+        named = not self.models or model.key in self.models
+        return named and (not self.families or model.family in self.families)
 
 
 class Training(Part):

@@ -121,6 +121,17 @@ def test_games_that_another_function_plays_are_axolotls_own_affair(tmp_path: Pat
         preflight.read(asked(tmp_path, rooms(1), "trl={num_generations: 8, rollout_func: my.play}"))
 
 
+@pytest.mark.parametrize("said", ["trl=5", "trl={num_generations: many}", "trl={num_generations: 0}"])
+def test_a_group_that_cannot_be_counted_is_refused(said: str) -> None:
+    with pytest.raises(BadInput, match="trl: .*is (no mapping|not a whole number of at least 1)"):
+        recipe.open_recipe(NAME, "cpu", pairs=[said])
+
+
+def test_new_says_why_there_is_no_recipe_for_several_devices(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="games are played on one device"):
+        commands.new("qwen0.5b", "grpo", "2x24gb", str(tmp_path / "my.yaml"))
+
+
 @pytest.mark.slow
 def test_two_updates_on_games_give_an_adapter_over_the_merged_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -213,6 +213,8 @@ def impossible(model: Model, method: Method, tier: Tier, length: int) -> str:
         return f"the model's context ends at {model.context} tokens"
     if not tier.gpu and method.adapter != "lora":
         return "without a GPU only LoRA is planned"
+    if method.group and tier.world > 1:
+        return "games are played on one device"
     if method.adapter or tier.precision != "fp16":
         most = f"{plan.MOST_TOKENS:g} times the {method.update_tokens} tokens of the method's update"
         return "" if plan.possible(method, tier) else f"{tier.world} GPUs take more than {most}"

@@ -573,6 +573,7 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
     if validates and packed and recipe.get("eval_sample_packing") is not False:
         evaluation = None
     learns = recipe.get("rl")
+    # 8: TRL 1.9, GRPOConfig.
     group = int((recipe.get("trl") or {}).get("num_generations") or 8) if learns == "grpo" else 0
     cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins and not learns
     fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins and not learns

@@ -13,14 +13,16 @@ from tools.training.recipe_checks import limits
 from tools.worlds import episode_task
 from tools.worlds.guard import WorldFailed
 
-# What plays our worlds, and what gives Axolotl their tasks (evaluation/rollout.py).
-PLAYER, READER = "tools.evaluation.rollout.play", "tools.evaluation.rollout.RoomsPlugin"
+# What plays our worlds, what rewards a game, and what gives Axolotl their tasks (evaluation/rollout.py).
+PLAYER, REWARD = "tools.evaluation.rollout.play", "tools.evaluation.rollout.won"
+READER = "tools.evaluation.rollout.RoomsPlugin"
 
 
 def ours(recipe: Recipe) -> bool:
-    """Whether the games of a recipe with `rl: grpo` are played in our worlds."""
-    named = (recipe.settings.get("trl") or {}).get("rollout_func")
-    return named == PLAYER and READER in (recipe.settings.get("plugins") or ())
+    """Whether the games of a recipe with `rl: grpo` are played in our worlds, which alone reward them."""
+    trl = recipe.settings.get("trl") or {}
+    plays = trl.get("rollout_func") == PLAYER and trl.get("reward_funcs") == [REWARD]
+    return plays and READER in (recipe.settings.get("plugins") or ())
 
 
 def check_rooms(path: Path, episodes: Sequence[Episode]) -> None:

@@ -248,9 +248,8 @@ def logits(model: Model, s: Settings) -> float:
     backward pass (transformers 5.16, loss/loss_utils.py). chunked: logits and their gradient in 16 bits, and an eighth
     of the rest (Axolotl 0.19, monkeypatch/loss/chunked.py). Otherwise hidden states, their gradient and about as much
     again for the rows at work: Liger 0.8 sizes them so (ops/fused_linear_cross_entropy.py); cut:
-    https://arxiv.org/abs/2411.09009. pairs: see RL_LOGITS; what the reference pass takes is less, and gone by then.
-    Games, read off TRL 1.9 (GRPOTrainer, _get_per_token_logps_and_entropies) and not measured: logits in 16 bits and in
-    32, the gradients of what was drawn and of the sum over all, 32 bits each, and that of the logits in 16.
+    https://arxiv.org/abs/2411.09009. Pairs and games: see RL_LOGITS; what a pair's reference pass takes, and a game's
+    entropy, is less, and gone by then.
     """
     z = model.sizes
     if s.pairs or s.group:

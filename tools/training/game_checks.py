@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tools import BadInput
 from tools.core import progress
 from tools.core.finding import Finding
 from tools.core.trajectory import Episode
+from tools.gguf import base
 from tools.recipes import plan
 from tools.recipes.recipe import Recipe
 from tools.training.recipe_checks import limits
 from tools.worlds import episode_task
 from tools.worlds.guard import WorldFailed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What plays our worlds, what rewards a game, and what gives Axolotl their tasks (evaluation/rollout.py).
 PLAYER, REWARD = "tools.evaluation.rollout.play", "tools.evaluation.rollout.won"
@@ -37,6 +42,11 @@ def check_rooms(path: Path, episodes: Sequence[Episode]) -> None:
                 raise BadInput(
                     f"{path}:{number}: {why}; rl: grpo plays the rooms of data/ and of what make collect wrote"
                 )
+
+
+def lengths(tokenizer: "PreTrainedTokenizerBase", episodes: Sequence[Episode]) -> list[int]:
+    """Tokens of each episode, in the tokenizer's chat template."""
+    return [base.tokens(tokenizer, episode["messages"]) for episode in episodes]
 
 
 def too_long(recipe: Recipe, lengths: Sequence[int], length: int) -> Iterator[Finding]:

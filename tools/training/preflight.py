@@ -19,7 +19,6 @@ from tools.core.catalog import Model
 from tools.core.finding import Finding
 from tools.core.preference import Pair
 from tools.core.trajectory import Episode
-from tools.gguf import base as files_of_model
 from tools.recipes import plan, render, schema
 from tools.recipes.plan import Change, Plan
 from tools.recipes.recipe import RECIPES, Recipe, names, read_recipe
@@ -186,7 +185,7 @@ def check_games(
         findings += [*quick(recipe, machine), *model_checks.findings(recipe, base)]
         return Report(findings, episodes=len(episodes), sequence_len=length, what="rooms")
     tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(recipe))
-    lengths = [files_of_model.tokens(tokenizer, episode["messages"]) for episode in episodes]
+    lengths = game_checks.lengths(tokenizer, episodes)
     findings += quick(recipe, machine, lengths)
     findings += model_checks.findings(recipe, base)
     findings += game_checks.too_long(recipe, lengths, length)

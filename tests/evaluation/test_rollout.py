@@ -115,7 +115,7 @@ def trainer(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     )  # fmt: skip
     return GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(small_base),
-        lambda prompts, completions, ends, **_: [1.0, 0.0],
+        lambda prompts, completions, **_: [1.0, 0.0],
         args,
         Dataset.from_list([{"prompt": ROOMS[0]._asdict()}]),
         processing_class=chat_template.tokenizer(small_base),

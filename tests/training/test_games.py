@@ -21,7 +21,7 @@ NAME = "smollm2-135m-grpo"
 COIN = """
 class Coin:
     system_prompt = "You always answer with one line, which is Action: heads or Action: tails. You say nothing else."
-    nothing, done = "", True
+    nothing, won, done = "", False, True
 
     def tasks(self, split):
         return []

@@ -30,7 +30,7 @@ from tools.worlds.episode_task import Named, task_of, world_of
 if TYPE_CHECKING:
     from axolotl.utils.dict import DictDefault
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer
 
 
 class RoomsPlugin(BasePlugin):
@@ -74,7 +74,8 @@ def play(prompts: Sequence[Mapping[str, str]], trainer: "GRPOTrainer") -> Rollou
     tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
     ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
     stop = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
-    sampling, longest = Sampling(trainer.args.temperature, ANSWER_TOKENS), trainer.args.max_completion_length or 0
+    args = cast("GRPOConfig", trainer.args)
+    sampling, longest = Sampling(args.temperature, ANSWER_TOKENS), args.max_completion_length or 0
     tasks = [Named(**prompt) for prompt in prompts]
     first = trainer.state.global_step * len(tasks)
     model.eval()  # layers are not recomputed, so keys and values are kept

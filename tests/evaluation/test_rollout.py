@@ -102,6 +102,11 @@ def test_the_reward_is_what_the_world_says_and_none_where_it_failed(monkeypatch:
     assert world.won
 
 
+def one_of_two(prompts: Any, completions: Any, **_: Any) -> list[float | None]:
+    """A reward that does not ask the world."""
+    return [1.0, 0.0]
+
+
 @pytest.fixture(scope="module")
 def trainer(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """TRL's trainer of a small random model that plays one room twice, one game of which is said to be won."""
@@ -115,7 +120,7 @@ def trainer(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     )  # fmt: skip
     return GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(small_base),
-        lambda prompts, completions, **_: [1.0, 0.0],
+        one_of_two,
         args,
         Dataset.from_list([{"prompt": ROOMS[0]._asdict()}]),
         processing_class=chat_template.tokenizer(small_base),

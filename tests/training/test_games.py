@@ -11,7 +11,7 @@ import pytest
 from tools import BadInput
 from tools.core import catalog, trajectory
 from tools.gguf import find_base
-from tools.recipes import commands, plan, recipe, schema
+from tools.recipes import commands, index, plan, recipe, schema
 from tools.recipes.recipe import Recipe
 from tools.training import preflight, recipe_checks, run_axolotl
 from tools.training.run_axolotl import Launch
@@ -127,9 +127,10 @@ def test_a_group_that_cannot_be_counted_is_refused(said: str) -> None:
         recipe.open_recipe(NAME, "cpu", pairs=[said])
 
 
-def test_new_says_why_there_is_no_recipe_for_several_devices(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="games are played on one device"):
-        commands.new("qwen0.5b", "grpo", "2x24gb", str(tmp_path / "my.yaml"))
+def test_no_recipe_is_planned_for_several_devices() -> None:
+    model, method, two = catalog.models()["qwen0.5b"], catalog.methods()["grpo"], catalog.tiers()["2x24gb"]
+    assert plan.choose(model, method, two) is None
+    assert index.impossible(model, method, two, 2048) == "games are played on one device"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tests.parts.trainings import Trainings
 from tools.core import catalog, run_folder
 from tools.core.catalog import Tier
 from tools.recipes import plan, recipe
-from tools.training import run_axolotl
+from tools.training import game_checks, run_axolotl
 from tools.training.run_axolotl import Launch
 
 # A recipe for each way. That of the tier cpu is trained whole in test_whole_chain.py.
@@ -43,6 +43,9 @@ STARTED = (
     "2x24gb/qwen0.5b-dpo",
     "2x24gb/qwen1.5b-dpo",
     "2x24gb/qwen7b-dpo",
+    "12gb/qwen0.5b-grpo",
+    "8gb/qwen0.5b-grpo",
+    "8gb/qwen3b-grpo",
 )
 # What needs a GPU, or the real model: kernels, Liger, FlashAttention, its end token and template, its layers' names.
 CHANGES: dict[str, Any] = {
@@ -70,6 +73,7 @@ class Way(NamedTuple):
     recomputed: bool
     reentrant: bool | None
     pairs: bool
+    games: bool
 
 
 def way(settings: Mapping[str, Any], tier: Tier) -> Way:
@@ -77,7 +81,9 @@ def way(settings: Mapping[str, Any], tier: Tier) -> Way:
     s = plan.from_recipe(settings, tier)
     how = settings.get("gradient_checkpointing_kwargs") or {}
     adapter = str(settings.get("adapter") or "full")
-    return Way(adapter, s.bits, s.sharding, s.offload, s.checkpointing, how.get("use_reentrant"), s.pairs)
+    return Way(
+        adapter, s.bits, s.sharding, s.offload, s.checkpointing, how.get("use_reentrant"), s.pairs, bool(s.group)
+    )
 
 
 def test_every_way_of_every_recipe_is_started_here() -> None:
@@ -111,6 +117,8 @@ def test_two_updates_and_a_checkpoint(
     (tmp_path / "data.jsonl").write_bytes(b"".join(lines))
     settings["datasets"][0]["path"] = str(tmp_path / "data.jsonl")
     settings["lora_target_linear"] = True
+    if asked.games:
+        settings |= {"plugins": [game_checks.READER], "trl": settings["trl"] | {"num_generations": 2}}
     if asked.adapter == "full":
         settings = {key: value for key, value in settings.items() if not key.startswith("lora")}
     if "fsdp_config" in settings:
@@ -127,6 +135,9 @@ def test_two_updates_and_a_checkpoint(
     assert shown in written
     checkpoint = here.run.checkpoints / "checkpoint-2"
     history = orjson.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
-    # A model of random weights finds all tokens of its vocabulary alike; and DPO begins as the reference: log 2.
-    wanted = pytest.approx([0.693, 0.693], abs=0.01) if asked.pairs else pytest.approx([10.8, 10.8], abs=0.3)
-    assert [entry["loss"] for entry in history if "loss" in entry] == wanted
+    # A model of random weights finds all tokens of its vocabulary alike, and wins no game; DPO begins as the reference,
+    # at log 2.
+    wanted, within = (0.693, 0.01) if asked.pairs else (0.0, 0.0) if asked.games else (10.8, 0.3)
+    assert [entry["loss"] for entry in history if "loss" in entry] == pytest.approx([wanted] * 2, abs=within)
+    if asked.games:
+        assert [entry["reward"] for entry in history if "loss" in entry] == [0.0, 0.0]

@@ -34,7 +34,8 @@ def test_a_won_game_is_an_episode_of_training_with_where_it_is_from() -> None:
     game = played(expert())
     (episode,) = collect.episodes([game, played(script("Action: look"), 1)], WORLD, ABOUT)
     assert episode["messages"] == game.transcript
-    assert (episode["id"], episode["provenance"]) == (f"{TASKS[0].id}-0", ABOUT)
+    made = {**ABOUT, "task": TASKS[0].id, "goal": TASKS[0].goal}
+    assert (episode["id"], episode["provenance"]) == (f"{TASKS[0].id}-0", made)
 
 
 def test_games_that_are_alike_are_one_episode() -> None:

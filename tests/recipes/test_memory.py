@@ -177,11 +177,15 @@ def test_parts_are_there_or_left_out_and_grow_with_tokens(s: Settings, key: str,
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("half", [True, False])
-def test_the_loss_of_a_pair_takes_at_its_peak_what_is_planned(half: bool) -> None:
-    """TRL's log-probabilities, forward with the reference's and back. `half`: logits made in 16 bits, read in 32."""
+@pytest.mark.parametrize("games", [True, False])
+def test_the_loss_of_a_pair_or_a_game_takes_at_its_peak_what_is_planned(half: bool, games: bool) -> None:
+    """TRL's log-probabilities, forward with a pair's reference or a game's entropy, and back.
+
+    `half`: logits made in 16 bits, read in 32.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from trl.trainer.utils import selective_log_softmax
+    from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
     sizes = dict[int, int]()
     peak = 0
@@ -199,20 +203,24 @@ def test_the_loss_of_a_pair_takes_at_its_peak_what_is_planned(half: bool) -> Non
                     peak = max(peak, sum(sizes.values()))
             return made
 
-    rows, tokens, vocabulary, hidden = 4, 32, 8192, 8
+    rows, tokens, vocabulary, hidden = 4, 256, 8192, 8
     head = torch.randn(vocabulary, hidden, dtype=torch.bfloat16 if half else torch.float32)
     ids = torch.randint(0, vocabulary, (rows, tokens))
 
-    def summed(states: torch.Tensor) -> torch.Tensor:
-        return selective_log_softmax((states @ head.T).float()[:, :-1], ids[:, 1:]).sum(1)
+    def drawn(states: torch.Tensor) -> torch.Tensor:
+        logits = (states @ head.T).float()[:, :-1]
+        made = selective_log_softmax(logits, ids[:, 1:])
+        with torch.no_grad():
+            entropy_from_logits(logits) if games else None
+        return made
 
     with Bytes():
         states = torch.randn(rows, tokens, hidden, dtype=head.dtype, requires_grad=True)
-        policy = summed(states)
+        policy = drawn(states)
         with torch.no_grad():
-            reference = summed(states)
+            reference = policy.detach() if games else drawn(states)
         forward, peak = peak, sum(sizes.values())
         torch.nn.functional.logsigmoid((policy - reference).sum()).backward()
     logits = rows * tokens * vocabulary
-    assert peak / logits == pytest.approx(memory.PAIR_LOGITS, rel=0.05)
+    assert peak / logits == pytest.approx(memory.RL_LOGITS, rel=0.05)
     assert forward < peak

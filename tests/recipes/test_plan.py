@@ -175,25 +175,26 @@ def test_a_recipe_is_left_out_only_when_its_least_settings_do_not_fit() -> None:
 
 
 def test_turing_gets_nothing_that_it_has_not() -> None:
-    for tier, _, _, found in render.planned():
+    for tier, _, method, found in render.planned():
         s = found.settings
         if tier.precision == "fp16":
             assert (s.attention, s.loss, s.kernels, s.liger) == ("sdpa", "plain", False, False)
         if tier.precision == "bf16":
-            assert s.attention == "flash" and s.loss == ("plain" if s.pairs else "fused")
+            assert s.attention == "flash" and s.loss == ("plain" if method.rl else "fused")
 
 
-def test_preference_pairs_take_what_axolotl_and_trl_have_for_them() -> None:
+def test_pairs_and_games_take_what_axolotl_and_trl_have_for_them() -> None:
     """No packing, no fused loss, no LoRA kernels, no shard; each begins where another recipe of its tier ends."""
     all_of_them = list(render.planned())
     there = {(tier.key, model.key, method.key) for tier, model, method, _ in all_of_them}
-    dpo = [each for each in all_of_them if each[2].rl]
-    for tier, model, method, found in dpo:
+    further = [each for each in all_of_them if each[2].rl]
+    for tier, model, method, found in further:
         s = found.settings
         assert tier.precision != "fp16" or s.bits == 16
-        assert s.pairs and not (s.packed or s.kernels or s.sharded or s.dropout) and s.loss == "plain"
+        assert not (s.packed or s.kernels or s.sharded or s.dropout) and s.loss == "plain"
+        assert (s.pairs, s.group) == ((True, 0) if method.rl == "dpo" else (False, 8))
         assert (tier.key, model.key, method.after) in there
-    assert {model.family for _, model, _, _ in dpo} == {"qwen2.5", "smollm2"}
+    assert {model.family for _, model, _, _ in further} == {"qwen2.5", "smollm2"}
 
 
 def test_a_pair_costs_two_sequences_and_a_pass_more() -> None:

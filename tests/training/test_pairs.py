@@ -207,9 +207,9 @@ def test_what_axolotl_does_not_do_beside_pairs_is_told(tmp_path: Path) -> None:
     asked = ready(
         tmp_path, pairs(1), {"lora_mlp_kernel": True, "lora_model_dir": "outputs/cpu/smollm2-135m-lora/adapter"}
     )
-    found = list(recipe_checks.pairs(asked))
+    found = list(recipe_checks.learning(asked))
     assert [each.level for each in found] == ["error", "error"]
-    (found_in_fp16,) = recipe_checks.pairs(ready(tmp_path, pairs(1), {"load_in_8bit": True, "fp16": True}))
+    (found_in_fp16,) = recipe_checks.learning(ready(tmp_path, pairs(1), {"load_in_8bit": True, "fp16": True}))
     assert "load_in_8bit with rl: dpo and fp16" in found_in_fp16.what
     assert "PeftModelForCausalLM" in found[0].what and "make merge" in found[1].fix
 

@@ -241,18 +241,23 @@ class Method(Fact):
 
     `update_tokens`: tokens of the data per update, at least; `by_size`: learning rates from so many billion parameters
     on; `advised`: the range of learning rates outside of which a check warns. `variant_of`: the method that this is a
-    more careful form of. `rl`: what it learns from pairs by, empty where it learns from episodes; `beta`: the weight of
-    its distance to the reference; `after`: the method whose merged result it starts from. `families`: of the models
-    that have its recipes, all where empty.
+    more careful form of. `rl`: what it learns by from pairs (dpo) or from games that it plays (grpo), empty where it
+    learns from episodes; `beta`: the weight of its distance to the reference; `group`: games of a task that are
+    compared, at a `temperature`; `after`: the method whose merged result it starts from. `families`, `models`: those
+    that have its recipes, all where empty. `experimental`: no GPU has run it yet.
     """
 
     title: str
     purpose: str
     variant_of: str = ""
-    rl: Literal["", "dpo"] = ""
+    rl: Literal["", "dpo", "grpo"] = ""
     beta: float = 0.0
+    group: int = 0
+    temperature: float = 0.0
     after: str = ""
     families: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    experimental: bool = False
     adapter: Literal["lora", "qlora"] | None
     rank: int = 0
     alpha: int = 0
@@ -271,7 +276,8 @@ class Method(Fact):
 
     def written(self, model: Model) -> bool:
         """Whether recipes/ has its recipes for this model; `make new` makes the others."""
-        return not self.families or model.family in self.families
+        named = not self.models or model.key in self.models
+        return named and (not self.families or model.family in self.families)
 
 
 class Training(Part):

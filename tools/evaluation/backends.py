@@ -3,7 +3,7 @@ more, transformers."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ class Reply(NamedTuple):
 
     `ended`: why it ended: "stop", "length" (the tokens that it may have were used up), or "context" (the conversation
     has outgrown what the model remembers, and there is no answer). `prompt_tokens`: read, where the server counts them.
+    `read`, `written`: the very tokens, the end token too, of a model in this process.
     """
 
     text: str
@@ -36,6 +37,8 @@ class Reply(NamedTuple):
     seconds: float
     ended: str = "stop"
     prompt_tokens: int = 0
+    read: Sequence[int] = ()
+    written: Sequence[int] = ()
 
 
 # The messages so far, and the seed of what is drawn at a temperature above 0. It raises Failed when the server does not

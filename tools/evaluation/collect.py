@@ -84,7 +84,7 @@ def episodes(games: Iterable[Game], world: World, provenance: Mapping[str, objec
 
     They have the world's own system prompt, whatever the teacher was told beside it. An answer that did nothing stays,
     so that what follows makes sense, and is not trained. A game with an answer in which no action is read in the form
-    of training is left out.
+    of training is left out. The provenance also names the task, by which it can be played again.
     """
     found: dict[tuple[str, ...], Won] = {}
     for game in games:
@@ -97,7 +97,8 @@ def episodes(games: Iterable[Game], world: World, provenance: Mapping[str, objec
             said: Trained = {"role": turn["role"], "content": turn["content"]}
             messages.append(said | {"train": False} if useless and turn["role"] == "assistant" else said)
         key = (game.id, *(turn["content"] for turn in messages))
-        won: Won = {"id": name(game), "task": game.task, "messages": messages, "provenance": dict(provenance)}
+        made = {**provenance, "task": game.id, "goal": game.goal}
+        won: Won = {"id": name(game), "task": game.task, "messages": messages, "provenance": made}
         found.setdefault(key, won)
     return list(found.values())
 

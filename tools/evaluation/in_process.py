@@ -52,6 +52,24 @@ def transformers_chat(
     model = model.to("cuda") if gpu else model.float()  # type: ignore[arg-type]
     known = tokenizer.get_vocab()
     stop = sorted({known[text] for text in ends if text in known} | {int(tokenizer.eos_token_id or 0)})
+    longest = getattr(model.config, "max_position_embeddings", 0) or 0
+    with model_chat(model, tokenizer, stop, sampling, most, longest) as chat:
+        yield chat
+
+
+@contextlib.contextmanager
+def model_chat(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    stop: list[int],
+    sampling: Sampling,
+    most: int,
+    longest: int,
+) -> Iterator[Chat]:
+    """A chat with a model that is loaded. `stop`: the tokens that end an answer. `most`: conversations in a batch.
+
+    `longest`: tokens that a conversation and its answer may have together, 0 for any number.
+    """
     asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
 
     def serve() -> None:
@@ -66,14 +84,13 @@ def transformers_chat(
 
     def chat(messages: list[Message], seed: int) -> Reply:
         ids = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-        longest = getattr(model.config, "max_position_embeddings", None)
         if longest and len(ids) + sampling.tokens > longest:
             return Reply("", 0, 0.0, "context")
         told: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
         asked.put(Asked(ids, seed, told))
         got = told.get()
         if isinstance(got, Exception):
-            raise Failed(f"{folder}: transformers: {' '.join(str(got).split())[:300]}") from got
+            raise Failed(f"{model.name_or_path}: transformers: {' '.join(str(got).split())[:300]}") from got
         return got
 
     threading.Thread(target=serve, daemon=True).start()
@@ -141,9 +158,10 @@ def answers(
             logits_processor=LogitsProcessorList([noisy] if sampling.temperature else []),
         )
     seconds, replies = time.monotonic() - start, []
-    for row in made[:, longest:].tolist():
+    for each, row in zip(batch, made[:, longest:].tolist(), strict=True):
         length = next((place for place, token in enumerate(row) if token in stop), None)
         text = tokenizer.decode(row[:length], skip_special_tokens=True)
         tokens = len(row) if length is None else length + 1
-        replies.append(Reply(str(text), tokens, seconds, "length" if length is None else "stop"))
+        ended = "length" if length is None else "stop"
+        replies.append(Reply(str(text), tokens, seconds, ended, 0, each.ids, row[:tokens]))
     return replies

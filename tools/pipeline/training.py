@@ -130,7 +130,7 @@ def submit_recipe(recipe: Recipe, launch: "Launch", how: str) -> None:
 
     if how not in ("dry-run", "slurm", "ray"):
         raise BadInput(f"{how}: a training is submitted to slurm or to ray")
-    if recipe.settings.get("rl"):
+    if recipe.settings.get("rl") == "dpo":
         next(preference.read(recipe.data))
     else:
         trajectory.check_beginning(recipe.data)

@@ -242,7 +242,7 @@ def planned_name(model: Model, method: Method, tier: Tier, changes: Mapping[str,
         raise BadInput(f"SEQ={seq} (--seq): the context of {model.title} ends at {model.context} tokens")
     found = plan.search(model, method, tier)
     least = plan.base_settings(model, method, tier)
-    least = replace(least, sharding="none" if tier.world == 1 else "ddp", optimizer="adamw_8bit", evaluation=1)
+    least = replace(least, sharding="none" if tier.world == 1 else "ddp", optimizer="adamw_8bit")
     if seq:
         found, least = found and index.at_length(found, tier, seq), replace(least, sequence_len=seq)
     return plan.of(model, tier, changed(found.settings if found else least, changes))

@@ -129,7 +129,7 @@ def economies(found: Plan, tier: Tier, length: int) -> Iterator[Settings]:
         if s.micro_batch % size == 0:
             yield replace(s, micro_batch=size, accumulation=batch // size)
     s = single = replace(s, micro_batch=1, accumulation=batch)
-    if length > plan.SEQUENCES[0] and not s.pairs:
+    if length > plan.SEQUENCES[0] and not (s.pairs or s.group):
         ways = [s, replace(s, activation_offloading=True)]
         for devices in plan.splits(found.model, s, tier):
             split = plan.split(first, length, devices)
@@ -213,6 +213,8 @@ def impossible(model: Model, method: Method, tier: Tier, length: int) -> str:
         return f"the model's context ends at {model.context} tokens"
     if not tier.gpu and method.adapter != "lora":
         return "without a GPU only LoRA is planned"
+    if method.group and tier.world > 1:
+        return "games are played on one device"
     if method.adapter or tier.precision != "fp16":
         most = f"{plan.MOST_TOKENS:g} times the {method.update_tokens} tokens of the method's update"
         return "" if plan.possible(method, tier) else f"{tier.world} GPUs take more than {most}"
@@ -247,10 +249,9 @@ def how(s: Settings) -> str:
     """What of the settings decides on memory, in words."""
     named = "FSDP2" if s.sharding == "fsdp2" else f"ZeRO-{s.sharding[-1]}"
     spread = {"none": "", "ddp": "a whole copy on each device"}.get(s.sharding, f"spread by {named}")
-    row = "packed row" if s.packed else "pair" if s.pairs else "episode"
     words = [
         f"base in {s.bits} bits" if s.rank else "every weight trained",
-        f"{s.micro_batch} {row}{'s' if s.micro_batch > 1 else ''} at a time",
+        f"{s.micro_batch} {s.row}{'s' if s.micro_batch > 1 else ''} at a time",
         f"each row on {s.context_parallel} GPUs" if s.context_parallel > 1 else "",
         "layers recomputed" if s.checkpointing else "nothing recomputed",
         "their inputs in the machine's memory" if s.activation_offloading else "",

@@ -38,8 +38,8 @@ SHARDED_COPIES = 2
 INPUTS_LEFT = 3
 # Elements of a bucket in our DeepSpeed files (templates/deepspeed): one is filled while the other is sent.
 BUCKET = 200_000_000
-# Bytes of a preference pair's loss at its peak, by logit: see logits().
-PAIR_LOGITS = 16.0
+# Bytes of the loss of a preference pair, or of a game, at its peak, by logit: see logits().
+RL_LOGITS = 16.0
 # Python, torch and Axolotl in one process's memory, before a model: measured on a CPU.
 PROCESS_GIB = 1.8
 # Tokens that llama-server computes at once: its default of --ubatch-size.
@@ -67,6 +67,7 @@ class Settings:
     differ in length. wide: embeddings,
     norms and what flows between the layers have 32 bits, as where Axolotl trains every weight without FlashAttention.
     pairs: a row is a preference pair, two sequences, and each is also computed without the adapter, as the reference.
+    group: games of a task that are compared, where a row is a game that the model played itself; 0 where it is read.
     activation_offloading: the inputs of recomputed layers wait in the machine's memory (Axolotl's "hidden_states"; with
     an adapter, its `true` would offload all activations and recompute nothing). context_parallel: devices that share
     each row.
@@ -94,6 +95,7 @@ class Settings:
     uneven: bool = True
     wide: bool = False
     pairs: bool = False
+    group: int = 0
     activation_offloading: bool = False
     context_parallel: int = 1
 
@@ -122,6 +124,11 @@ class Settings:
     def sides(self) -> int:
         """Sequences of a row: 2 where it is a preference pair."""
         return 2 if self.pairs else 1
+
+    @property
+    def row(self) -> str:
+        """What a row is, in a word or two."""
+        return "packed row" if self.packed else "pair" if self.pairs else "game" if self.group else "episode"
 
     @property
     def width(self) -> int:
@@ -246,13 +253,27 @@ def logits(model: Model, s: Settings) -> float:
     backward pass (transformers 5.16, loss/loss_utils.py). chunked: logits and their gradient in 16 bits, and an eighth
     of the rest (Axolotl 0.19, monkeypatch/loss/chunked.py). Otherwise hidden states, their gradient and about as much
     again for the rows at work: Liger 0.8 sizes them so (ops/fused_linear_cross_entropy.py); cut:
-    https://arxiv.org/abs/2411.09009. pairs: see PAIR_LOGITS; what the reference pass takes is less, and gone by then.
+    https://arxiv.org/abs/2411.09009. Pairs and games: see RL_LOGITS; what a pair's reference pass takes, and a game's
+    entropy, is less, and gone by then.
     """
     z = model.sizes
-    if s.pairs:
-        return PAIR_LOGITS * z.vocab
+    if s.pairs or s.group:
+        return RL_LOGITS * z.vocab
     each = {"plain": 12.0, "chunked": 4.0 + 12 / 8}.get(s.loss)
     return each * z.vocab if each else 4.0 * s.width * z.hidden
+
+
+def playing(model: Model, s: Settings) -> float:
+    """Bytes that an update's games take at their longest, while they are played side by side and nothing is trained.
+
+    Keys and values, and what the pass of one layer over all their turns holds, as each answer begins with one.
+    """
+    if not s.group:
+        return 0.0
+    games = s.micro_batch * s.accumulation
+    cache = games * kv_cache(model, s.sequence_len) * GIB * s.width / 2
+    layer = s.width * (3 * model.sizes.intermediate + 4 * model.sizes.hidden)
+    return cache + games * s.sequence_len * layer
 
 
 def workspace(model: Model, s: Settings) -> float:
@@ -284,7 +305,7 @@ def device(model: Model, s: Settings, world: int, context: float = CONTEXT_GIB) 
     The peak is reached in the loss, in a layer's backward pass or in validation, whichever is most: "logits" is what
     the first or the last takes beyond the others' parts. Validation holds logits in 16 bits, in 32, and their
     log-softmax whatever the loss: Liger leaves them out in training only (liger_kernel/transformers/model/qwen2.py,
-    skip_logits).
+    skip_logits). "games" is what playing them takes beyond all that.
     """
     shards = world if s.sharded else 1
     trained = trainable(model, s)
@@ -333,11 +354,12 @@ def device(model: Model, s: Settings, world: int, context: float = CONTEXT_GIB) 
         "saved activations": kept,
         "recomputed layer": layer,
         "logits": max(0.0, loss - layer, validation - layer - kept),
+        "games": max(0.0, playing(model, s) - kept - max(loss, layer)),
         "dequantisation": workspace(model, s),
         "gathered layers": gathered(model, s) if s.sharded else 0.0,
         "communication": buffers,
     }
-    moving = ("saved activations", "recomputed layer", "logits", "dequantisation", "gathered layers")
+    moving = ("saved activations", "recomputed layer", "logits", "games", "dequantisation", "gathered layers")
     loose = sum(parts[name] for name in moving)
     share = FRAGMENTATION_STATIC if s.packed else FRAGMENTATION
     parts["fragmentation"] = share * loose + FRAGMENTATION_STATIC * (sum(parts.values()) - loose)

@@ -23,6 +23,9 @@ The rules, in one place:
    sharded base, offloaded inputs, and TRL's fused loss (`dpo_use_liger_kernel`), which on several devices passes by
    DDP's forward, so that no gradient is exchanged (trl 1.9, DPOTrainer.compute_loss). The reference is computed in each
    step: it takes less than the backward pass, and in one epoch each pair needs it once.
+9. A game that the model plays (GRPO) is a row, as long as a shipped episode, and is never packed. All games of a task
+   are in one update, on one device: of several, Axolotl asks that each has a whole group. The plan also counts the keys
+   and values of all games at their longest, and the time to play them. Nothing is sharded, offloaded or validated.
 """
 
 import itertools
@@ -60,6 +63,8 @@ LAUNCH_SECONDS = 0.006
 LAUNCH_SECONDS_ADAPTER = 0.010
 # So many times as long where a layer's weights are gathered before each pass; estimated, not measured.
 LAUNCH_SHARDED = 1.5
+# Tokens of a game that are the model's own: four of ten of an episode's (training/cpu_plugin.py), one after the other.
+OWN_TOKENS = 0.4
 # LLM.int8 splits each product in two and casts: about half the speed of 16 bits for tokens in the thousands;
 # https://arxiv.org/abs/2208.07339, appendix D.
 INT8_SLOWER = 2.0
@@ -208,7 +213,7 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
         moved += 2 * s.flow * z.hidden * z.layers * tokens / host
     # What is sent while layers compute is hidden behind them, and so is launching them where it is the shorter.
     step = max(compute, moved, launch)
-    update = 16.0 * trained / (gpu.bandwidth_gb_s * 1e9)
+    update = 16.0 * trained / (gpu.bandwidth_gb_s * 1e9) + playing_seconds(model, tier, s)
     if s.optimizer.startswith("paged"):
         update += 2 * 2.0 * trained / host
     if s.sharding in ("ddp", "zero1") and not alone:
@@ -221,15 +226,28 @@ def seconds(model: Model, tier: Tier, s: Settings, tokens: float = 0.0) -> float
     return s.accumulation * step + update
 
 
+def playing_seconds(model: Model, tier: Tier, s: Settings) -> float:
+    """Seconds in which an update's games are played, side by side: estimated, not measured.
+
+    Each own token is a forward pass, bound by reading the weights or by launching its layers.
+    """
+    if not s.group:
+        return 0.0
+    reading = memory.weight_bytes(model, s) / (catalog.gpus()[tier.gpu].bandwidth_gb_s * 1e9)
+    launch = model.sizes.layers * LAUNCH_SECONDS_ADAPTER / 3
+    return OWN_TOKENS * row_tokens(s) * max(reading, launch)
+
+
 def rows(s: Settings, tokens: int, world: int) -> int:
-    """The fewest rows that `world` devices share evenly and that hold so many tokens of the data."""
-    return world * math.ceil(tokens / (row_tokens(s) * world))
+    """The fewest rows that `world` devices share evenly, in whole groups, and that hold so many tokens of the data."""
+    least = s.group or world
+    return least * math.ceil(tokens / (row_tokens(s) * least))
 
 
 def packings(s: Settings, method: Method, tier: Tier) -> Iterator[Settings]:
     """The settings packed and not, where an update then has no more tokens than the method allows."""
     ways = [replace(s, packed=True, evaluation=None), replace(s, packed=False)]
-    for each in ways[1:] if s.pairs else ways:
+    for each in ways[1:] if s.pairs or s.group else ways:
         if shares_update(each, method, tier):
             yield each
 
@@ -269,7 +287,7 @@ def plain(s: Settings, method: Method, tier: Tier) -> list[Settings]:
 def longer(model: Model, s: Settings, method: Method, tier: Tier) -> Iterator[list[Settings]]:
     """The ways to train rows longer than SEQUENCES, by rule 7: each list only where nothing of those before it fits."""
     yield (whole := plain(s, method, tier))
-    if s.pairs:
+    if s.pairs or s.group:
         yield [replace(each, evaluation=0) for each in whole]
         return
     yield (offloaded := [replace(each, activation_offloading=True) for each in whole])
@@ -306,9 +324,12 @@ def base_settings(model: Model, method: Method, tier: Tier) -> Settings:
         dropout=method.dropout,
         attention="flash" if modern else "sdpa",
         loss="plain" if method.rl else loss,
-        # The LoRA kernels want the adapter on the model before the trainer has it; for pairs TRL adds it.
+        # The LoRA kernels want the adapter on the model before the trainer has it; for pairs TRL adds it. Untried for
+        # games.
         kernels=lora and modern and shape.lora_kernels and not method.rl,
-        pairs=bool(method.rl),
+        pairs=method.rl == "dpo",
+        group=method.group,
+        evaluation=0 if method.group else 1,
         liger=modern and shape.liger,
         optimizer="adamw_torch_fused",
     )
@@ -348,7 +369,7 @@ def choose(model: Model, method: Method, tier: Tier) -> Plan | None:
 
 def decisive(method: Method) -> tuple[object, ...]:
     """What of a method decides on its plan."""
-    return method.adapter, method.rl, method.rank, bool(method.dropout), method.update_tokens
+    return method.adapter, method.rl, method.group, method.rank, bool(method.dropout), method.update_tokens
 
 
 @cache
@@ -386,13 +407,16 @@ def search(model: Model, method: Method, tier: Tier, sequences: Sequence[int] = 
 
 def possible(method: Method, tier: Tier) -> bool:
     """Whether a method can be run on a tier: by its precision, and an episode a device makes no update too large."""
-    small = tier.world * (2 if method.rl else 1) * catalog.episodes().mean <= MOST_TOKENS * method.update_tokens
+    if method.group and tier.world > 1:
+        return False
+    sides = 2 if method.rl == "dpo" else 1
+    small = tier.world * sides * catalog.episodes().mean <= MOST_TOKENS * method.update_tokens
     return small and (method.adapter is not None or tier.precision != "fp16")
 
 
 def quantisable(s: Settings, tier: Tier) -> bool:
-    """Whether a base may be quantised: TRL 1.9 then casts a DPO adapter to bf16, which the scaler of fp16 refuses."""
-    return not (s.pairs and tier.precision == "fp16")
+    """Whether a base may be quantised: TRL 1.9 then casts the adapter to bf16, which the scaler of fp16 refuses."""
+    return not ((s.pairs or s.group) and tier.precision == "fp16")
 
 
 def fitting(model: Model, tier: Tier, s: Settings, tokens: int) -> Iterator[Plan]:
@@ -414,12 +438,16 @@ def fitting(model: Model, tier: Tier, s: Settings, tokens: int) -> Iterator[Plan
 
 
 def on_cpu(model: Model, method: Method, tier: Tier, sequences: Sequence[int]) -> Plan | None:
-    """The plan without a GPU: LoRA in float32, nothing recomputed, one episode at a time, the upper layers."""
+    """The plan without a GPU: LoRA in float32, nothing recomputed, one episode at a time, the upper layers.
+
+    An update is one episode, or the games of one task.
+    """
     if method.adapter != "lora" or not tier.trained:
         return None
     first = base_settings(model, method, tier)
     layers = round(tier.trained * model.sizes.layers)
-    settings = replace(first, accumulation=1, checkpointing=False, optimizer="adamw_torch", trained_layers=layers)
+    batch = max(1, method.group)
+    settings = replace(first, accumulation=batch, checkpointing=False, optimizer="adamw_torch", trained_layers=layers)
     settings = replace(settings, dropout=0.0, evaluation=0)
     plans = (of(model, tier, replace(settings, sequence_len=length)) for length in sequences)
     return next((plan for plan in plans if plan.fits), None)
@@ -455,7 +483,7 @@ def advice(plan: Plan) -> list[Change]:
         four = {"adapter": "qlora", "load_in_8bit": False, "load_in_4bit": True}
         tried.append(("a base in 4 bits (QLoRA)", four, replace(s, bits=4)))
     if s.checkpointing and s.sequence_len > SEQUENCES[0]:
-        if not (s.activation_offloading or s.pairs):
+        if not (s.activation_offloading or s.pairs or s.group):
             offloaded = replace(s, activation_offloading=True)
             tried.append(("layer inputs in the machine's memory", {"activation_offloading": OFFLOADING}, offloaded))
         if s.evaluation != 0:
@@ -544,9 +572,11 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
     evaluation: int | None = batch if validates else 0
     if validates and packed and recipe.get("eval_sample_packing") is not False:
         evaluation = None
-    pairs = bool(recipe.get("rl"))
-    cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins and not pairs
-    fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins and not pairs
+    learns = recipe.get("rl")
+    # 8: TRL 1.9, GRPOConfig.
+    group = int((recipe.get("trl") or {}).get("num_generations") or 8) if learns == "grpo" else 0
+    cut = bool(recipe.get("cut_cross_entropy")) and "CutCrossEntropy" in plugins and not learns
+    fused = bool(recipe.get("liger_fused_linear_cross_entropy")) and "Liger" in plugins and not learns
     return Settings(
         rank=int(recipe.get("lora_r") or 8) if adapter else 0,
         bits=32 if tier.precision == "fp32" else bits,
@@ -567,7 +597,8 @@ def from_recipe(recipe: Mapping[str, Any], tier: Tier) -> Settings:
         whole=len(recipe.get("lora_modules_to_save") or []) if adapter else 0,
         evaluation=evaluation,
         packed=packed,
-        pairs=pairs,
+        pairs=bool(learns) and not group,
+        group=group,
         activation_offloading=recipe.get("activation_offloading") == OFFLOADING,
         context_parallel=int(recipe.get("context_parallel_size") or 1),
         # Axolotl 0.19, loaders/model.py, _configure_embedding_dtypes.

@@ -22,6 +22,7 @@ KNOWN_PLUGINS = (
     "axolotl.integrations.liger.",
     "axolotl.integrations.cut_cross_entropy.",
     "tools.training.",
+    "tools.evaluation.",
 )
 # How alike two keys must be for one to be the other misspelt, where a plugin of its own may know the key.
 NEAR = 0.85

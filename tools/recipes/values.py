@@ -27,7 +27,7 @@ MOST: Mapping[str, float] = {
 }
 SWITCHES = ("load_in_4bit", "load_in_8bit", *catalog.training().lora_kernels)
 WORDS = ("base_model", "optimizer", "adapter", "deepspeed", "attn_implementation")
-LISTS, MAPPINGS, TABLES = ("plugins", "lora_modules_to_save"), ("fsdp_config",), ("datasets", "test_datasets")
+LISTS, MAPPINGS, TABLES = ("plugins", "lora_modules_to_save"), ("fsdp_config", "trl"), ("datasets", "test_datasets")
 
 
 def wrong(key: str, value: object) -> str:
@@ -58,7 +58,11 @@ def mistyped(key: str, value: object) -> str:
         texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
         return "" if texts else f"{said} is no list of texts"
     if key in MAPPINGS:
-        return "" if isinstance(value, dict) else f"{said} is no mapping"
+        if not isinstance(value, dict):
+            return f"{said} is no mapping"
+        group = value.get("num_generations") if key == "trl" else None
+        of = "" if group is None or as_number(group, True) >= 1 else f"num_generations {reprlib.repr(group)}"
+        return of and f"trl: {quote.visible(of)} is not a whole number of at least 1"
     if key in TABLES:
         rows = isinstance(value, list) and all(isinstance(each, dict) for each in value)
         return "" if rows else f"{said} is no list of mappings"

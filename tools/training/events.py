@@ -21,9 +21,9 @@ class Event:
     """One thing that a training did; None: not known, or of no meaning here.
 
     event: what. stage: what Axolotl does next, for a person. step, steps: updates done, and in all. loss: of the
-    updates since the last one logged. tokens: read so far by all processes, padding included (not of pairs), and how
-    many a second since the first update. device_gib: the most reserved so far on this machine's first GPU. checkpoint:
-    the name of its folder.
+    updates since the last one logged. reward: the mean of the games that were played. tokens: read so far by all
+    processes, padding included (not of pairs), and how many a second since the first update. device_gib: the most
+    reserved so far on this machine's first GPU. checkpoint: the name of its folder.
     """
 
     event: Literal["stage", "step", "evaluated", "saved", "stopped", "diverged"]
@@ -32,6 +32,7 @@ class Event:
     steps: int | None = None
     epoch: float | None = None
     loss: float | None = None
+    reward: float | None = None
     learning_rate: float | None = None
     gradient_norm: float | None = None
     tokens: int | None = None

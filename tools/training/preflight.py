@@ -22,7 +22,7 @@ from tools.core.trajectory import Episode
 from tools.recipes import plan, render, schema
 from tools.recipes.plan import Change, Plan
 from tools.recipes.recipe import RECIPES, Recipe, names, read_recipe
-from tools.training import data_checks, model_checks, pair_checks, pair_tokens, recipe_checks, run_axolotl
+from tools.training import data_checks, game_checks, model_checks, pair_checks, pair_tokens, recipe_checks, run_axolotl
 from tools.training.pair_tokens import PairTokens
 from tools.training.tokens import IGNORED, Tokenised, tokenise
 
@@ -40,7 +40,8 @@ LITTLE_TRAINED = 0.05
 class Report:
     """What a check found and measured: tokens in all and trained, the longest episode, the first one's mask.
 
-    `what`: what its data are; of pairs, `episodes` counts them, and both conversations of each count as tokens.
+    `what`: what its data are; of pairs, `episodes` counts them, and both conversations of each count as tokens. Of
+    rooms to be played, the tokens are those of the episodes in the data, and none is trained.
     """
 
     findings: list[Finding]
@@ -50,7 +51,7 @@ class Report:
     longest: int = 0
     sequence_len: int = 0
     preview: "Text | None" = None
-    what: Literal["episodes", "pairs"] = "episodes"
+    what: Literal["episodes", "pairs", "rooms"] = "episodes"
 
     @property
     def errors(self) -> list[Finding]:
@@ -118,6 +119,8 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
         # Before Axolotl, which takes 10 s to load.
         chat_template.check_templates(chat_template.written(base), str(base), {})
     findings = deprecated(recipe)
+    if recipe.settings.get("rl") == "grpo":
+        return check_games(recipe, base, machine or this_machine(), rows, findings)
     if recipe.settings.get("rl"):
         return check_pairs(recipe, base, machine or this_machine(), rows, findings)
     episodes: list[Episode] = rows
@@ -181,23 +184,45 @@ def check_pairs(
     )
 
 
+def check_games(
+    recipe: Recipe, base: Path | str, machine: Machine, episodes: list[Episode], findings: list[Finding]
+) -> Report:
+    """The rest of a check of a recipe whose model plays games to learn from them; see `check`."""
+    data, length = recipe.dataset["path"], sequence_len(recipe)
+    game_checks.check_rooms(recipe.data, episodes)
+    findings += game_checks.updates(recipe, len(episodes))
+    if not isinstance(base, Path):
+        findings += [*quick(recipe, machine), *model_checks.findings(recipe, base)]
+        return Report(findings, episodes=len(episodes), sequence_len=length, what="rooms")
+    tokenizer = chat_template.tokenizer(base, trial=with_its_own_template(recipe))
+    lengths = game_checks.lengths(tokenizer, episodes)
+    findings += quick(recipe, machine, lengths)
+    findings += model_checks.findings(recipe, base)
+    findings += game_checks.too_long(recipe, lengths, length)
+    findings += data_checks.control_tokens(data, tokenizer, episodes)
+    findings += data_checks.new_tokens(recipe, base, tokenizer)
+    total, longest = sum(lengths), max(lengths)
+    return Report(findings, len(episodes), total, longest=longest, sequence_len=length, what="rooms")
+
+
 def longer(pair: PairTokens) -> list[int]:
     """The longer of a pair's two answers."""
     return max(pair.chosen, pair.rejected, key=len)
 
 
 def read(recipe: Recipe) -> list[dict[str, Any]]:
-    """The episodes that a recipe trains on, or the preference pairs.
+    """The episodes that a recipe trains on or whose rooms its model plays, or the preference pairs.
 
     Raises BadInput, with file:line, for a path with ~, what is no episode or no pair, and an `rl` that is not checked
-    here.
+    here, or whose games we do not play.
     """
     for found in recipe_checks.home(recipe):
         raise BadInput(f"{found.where}: {found.what}; {found.fix}")
     way = recipe.settings.get("rl")
-    if way and way not in {method.rl for method in catalog.methods().values()}:
+    known = way in {method.rl for method in catalog.methods().values()}
+    if way and (not known or (way == "grpo" and not game_checks.ours(recipe))):
         raise BadInput(f"{recipe.at('rl')}: rl: {way}: nothing here checks its data; `axolotl train` takes the recipe")
-    return list(preference.read(recipe.data) if way else trajectory.read(recipe.data))
+    return list(preference.read(recipe.data) if way == "dpo" else trajectory.read(recipe.data))
 
 
 def sequence_len(recipe: Recipe) -> int:
@@ -258,7 +283,7 @@ def batch(recipe: Recipe, lengths: Sequence[int] = ()) -> Iterator[Finding]:
     tokens = rows * (plan.row_tokens(s) if s.packed else s.sides * min(mean, s.sequence_len))
     if recipe.tier.gpu and not wanted / plan.MOST_TOKENS <= tokens <= wanted * plan.MOST_TOKENS:
         devices = f" on {world} devices" if world > 1 else ""
-        kind = f"packed rows of {s.sequence_len}" if s.packed else "pairs" if s.pairs else "episodes"
+        kind = f"packed rows of {s.sequence_len}" if s.packed else f"{s.row}s"
         what = f"{rows} {kind}{devices} are about {tokens:,.0f} tokens an update; the method has {wanted:,}"
         where = recipe.at("gradient_accumulation_steps")
         yield Finding("advice", what, where, "change it, or the learning rate with it")
@@ -515,6 +540,11 @@ def show(found: Report) -> None:
         print(
             f"check: {found.episodes} {found.what}, {found.tokens} tokens, {found.trained / found.tokens:.0%} of them "
             f"trained (green above), the longest {found.longest} of {found.sequence_len}"
+        )
+    if found.what == "rooms" and found.longest:
+        print(
+            f"check: {found.episodes} rooms to play; the longest episode in one has {found.longest} tokens of "
+            f"{found.sequence_len}"
         )
     show_findings(found.findings)
 

@@ -38,7 +38,7 @@ def findings(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
     yield from validation(recipe)
     yield from sharding(recipe)
     yield from quantised_zero3(recipe)
-    yield from pairs(recipe)
+    yield from learning(recipe)
 
 
 def method_of(settings: Mapping[str, object]) -> str:
@@ -224,19 +224,25 @@ def quantised_zero3(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("warning", what, recipe.at("deepspeed"), fix)
 
 
-def pairs(recipe: Recipe) -> Iterator[Finding]:
-    """What stops a training on preference pairs, or that it does not do as the recipe says.
+def learning(recipe: Recipe) -> Iterator[Finding]:
+    """What stops a training by `rl`, or that it does not do as the recipe says.
 
     The LoRA kernels ask for an adapter on the model, which TRL adds later (Axolotl 0.19, monkeypatch/lora_kernels.py,
     apply_lora_kernel_patches). `lora_model_dir` is not read beside `rl: dpo` (loaders/model.py, _load_adapters). Over a
-    quantised base TRL 1.9 casts the adapter to bf16 (DPOTrainer.__init__), and torch's scaler for fp16 refuses that.
+    quantised base TRL 1.9 casts the adapter to bf16 (DPOTrainer.__init__, and GRPOTrainer's), and torch's scaler for
+    fp16 refuses that.
     """
-    if recipe.settings.get("rl") != "dpo":
+    way = recipe.settings.get("rl")
+    if way not in ("dpo", "grpo"):
         return
     bits = next((key for key in ("load_in_4bit", "load_in_8bit") if recipe.settings.get(key)), "")
     if bits and recipe.settings.get("fp16"):
-        what = f"{bits} with rl: dpo and fp16 stops at its first update: the adapter has bf16, which the scaler refuses"
+        what = (
+            f"{bits} with rl: {way} and fp16 stops at its first update: the adapter has bf16, which the scaler refuses"
+        )
         yield Finding("error", what, recipe.at(bits), f"{bits}: false, a smaller model, or a GPU with bf16")
+    if way == "grpo":
+        return
     for key in catalog.training().lora_kernels:
         if recipe.settings.get(key):
             what = f"{key}: with rl: dpo the training stops: Model must be a PeftModelForCausalLM"

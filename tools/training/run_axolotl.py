@@ -45,7 +45,7 @@ WHOLE = re.compile(r"config\.json|generation_config\.json|model(-.*)?\.safetenso
 # After a training ran out of memory, only changes that save more than this share of the predicted memory are named.
 LEAST_SAVED = 0.1
 # What run.json keeps of the last step, see events.Event.
-NOTED = ("steps", "loss", "tokens", "tokens_per_second", "device_gib")
+NOTED = ("steps", "loss", "reward", "tokens", "tokens_per_second", "device_gib")
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,12 @@ def spread(recipe: Recipe, world: int) -> dict[str, int]:
     """Micro batch and accumulation with which `world` processes reach the rows that the recipe has in an update.
 
     Where they do not share them evenly, an update has the fewest rows more. Raises BadInput for more than 1.5 times,
-    and for rows that Axolotl cannot split over these processes.
+    for rows that Axolotl cannot split over these processes, and for games on several.
     """
     micro = int(recipe.settings.get("micro_batch_size") or 1)
     split = int(recipe.settings.get("context_parallel_size") or 1)
+    if world > 1 and recipe.settings.get("rl") == "grpo":
+        raise BadInput(f"{recipe.at('rl')}: rl: grpo: its games are played on one device, and {world} are asked for")
     if split > 1 and (why := cannot_split(recipe, world, split)):
         raise BadInput(f"{recipe.at('context_parallel_size')}: context_parallel_size {split}: {why}")
     groups = world // split
@@ -412,7 +414,12 @@ def follow_events(told: Iterable[Event], trainer: str = "Axolotl") -> tuple[dict
 
 def title(notes: Mapping[str, float]) -> str:
     """How a training goes in words, as far as known: "train: loss 1.213, 2100 tokens/s, 7.5 GiB"."""
-    forms = {"loss": "loss {:.3f}", "tokens_per_second": "{:.0f} tokens/s", "device_gib": "{:.1f} GiB"}
+    forms = {
+        "loss": "loss {:.3f}",
+        "reward": "reward {:.2f}",
+        "tokens_per_second": "{:.0f} tokens/s",
+        "device_gib": "{:.1f} GiB",
+    }
     words = [form.format(notes[key]) for key, form in forms.items() if key in notes]
     return f"train: {', '.join(words)}" if words else "train"
 
@@ -447,7 +454,7 @@ def last_error(log: Path) -> str:
     written = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     # torchrun and accelerate put the rank of a process before what it wrote.
     written = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in written if line and not line.startswith(events.MARK)]
-    errors = [line for line in written if re.match(r"[\w.]*(Error|Exception|Interrupt|BadInput)\b", line)]
+    errors = [line for line in written if re.match(r"[\w.]*(Error|Exception|Interrupt|BadInput|Failed)\b", line)]
     own = [line for line in errors if "ChildFailedError" not in line and "CalledProcessError" not in line]
     return (own or errors or written or ["it wrote nothing"])[-1][:300]
 

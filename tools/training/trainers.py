@@ -53,9 +53,9 @@ def renamed(recipe: Recipe, words: Words, read: Collection[str] = READ) -> dict[
 
 
 def check_data(recipe: Recipe, words: Words) -> None:
-    """Raise BadInput for pairs, for several data sets, and for a recipe that trains more than a chat's answers."""
+    """Raise BadInput for pairs, games, several data sets, and for a recipe that trains more than a chat's answers."""
     if recipe.settings.get("rl"):
-        raise cannot(recipe, "rl", words, "gets episodes from here, no preference pairs")
+        raise cannot(recipe, "rl", words, "gets episodes from here, neither preference pairs nor games")
     if len(recipe.settings["datasets"]) > 1:
         raise cannot(recipe, "datasets", words, "gets one data set from here")
     roles = list(recipe.dataset.get("roles_to_train") or ["assistant"])

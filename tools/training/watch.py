@@ -76,6 +76,7 @@ class Watch(TrainerCallback):
                 steps=state.max_steps,
                 epoch=state.epoch,
                 loss=logs["loss"],
+                reward=logs.get("reward"),
                 learning_rate=logs.get("learning_rate"),
                 gradient_norm=logs.get("grad_norm"),
                 tokens=None if tokens is None else int(tokens),

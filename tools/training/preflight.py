@@ -118,7 +118,7 @@ def check(recipe: Recipe, base: Path | str, machine: Machine | None = None) -> R
         # Before Axolotl, which takes 10 s to load.
         chat_template.check_templates(chat_template.written(base), str(base), {})
     findings = [
-        Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "use the key that it names")
+        Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "change the key that it names")
         for text in schema.validate(recipe)
     ]
     if recipe.settings.get("rl"):

@@ -512,7 +512,9 @@ def not_run(done: set[str]) -> str:
     """The cases beside those that are done, in a sentence, in lines of up to 118 letters; empty where all are."""
     left = [each.name for each in cases() if each.name not in done]
     said = (
-        f"Not run yet, or not to the end: {', '.join(left)}. On the CPU (`--tiny`) each of them runs." if left else ""
+        f"Not run on a GPU yet, or not to the end: {', '.join(left)}. On the CPU (`--tiny`) each of them runs."
+        if left
+        else ""
     )
     return textwrap.fill(said, 118, break_on_hyphens=False)
 

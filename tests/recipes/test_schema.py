@@ -111,6 +111,15 @@ def test_what_axolotl_does_not_take_is_named_with_its_line(tmp_path: Path, line:
     assert f"{path}:{len(kept) + 1}: " in str(caught.value) and says in str(caught.value)
 
 
+def test_a_value_that_axolotl_refuses_by_name_is_found_at_its_key(tmp_path: Path) -> None:
+    lines = (recipe.RECIPES / "2x24gb" / "qwen14b-qlora.yaml").read_text().splitlines()
+    number = next(number for number, line in enumerate(lines) if line.startswith("optimizer:"))
+    lines[number] = "optimizer: adamw_bnb_8bit"
+    (tmp_path / "my.yaml").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=rf"my.yaml:{number + 1}: FSDP2 not compatible with adamw_bnb_8bit"):
+        schema.validate(recipe.read_recipe(tmp_path / "my.yaml", catalog.tiers()["2x24gb"]))
+
+
 def test_a_key_that_nobody_knows_is_found_at_any_depth(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(recipe.find(NAME).read_text().replace("    type: chat_template", "    tipe: chat_template"))
@@ -131,6 +140,14 @@ def test_a_key_that_will_go_is_reported(tmp_path: Path) -> None:
         schema.validate(recipe.read_recipe(path, catalog.tiers()["24gb"]))
     path.write_text(text.replace("gradient_checkpointing: false", "gradient_checkpointing: offload"))
     assert any("deprecated" in said for said in schema.validate(recipe.read_recipe(path, catalog.tiers()["24gb"])))
+
+
+def test_what_axolotl_says_of_packing_without_attention_that_keeps_episodes_apart_is_told(tmp_path: Path) -> None:
+    text = (recipe.RECIPES / "24gb" / "qwen7b-qlora.yaml").read_text()
+    path = tmp_path / "my.yaml"
+    path.write_text(text.replace("attn_implementation: flash_attention_2", "attn_implementation: fp8"))
+    (said,) = schema.validate(recipe.read_recipe(path, catalog.tiers()["24gb"]))
+    assert "does not handle cross-sample decontamination" in said
 
 
 def test_every_recipe_is_as_axolotl_wants_it() -> None:

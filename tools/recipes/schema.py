@@ -24,6 +24,11 @@ KNOWN_PLUGINS = (
     "tools.training.",
     "tools.evaluation.",
 )
+# Words of Axolotl's log that tell of a key that will go, or that the training does not do as the recipe says.
+WARNINGS = re.compile(
+    r"deprecated|will be removed|decontamination|ignored|no effect|likely to raise|CheckpointError|no adamw optimizer",
+    re.IGNORECASE,
+)
 # How alike two keys must be for one to be the other misspelt, where a plugin of its own may know the key.
 NEAR = 0.85
 
@@ -53,8 +58,9 @@ def no_such_key(recipe: Recipe, keys: Keys, near: Sequence[str]) -> BadInput:
 def validate(recipe: Recipe) -> list[str]:
     """Let Axolotl itself check a recipe, as on a machine of its tier.
 
-    Returns what Axolotl says of keys that will go. Takes about 10 s to import, then some 20 ms. Raises BadInput with
-    file:line: a key that nobody knows, one that has another name now, a value that Axolotl refuses.
+    Returns what Axolotl says of keys that will go, and of those that do not do what they say. Takes about 10 s to
+    import, then some 20 ms. Raises BadInput with file:line: a key that nobody knows, one that has another name now, a
+    value that Axolotl refuses.
     """
     check_keys(recipe)
     for keys, near in unknown_keys(recipe.settings, (schema(recipe),)):
@@ -66,7 +72,7 @@ def validate(recipe: Recipe) -> list[str]:
         inside = [int(each) if each.isdigit() else each for each in key.split(".")]
         where = inside if (inside[0],) in recipe.lines else [key_named_in(recipe, why)]
         raise BadInput(f"{recipe.at(*where)}: {f'{key}: ' if key else ''}{why}")
-    return [text for text in log.texts if re.search("deprecated|will be removed", text, re.IGNORECASE)]
+    return [" ".join(text.split()) for text in log.texts if WARNINGS.search(text)]
 
 
 def refusal(recipe: Recipe) -> tuple[str, str] | None:
@@ -207,6 +213,7 @@ class AxolotlLog(logging.Handler):
 
 
 def key_named_in(recipe: Recipe, sentence: str) -> str:
-    """The first key of the recipe that a sentence names, longest first; empty where it names none."""
-    keys = sorted(recipe.settings, key=len, reverse=True)
-    return next((key for key in keys if re.search(rf"\b{re.escape(key)}\b", sentence)), "")
+    """The longest key of the recipe that a sentence names, else the first whose text it names; empty for none."""
+    names = [(key, key) for key in sorted(recipe.settings, key=len, reverse=True)]
+    names += [(value, key) for key, value in recipe.settings.items() if isinstance(value, str) and value]
+    return next((key for name, key in names if re.search(rf"\b{re.escape(name)}\b", sentence)), "")

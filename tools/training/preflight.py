@@ -142,7 +142,7 @@ def check_settings(recipe: Recipe, machine: Machine | None = None) -> list[Findi
 def deprecated(recipe: Recipe) -> list[Finding]:
     """What Axolotl's schema says of keys that will go. Raises BadInput, with file:line, for what it refuses."""
     return [
-        Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "use the key that it names")
+        Finding("warning", text, recipe.at(schema.key_named_in(recipe, text)), "change the key that it names")
         for text in schema.validate(recipe)
     ]
 

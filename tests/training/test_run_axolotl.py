@@ -239,6 +239,16 @@ def test_a_stop_is_told_apart_from_the_end() -> None:
     assert run_axolotl.follow_events(told) == ({"steps": 280}, stopped)
 
 
+def test_a_stop_says_what_is_kept(this: Run) -> None:
+    assert run_axolotl.what_is_kept(this, None) == "stopped before the first checkpoint; the same command begins anew"
+    for step in (4, 12):
+        (this.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        (this.checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_bytes(b"{}")
+    goes_on = f"the same command goes on from checkpoint-12 in {this.checkpoints}"
+    assert run_axolotl.what_is_kept(this, None) == f"stopped; {goes_on}"
+    assert run_axolotl.what_is_kept(this, Event("stopped", step=12)) == f"stopped at step 12; {goes_on}"
+
+
 def test_the_reason_is_the_last_exception_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("loading\nValueError: no such dataset\n  0%| | 0/2\n")

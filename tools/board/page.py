@@ -17,19 +17,24 @@ from tools.pipeline import ask
 EVERY = 1.0
 
 
-def told(function: Callable[..., Any], outputs: int) -> Callable[..., Iterator[list[Shown]]]:
+def told(function: Callable[..., Any], outputs: int) -> Callable[..., Iterator[Shown]]:
     """What an event calls: `function` on inputs of its own and the form; before its outputs, why it was refused."""
 
-    def run(*values: Any) -> Iterator[list[Shown]]:
+    def run(*values: Any) -> Iterator[Shown]:
         own, form = values[: -len(Form._fields)], Form(*values[-len(Form._fields) :])
         try:
             made = function(*own, form)
             for shown in made if isinstance(made, Iterator) else [made]:
-                yield [gr.update(visible=False), *shown]
+                yield one_or_all([gr.update(visible=False), *shown])
         except (BadInput, Failed) as error:
-            yield [gr.update(value=quote.visible(error), visible=True), *[gr.skip()] * outputs]
+            yield one_or_all([gr.update(value=quote.visible(error), visible=True), *[gr.skip()] * outputs])
 
     return run
+
+
+def one_or_all(shown: list[Shown]) -> Shown:
+    """Values as Gradio takes them: of one component the value itself."""
+    return shown if len(shown) > 1 else shown[0]
 
 
 def build(board: Board) -> gr.Blocks:

@@ -17,15 +17,18 @@ from tools.pipeline import ask
 EVERY = 1.0
 
 
-def told(function: Callable[..., Any], outputs: int) -> Callable[..., Iterator[Shown]]:
-    """What an event calls: `function` on inputs of its own and the form; before its outputs, why it was refused."""
+def told(function: Callable[..., Any], outputs: int, clear: bool) -> Callable[..., Iterator[Shown]]:
+    """What an event calls: `function` on inputs of its own and the form; before its outputs, why it was refused.
+
+    `clear`: whether the reason of an earlier refusal goes away; what goes on by itself leaves it.
+    """
 
     def run(*values: Any) -> Iterator[Shown]:
         own, form = values[: -len(Form._fields)], Form(*values[-len(Form._fields) :])
         try:
             made = function(*own, form)
             for shown in made if isinstance(made, Iterator) else [made]:
-                yield one_or_all([gr.update(visible=False), *shown])
+                yield one_or_all([gr.update(visible=False) if clear else gr.skip(), *shown])
         except (BadInput, Failed) as error:
             yield one_or_all([gr.update(value=quote.visible(error), visible=True), *[gr.skip()] * outputs])
 
@@ -127,7 +130,7 @@ def build(board: Board) -> gr.Blocks:
         ) -> Any:
             """Have an event call a function of the board, see `told`; once more, where it came again meanwhile."""
             return listen(
-                told(function, len(outputs)),
+                told(function, len(outputs), clear=mode != "always_last"),
                 [*inputs, *form],
                 [notice, *outputs],
                 show_progress="hidden",
@@ -142,10 +145,10 @@ def build(board: Board) -> gr.Blocks:
             on(each.input, board.lines, [], lines)
         on(plan.click, partial(board.started, "plan"), [editor], [], "once")
         on(drop.upload, board.dropped, [drop], [drop, data, *lines, findings, lengths], "multiple")
-        on(lint.click, board.looked_at, [], [findings, lengths])
-        on(stats.click, board.looked_at, [], [findings, lengths])
+        on(lint.click, board.looked_at, [], [findings, lengths], "once")
+        on(stats.click, board.looked_at, [], [findings, lengths], "once")
         on(editor.input, board.typed, [editor], [checked])
-        on(save.click, board.saved, [editor], everything)
+        on(save.click, board.saved, [editor], everything, "once")
         for key, button in starting.items():
             on(button.click, partial(board.started, key), [editor], [], "once")
         going = [

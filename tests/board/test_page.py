@@ -65,7 +65,7 @@ def page(address: str) -> Iterator[Page]:
         browser = driver.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-gpu"], env={**os.environ, **environment}
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.set_default_timeout(30_000)
         page.on("request", lambda each: asked.append(each.url))
         # Gradio's own, where a page is left while it listens.

@@ -56,7 +56,7 @@ def build(board: Board) -> gr.Blocks:
 
     def command(key: str) -> gr.Button:
         """A button, and the command that does the same."""
-        with gr.Row(equal_height=True):
+        with gr.Row():
             made = gr.Button(words[key], elem_id=key, scale=1, min_width=140)
             commands[key] = gr.Textbox(
                 label=words["command"],
@@ -72,7 +72,7 @@ def build(board: Board) -> gr.Blocks:
 
     with gr.Blocks(title="react-recipes", analytics_enabled=False) as page:
         gr.Markdown("# react-recipes")
-        with gr.Row(equal_height=True):
+        with gr.Row():
             state = told_here("state", 2, scale=4)
             stop = gr.Button(words["stop"], elem_id="stop", scale=1, min_width=140)
         notice = told_here("notice", visible=False)

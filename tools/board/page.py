@@ -77,7 +77,7 @@ def build(board: Board) -> gr.Blocks:
             stop = gr.Button(words["stop"], elem_id="stop", scale=1, min_width=140)
         notice = told_here("notice", visible=False)
         force = gr.Checkbox(label=words["force"], elem_id="force", container=False)
-        with gr.Tab(words["choose"], elem_id="choose"):
+        with gr.Tab(words["choose"], elem_id="choose", render_children=True):
             with gr.Row():
                 model = pick("model", [(each.title, key) for key, each in catalog.models().items()], opened.model)
                 method = pick("method", [(each.title, key) for key, each in catalog.methods().items()], opened.method)
@@ -89,21 +89,21 @@ def build(board: Board) -> gr.Blocks:
             plan = command("plan")
             fitting = told_here("fitting", 3)
             head = told_here("head", 6, elem_classes="log")
-        with gr.Tab(words["look"], elem_id="look"):
+        with gr.Tab(words["look"], elem_id="look", render_children=True):
             drop = gr.File(label=words["drop"], type="filepath", elem_id="drop", height=140)
             lint = command("lint")
             findings = told_here("findings", 4, max_lines=20, elem_classes="log")
             lengths = gr.HTML(elem_id="lengths")
             stats = command("stats")
-        with gr.Tab(words["edit"], elem_id="edit"):
+        with gr.Tab(words["edit"], elem_id="edit", render_children=True):
             editor = gr.Code(language="yaml", lines=18, max_lines=40, label=words["recipe"], elem_id="recipe")
             checked = told_here("checked", 3, elem_classes="log")
             name = gr.Textbox(label=words["name"], elem_id="name")
             save = command("new")
-        with gr.Tab(words["training"], elem_id="training"):
+        with gr.Tab(words["training"], elem_id="training", render_children=True):
             starting = {key: command(key) for key in ("check", "train", "resume")}
             plots = gr.HTML(elem_id="plots")
-        with gr.Tab(words["trained"], elem_id="trained"):
+        with gr.Tab(words["trained"], elem_id="trained", render_children=True):
             quant = pick("quant", convert.QUANTS, opened.quant)
             starting |= {key: command(key) for key in ("gguf", "parity", "ollama")}
             prompt = gr.Textbox(opened.prompt, label=words["prompt"], lines=3, max_lines=8, elem_id="prompt")

@@ -29,7 +29,7 @@ def told(function: Callable[..., Any], outputs: int, clear: bool) -> Callable[..
             made = function(*own, form)
             for shown in made if isinstance(made, Iterator) else [made]:
                 yield one_or_all([gr.update(visible=False) if clear else gr.skip(), *shown])
-        except (BadInput, Failed) as error:
+        except (BadInput, Failed, OSError) as error:
             yield one_or_all([gr.update(value=quote.visible(error), visible=True), *[gr.skip()] * outputs])
 
     return run

@@ -1,5 +1,6 @@
 """The whole way through the page in a real browser: SmolLM2, two steps, to a model that answers and plays."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import orjson
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
@@ -34,24 +36,29 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(outputs: Path) -> Iterator[str]:
     """The page as a person has it served; Ctrl-C ends it, and leaves nothing running."""
-    yield from served(outputs)
+    with served(outputs) as here:
+        yield here
 
 
+@contextlib.contextmanager
 def served(outputs: Path, *arguments: str, **environment: str) -> Iterator[str]:
     """`ui` on a free port, until it is ended by Ctrl-C."""
     port = llamacpp.free_port()
     command = [sys.executable, "-m", "tools", "ui", "--port", str(port), *arguments]
     given = os.environ | {"REACT_RECIPES_OUTPUTS": str(outputs)} | environment
     with subprocess.Popen(command, cwd=run_folder.ROOT, env=given, start_new_session=True) as process:
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            with socket.socket() as there:
-                if there.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        try:
+            deadline = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < deadline:
+                with socket.socket() as there:
+                    if there.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGINT)
+            status = process.wait(60)
+    assert status == 130
     assert llamacpp.free_port(port) == port
 
 
@@ -65,10 +72,11 @@ def page(address: str) -> Iterator[Page]:
         browser = driver.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-gpu"], env={**os.environ, **environment}
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.set_default_timeout(30_000)
         page.on("request", lambda each: asked.append(each.url))
-        page.on("pageerror", lambda each: wrong.append(str(each)))
+        # Gradio's own, where a page is left while it listens.
+        page.on("pageerror", lambda each: wrong.append(str(each)) if "AbortError" not in str(each) else None)
         page.on("console", lambda each: wrong.append(each.text) if each.type == "error" else None)
         page.goto(address, wait_until="domcontentloaded")
         expect(box(page, "plan-command")).to_have_value(re.compile("make plan RECIPE="))
@@ -184,3 +192,30 @@ def test_the_model_is_made_proven_asked_and_plays(page: Page, outputs: Path) -> 
     expect(box(page, "state")).to_have_value(re.compile("^done: make ask"), timeout=120_000)
     page.locator("#eval").click()
     expect(box(page, "game")).to_have_value(re.compile(r"\[assistant\]\n.*\n\n\[[\w ]+\]$", re.DOTALL), timeout=120_000)
+
+
+def test_other_sites_and_other_files_are_refused(address: str) -> None:
+    with httpx.Client(base_url=address, trust_env=False) as client:
+        page = client.get("/")
+        assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
+        assert client.get("/", headers={"host": "evil.example"}).status_code == 403
+        asked = {"data": [], "fn_index": 0, "session_hash": "x"}
+        for origin in ("http://evil.example", "null"):
+            done = client.post("/gradio_api/queue/join", json=asked, headers={"origin": origin})
+            assert done.status_code == 403
+        for path in ("/etc/passwd", str(run_folder.ROOT / "pyproject.toml"), "../../etc/passwd"):
+            assert client.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_others_log_in_by_the_password_and_it_speaks_chinese(tmp_path: Path) -> None:
+    secret = "correct horse"
+    environment = {"REACT_RECIPES_UI_PASSWORD": secret}
+    with (
+        served(tmp_path, "--host", "0.0.0.0", "--lang", "zh", **environment) as address,
+        httpx.Client(base_url=address, trust_env=False) as client,
+    ):
+        assert "1 选择" not in client.get("/").text and client.get("/config").status_code == 401
+        wrong = client.post("/login", data={"username": "x", "password": "wrong"})
+        assert wrong.status_code == 400 and client.get("/config").status_code == 401
+        assert client.post("/login", data={"username": "x", "password": secret}).status_code == 200
+        assert "1 选择" in client.get("/").text and secret not in client.get("/config").text

@@ -34,7 +34,7 @@ class Form(NamedTuple):
     data: str | None
     own: str | None
     quant: str
-    room: float
+    room: float | None
     prompt: str
     name: str
     force: bool
@@ -73,7 +73,7 @@ class Board:
             "parity": chosen.command("parity", quant=form.quant),
             "ollama": chosen.command("ollama", quant=form.quant, force=force),
             "ask": chosen.command("ask", quant=form.quant, prompt=prompt),
-            "eval": chosen.command("eval", quant=form.quant, rooms=str(int(form.room))),
+            "eval": chosen.command("eval", quant=form.quant, rooms=str(int(form.room or 1))),
         }
 
     def lines(self, form: Form) -> list[Shown]:
@@ -156,7 +156,7 @@ class Board:
 
     def played(self, form: Form) -> Iterator[list[Shown]]:
         """The tuned model's game as it is played."""
-        for turns, end in talk.game(self.work, self.choice(form), form.quant, int(form.room)):
+        for turns, end in talk.game(self.work, self.choice(form), form.quant, int(form.room or 1)):
             yield [talk.text(turns) + (f"\n\n[{end}]" if end else "")]
 
     def seen(self, before: list[object], *values: Any) -> list[Shown]:

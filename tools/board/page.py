@@ -17,19 +17,27 @@ from tools.pipeline import ask
 EVERY = 1.0
 
 
-def told(function: Callable[..., Any], outputs: int) -> Callable[..., Iterator[list[Shown]]]:
-    """What an event calls: `function` on inputs of its own and the form; before its outputs, why it was refused."""
+def told(function: Callable[..., Any], outputs: int, clear: bool) -> Callable[..., Iterator[Shown]]:
+    """What an event calls: `function` on inputs of its own and the form; before its outputs, why it was refused.
 
-    def run(*values: Any) -> Iterator[list[Shown]]:
+    `clear`: whether the reason of an earlier refusal goes away; what goes on by itself leaves it.
+    """
+
+    def run(*values: Any) -> Iterator[Shown]:
         own, form = values[: -len(Form._fields)], Form(*values[-len(Form._fields) :])
         try:
             made = function(*own, form)
             for shown in made if isinstance(made, Iterator) else [made]:
-                yield [gr.update(visible=False), *shown]
-        except (BadInput, Failed) as error:
-            yield [gr.update(value=quote.visible(error), visible=True), *[gr.skip()] * outputs]
+                yield one_or_all([gr.update(visible=False) if clear else gr.skip(), *shown])
+        except (BadInput, Failed, OSError) as error:
+            yield one_or_all([gr.update(value=quote.visible(error), visible=True), *[gr.skip()] * outputs])
 
     return run
+
+
+def one_or_all(shown: list[Shown]) -> Shown:
+    """Values as Gradio takes them: of one component the value itself."""
+    return shown if len(shown) > 1 else shown[0]
 
 
 def build(board: Board) -> gr.Blocks:
@@ -48,7 +56,7 @@ def build(board: Board) -> gr.Blocks:
 
     def command(key: str) -> gr.Button:
         """A button, and the command that does the same."""
-        with gr.Row(equal_height=True):
+        with gr.Row():
             made = gr.Button(words[key], elem_id=key, scale=1, min_width=140)
             commands[key] = gr.Textbox(
                 label=words["command"],
@@ -64,12 +72,12 @@ def build(board: Board) -> gr.Blocks:
 
     with gr.Blocks(title="react-recipes", analytics_enabled=False) as page:
         gr.Markdown("# react-recipes")
-        with gr.Row(equal_height=True):
+        with gr.Row():
             state = told_here("state", 2, scale=4)
             stop = gr.Button(words["stop"], elem_id="stop", scale=1, min_width=140)
         notice = told_here("notice", visible=False)
         force = gr.Checkbox(label=words["force"], elem_id="force", container=False)
-        with gr.Tab(words["choose"], elem_id="choose"):
+        with gr.Tab(words["choose"], elem_id="choose", render_children=True):
             with gr.Row():
                 model = pick("model", [(each.title, key) for key, each in catalog.models().items()], opened.model)
                 method = pick("method", [(each.title, key) for key, each in catalog.methods().items()], opened.method)
@@ -81,21 +89,21 @@ def build(board: Board) -> gr.Blocks:
             plan = command("plan")
             fitting = told_here("fitting", 3)
             head = told_here("head", 6, elem_classes="log")
-        with gr.Tab(words["look"], elem_id="look"):
+        with gr.Tab(words["look"], elem_id="look", render_children=True):
             drop = gr.File(label=words["drop"], type="filepath", elem_id="drop", height=140)
             lint = command("lint")
             findings = told_here("findings", 4, max_lines=20, elem_classes="log")
             lengths = gr.HTML(elem_id="lengths")
             stats = command("stats")
-        with gr.Tab(words["edit"], elem_id="edit"):
+        with gr.Tab(words["edit"], elem_id="edit", render_children=True):
             editor = gr.Code(language="yaml", lines=18, max_lines=40, label=words["recipe"], elem_id="recipe")
             checked = told_here("checked", 3, elem_classes="log")
             name = gr.Textbox(label=words["name"], elem_id="name")
             save = command("new")
-        with gr.Tab(words["training"], elem_id="training"):
+        with gr.Tab(words["training"], elem_id="training", render_children=True):
             starting = {key: command(key) for key in ("check", "train", "resume")}
             plots = gr.HTML(elem_id="plots")
-        with gr.Tab(words["trained"], elem_id="trained"):
+        with gr.Tab(words["trained"], elem_id="trained", render_children=True):
             quant = pick("quant", convert.QUANTS, opened.quant)
             starting |= {key: command(key) for key in ("gguf", "parity", "ollama")}
             prompt = gr.Textbox(opened.prompt, label=words["prompt"], lines=3, max_lines=8, elem_id="prompt")
@@ -122,7 +130,7 @@ def build(board: Board) -> gr.Blocks:
         ) -> Any:
             """Have an event call a function of the board, see `told`; once more, where it came again meanwhile."""
             return listen(
-                told(function, len(outputs)),
+                told(function, len(outputs), clear=mode != "always_last"),
                 [*inputs, *form],
                 [notice, *outputs],
                 show_progress="hidden",
@@ -137,10 +145,10 @@ def build(board: Board) -> gr.Blocks:
             on(each.input, board.lines, [], lines)
         on(plan.click, partial(board.started, "plan"), [editor], [], "once")
         on(drop.upload, board.dropped, [drop], [drop, data, *lines, findings, lengths], "multiple")
-        on(lint.click, board.looked_at, [], [findings, lengths])
-        on(stats.click, board.looked_at, [], [findings, lengths])
+        on(lint.click, board.looked_at, [], [findings, lengths], "once")
+        on(stats.click, board.looked_at, [], [findings, lengths], "once")
         on(editor.input, board.typed, [editor], [checked])
-        on(save.click, board.saved, [editor], everything)
+        on(save.click, board.saved, [editor], everything, "once")
         for key, button in starting.items():
             on(button.click, partial(board.started, key), [editor], [], "once")
         going = [

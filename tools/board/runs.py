@@ -41,8 +41,8 @@ class Work:
         self.program: Program | None = None
         self.began = 0.0
 
-    def take(self, command: Command, folder: Path | None) -> None:
-        """Begin some work on a run's folder. Raises BadInput while other work goes on."""
+    def take(self, command: Command, folder: Path | None = None) -> None:
+        """Begin some work, `folder` being the run's that trains. Raises BadInput while other work goes on."""
         if not self.busy.acquire(blocking=False):
             raise BadInput(f"{self.command.make if self.command else 'other work'}: still going on; stop it, or wait")
         self.command, self.folder, self.status = command, folder, None
@@ -50,7 +50,7 @@ class Work:
         self.written, self.began = 0, time.time()
 
     def start(self, command: Command, folder: Path | None = None) -> None:
-        """Start a command. Raises BadInput while other work goes on."""
+        """Start a command, see `take`."""
         self.take(command, folder)
         threading.Thread(target=self.follow, args=[command], daemon=True).start()
 
@@ -72,9 +72,9 @@ class Work:
         self.written += 1
 
     @contextlib.contextmanager
-    def going(self, command: Command, folder: Path | None = None) -> Iterator[None]:
+    def going(self, command: Command) -> Iterator[None]:
         """Work of this process itself, which does what a command does. Raises BadInput while other work goes on."""
-        self.take(command, folder)
+        self.take(command)
         try:
             yield
             self.status = 0
@@ -129,8 +129,9 @@ def curves(found: list[Event], titles: dict[str, str]) -> list[Curve]:
 
     `titles`: by the name of an event's value.
     """
+    steps = [each for each in found if each.event == "step"]
     lines = {
-        key: [(float(each.step), float(value)) for each in found if each.step and (value := getattr(each, key))]
+        key: [(float(each.step or 0), float(y)) for each in steps if (y := getattr(each, key)) is not None]
         for key in titles
     }
     drawn = (curve(titles[key], {key: points}) for key, points in lines.items())

@@ -60,6 +60,7 @@ def open_page(port: int, host: str, lang: str) -> None:
         server_port=port,
         auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
         footer_links=[],
+        show_error=False,  # it would show an error's text as HTML
         max_file_size=uploads.MOST,
         enable_monitoring=False,
         ssr_mode=False,

@@ -35,6 +35,7 @@ def findings(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
     yield from scale(recipe)
     yield from half_precision(recipe)
     yield from unfrozen(recipe)
+    yield from grouped(recipe)
     yield from validation(recipe)
     yield from sharding(recipe)
     yield from quantised_zero3(recipe)
@@ -147,6 +148,13 @@ def unfrozen(recipe: Recipe) -> Iterator[Finding]:
         what = "unfrozen_parameters freezes all else, the adapter too, and what it trains is not in the adapter"
         fix = "remove it (lora_modules_to_save trains whole modules beside an adapter), or remove adapter:"
         yield Finding("error", what, recipe.at("unfrozen_parameters"), fix)
+
+
+def grouped(recipe: Recipe) -> Iterator[Finding]:
+    """group_by_length beside packing, in random order: Axolotl 0.19, core/trainers/base.py, _get_train_sampler."""
+    if recipe.settings.get("group_by_length") and recipe.settings.get("sample_packing"):
+        what = "group_by_length does nothing beside sample_packing: rows are packed in random order"
+        yield Finding("warning", what, recipe.at("group_by_length"), "remove it, or sample_packing: false")
 
 
 def validation(recipe: Recipe) -> Iterator[Finding]:

@@ -511,12 +511,8 @@ def as_json(rows: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, A
 def not_run(done: set[str]) -> str:
     """The cases beside those that are done, in a sentence, in lines of up to 118 letters; empty where all are."""
     left = [each.name for each in cases() if each.name not in done]
-    said = (
-        f"Not run on a GPU yet, or not to the end: {', '.join(left)}. On the CPU (`--tiny`) each of them runs."
-        if left
-        else ""
-    )
-    return textwrap.fill(said, 118, break_on_hyphens=False)
+    said = f"Not run on a GPU yet, or not to the end: {', '.join(left)}. `--tiny` tries each of them on the CPU."
+    return textwrap.fill(said, 118, break_on_hyphens=False) if left else ""
 
 
 def outcomes(rows: list[dict[str, Any]]) -> list[str]:

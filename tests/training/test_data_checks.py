@@ -90,6 +90,13 @@ def test_new_tokens_need_trained_embeddings(changes: dict[str, object], level: s
     assert all(says in each.what for each in found)
 
 
+def test_an_end_token_that_no_turn_has_is_told() -> None:
+    tokenizer = find_base.tokenizer("smollm2-135m")
+    turn = tokenizer("Action: look<|im_end|>")["input_ids"]
+    for tokens, count in ([], 0), (["<|im_end|>"], 0), (["<|im_end|>", "<|eot_id|>", "<|im_start|>"], 2):
+        assert len(list(data_checks.end_tokens(asked(CPU, {"eot_tokens": tokens}), tokenizer, [(turn, turn)]))) == count
+
+
 @pytest.mark.parametrize(
     ("strategy", "level", "says"),
     [

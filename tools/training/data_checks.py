@@ -115,6 +115,18 @@ def new_tokens(recipe: Recipe, base: Path, tokenizer: "PreTrainedTokenizerBase")
         yield Finding("advice", what, recipe.at("special_tokens", "pad_token"), fix)
 
 
+def end_tokens(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", tokenised: Sequence[Tokenised]
+) -> Iterator[Finding]:
+    """Tokens of `eot_tokens` that no episode has: Axolotl 0.19 leaves them out (prompt_strategies/chat_template.py)."""
+    seen = {token for ids, _ in tokenised for token in ids}
+    known = tokenizer.get_vocab()
+    for each in recipe.settings.get("eot_tokens") or ():
+        if known.get(each) not in seen:
+            what = f"{each}: the chat template writes no such token, so it ends no turn"
+            yield Finding("warning", what, recipe.at("eot_tokens"), f"remove it, or name {tokenizer.eos_token}")
+
+
 def lengths_of(episodes: Sequence[Episode], tokenised: Sequence[Tokenised]) -> list[int]:
     """Tokens of each episode; by its characters, roughly, where the tokenizer is not here."""
     if tokenised:

@@ -478,6 +478,7 @@ def tokens(
     found += data_checks.control_tokens(data, tokenizer, episodes)
     found += data_checks.too_long(recipe, data, tokenised, length)
     found += data_checks.new_tokens(recipe, base, tokenizer)
+    found += data_checks.end_tokens(recipe, tokenizer, tokenised)
     total, trained = (
         sum(len(ids) for ids, _ in tokenised),
         sum(label != IGNORED for _, made in tokenised for label in made),

@@ -151,7 +151,7 @@ def unfrozen(recipe: Recipe) -> Iterator[Finding]:
 
 
 def grouped(recipe: Recipe) -> Iterator[Finding]:
-    """group_by_length beside packing, which draws anew: Axolotl 0.19, core/trainers/base.py, _get_train_sampler."""
+    """group_by_length beside packing, in random order: Axolotl 0.19, core/trainers/base.py, _get_train_sampler."""
     if recipe.settings.get("group_by_length") and recipe.settings.get("sample_packing"):
         what = "group_by_length does nothing beside sample_packing: rows are packed in random order"
         yield Finding("warning", what, recipe.at("group_by_length"), "remove it, or sample_packing: false")

@@ -75,15 +75,15 @@ def page(address: str) -> Iterator[Page]:
         page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.set_default_timeout(30_000)
         page.on("request", lambda each: asked.append(each.url))
-        # Gradio's own, where a page is left while it listens.
-        page.on("pageerror", lambda each: wrong.append(str(each)) if "AbortError" not in str(each) else None)
+        page.on("pageerror", lambda each: wrong.append(str(each)))
         page.on("console", lambda each: wrong.append(each.text) if each.type == "error" else None)
         page.goto(address, wait_until="domcontentloaded")
         expect(box(page, "plan-command")).to_have_value(re.compile("make plan RECIPE="))
         yield page
         assert page.title() == "react-recipes" and page.locator("img[src=x]").count() == 0
         browser.close()
-    assert wrong == []
+    # Gradio's own, where a page is left while it listens.
+    assert [each for each in wrong if "AbortError" not in each] == []
     assert not [each for each in asked if not each.startswith((address, "data:", "blob:"))]
 
 
@@ -104,7 +104,7 @@ def tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def done(page: Page, button: str, seconds: float = 240) -> None:
+def done(page: Page, button: str, seconds: float = 600) -> None:
     """Press a button, and wait until what it started has ended well."""
     line = box(page, f"{button}-command").input_value()
     page.locator(f"#{button}").click()
@@ -171,7 +171,7 @@ def test_a_training_is_followed_by_every_page_that_is_opened(page: Page, address
     other.goto(address)
     expect(box(other, "state")).to_have_value(re.compile("^running: make train"))
     other.close()
-    expect(box(page, "state")).to_have_value(re.compile("^(done|ended)"), timeout=240_000)
+    expect(box(page, "state")).to_have_value(re.compile("^(done|ended)"), timeout=600_000)
     assert box(page, "state").input_value().startswith("done: make train"), box(page, "log").input_value()
     expect(page.locator("#plots polyline").first).to_be_visible()
 
@@ -189,9 +189,9 @@ def test_the_model_is_made_proven_asked_and_plays(page: Page, outputs: Path) -> 
         expect(box(page, who)).to_have_value(
             re.compile(rf"\[user\]\n{re.escape(HOSTILE)}.*\[assistant\]\n.+", re.DOTALL)
         )
-    expect(box(page, "state")).to_have_value(re.compile("^done: make ask"), timeout=120_000)
+    expect(box(page, "state")).to_have_value(re.compile("^done: make ask"), timeout=600_000)
     page.locator("#eval").click()
-    expect(box(page, "game")).to_have_value(re.compile(r"\[assistant\]\n.*\n\n\[[\w ]+\]$", re.DOTALL), timeout=120_000)
+    expect(box(page, "game")).to_have_value(re.compile(r"\[assistant\]\n.*\n\n\[[\w ]+\]$", re.DOTALL), timeout=600_000)
 
 
 def test_other_sites_and_other_files_are_refused(address: str) -> None:

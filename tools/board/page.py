@@ -139,10 +139,10 @@ def build(board: Board) -> gr.Blocks:
             )
 
         on(page.load, board.chosen, [], everything)
-        for each in (model, method, device, own):
-            on(each.input, board.chosen, [], everything)
-        for each in (data, quant, room, prompt, name, force):
-            on(each.input, board.lines, [], lines)
+        for listen in (model.input, method.input, device.input, own.input):
+            on(listen, board.chosen, [], everything)
+        for listen in (data.input, quant.input, room.input, prompt.input, name.input, force.input):
+            on(listen, board.lines, [], lines)
         on(plan.click, partial(board.started, "plan"), [editor], [], "once")
         on(drop.upload, board.dropped, [drop], [drop, data, *lines, findings, lengths], "multiple")
         on(lint.click, board.looked_at, [], [findings, lengths], "once")

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
 from tools import Failed
@@ -57,7 +57,7 @@ def game(work: Work, choice: Choice, quant: str, room: int) -> Iterator[tuple[Se
                 yield from seen
 
 
-def watched(chat: Chat, world: World, task: Task, rules: Rules) -> Iterator[tuple[Sequence[Message], str]]:
+def watched(chat: Chat, world: World, task: Task, rules: Rules) -> Generator[tuple[Sequence[Message], str]]:
     """A game as it is played, in a thread of its own, which makes no further move once this is closed."""
     told: queue.SimpleQueue[list[Message] | Game | BaseException] = queue.SimpleQueue()
     closed = threading.Event()

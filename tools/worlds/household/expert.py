@@ -204,14 +204,10 @@ class Expert:
         if not place:
             raise Lost
         action = f"{self.task} {self.held} with {place}"
-        if self.at != place and self.slip == "far":
-            return self.err(f"I have the {self.held}.", f"I must {self.task} it.", action)
-        # Both places are named, so that whether to go there can be read off, too, where the object was found there.
-        known, following = f"I have the {self.held}. I am at {self.at}.", f"I must {self.task} it at {place}."
         if self.at != place:
-            return self.go(known, following, place)
-        if self.last.action.startswith("take "):
-            return Move(known, following, action)
+            if self.slip == "far":
+                return self.err(f"I have the {self.held}.", f"I must {self.task} it.", action)
+            return self.go(f"I have the {self.held}.", f"I must {self.task} it at {place}.", place)
         return Move(f"I am at {place}.", f"I {self.task} the {self.held}.", action)
 
     def deliver(self) -> Move:

@@ -63,7 +63,8 @@ def test_wins_and_pairs_are_data_for_the_next_training(folder: Path, capsys: pyt
     wins, pairs = rows(folder / "wins.jsonl"), rows(folder / "pairs.jsonl")
     assert len(wins) == len(pairs) == ROOMS
     assert f"{ROOMS} episodes of {ROOMS} won games" in out and f"{ROOMS} preference pairs of {2 * ROOMS} games" in out
-    assert wins[0]["provenance"].keys() == {"model", "quant", "prompt", "temperature", "world", "split", "date"}
+    told = {"model", "quant", "prompt", "temperature", "world", "split", "task", "goal", "date"}
+    assert wins[0]["provenance"].keys() == told
     assert wins[0]["provenance"]["model"] == "only-model"
     for row, pair in zip(wins, pairs, strict=True):
         assert pair["prompt"] + pair["chosen"] == row["messages"][: len(pair["prompt"]) + 1]

@@ -1,6 +1,5 @@
 """Training on games that the model plays: what is wrong with rooms is found first, and two updates give an adapter."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from tools.gguf import find_base
 from tools.recipes import commands, index, plan, recipe, schema
 from tools.recipes.recipe import Recipe
 from tools.training import preflight, recipe_checks, run_axolotl
-from tools.training.run_axolotl import Launch
 
 NAME = "smollm2-135m-grpo"
 # A world in which a model that was not tuned wins some games and loses others, in one answer each.
@@ -131,42 +129,3 @@ def test_no_recipe_is_planned_for_several_devices() -> None:
     model, method, two = catalog.models()["qwen0.5b"], catalog.methods()["grpo"], catalog.tiers()["2x24gb"]
     assert plan.choose(model, method, two) is None
     assert index.impossible(model, method, two, 2048) == "games are played on one device"
-
-
-@pytest.mark.slow
-def test_two_updates_on_games_give_an_adapter_over_the_merged_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the CPU, in a world of a person's own; the reward is the share of games won, and every matrix has learnt."""
-    from safetensors import safe_open
-
-    from tools.pipeline import trained, training
-    from tools.training import events
-
-    monkeypatch.setenv("REACT_RECIPES_OUTPUTS", str(tmp_path / "outputs"))
-    merged = tmp_path / "outputs" / "cpu" / "smollm2-135m-lora" / "merged"
-    shutil.copytree(find_base.resolve("smollm2-135m"), merged)
-    (tmp_path / "coin.py").write_text(COIN)
-    names: dict[str, Any] = {}
-    exec(COIN, names)
-    turns = [
-        {"role": "system", "content": names["Coin"].system_prompt},
-        {"role": "user", "content": names["Coin"]().reset(None)},
-        {"role": "assistant", "content": "Action: heads"},
-    ]
-    world = f"{tmp_path / 'coin.py'}:Coin"
-    rows = [{"messages": turns, "provenance": {"world": world, "task": f"throw-{n}"}} for n in range(4)]
-    this = asked(tmp_path, rows, "max_steps=2", "learning_rate=1e-4")
-    training.train_recipe(this, Launch())
-
-    log = (this.run.folder / "train.log").read_text(errors="replace").splitlines()
-    rewards = [each.reward for each in events.read(log) if each.reward is not None]
-    assert len(rewards) == 2 and any(0 < each < 1 for each in rewards)
-    assert all((8 * each).is_integer() for each in rewards)
-    noted = this.run.provenance()["train"]
-    assert noted["steps"] == 2 and noted["reward"] == rewards[-1]
-    assert not list(this.run.adapter.glob("model*.safetensors"))
-    with safe_open(this.run.adapter / "adapter_model.safetensors", framework="pt") as file:
-        up = [name for name in file.keys() if "lora_B" in name]  # noqa: SIM118 - not a dict
-        assert len(up) == 20 * 7 and all(file.get_tensor(name).any() for name in up)
-    assert trained.tuned(NAME, tier="cpu").system == names["Coin"].system_prompt

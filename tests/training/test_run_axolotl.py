@@ -253,5 +253,7 @@ def test_the_reason_is_the_last_exception_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("loading\nValueError: no such dataset\n  0%| | 0/2\n")
     assert run_axolotl.last_error(log) == "ValueError: no such dataset"
-    log.write_text(f"Killed\n{events.MARK}{{}}\n")
+    log.write_text("tools.Failed: no token of these games can be trained\n  0%| | 0/2\n")
+    assert run_axolotl.last_error(log) == "tools.Failed: no token of these games can be trained"
+    log.write_text(f"Failed to load a kernel of the hub\nKilled\n{events.MARK}{{}}\n")
     assert run_axolotl.last_error(log) == "Killed"

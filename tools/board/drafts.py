@@ -30,8 +30,7 @@ def place(name: str, tier: str) -> Path:
 
 def read(text: str, path: Path) -> Recipe:
     """The recipe that a text is. Raises BadInput, with file:line, as recipe.read_recipe."""
-    if len(text.encode(errors="replace")) > recipe.LARGEST:
-        raise BadInput(f"{path}: more than {recipe.LARGEST >> 10} KiB; no recipe is so large")
+    recipe.check_size(path, len(text.encode(errors="replace")))
     return recipe.parse_recipe(Path(shown(path)), text)
 
 

@@ -132,8 +132,8 @@ class Output:
             worker.put(self.handle, self.engine.flush())
 
 
-Result = tuple[Source, Made, Callable[[bytes], None]]  # whose, what, and what writes it after the bytes it is given
-Put = Callable[[bytes], None]
+Put = Callable[[bytes], None]  # what writes bytes
+Result = tuple[Source, Made, Put]  # whose, what, and what writes it after the bytes it is given
 
 
 def convert_files(inputs: list[str], out: str, task: Task, apart: str = "", force: bool = False) -> Counts:

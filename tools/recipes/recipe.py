@@ -108,12 +108,17 @@ def read_recipe(
 ) -> Recipe:
     """Read a recipe's file; `tier` by default its own, else this machine's. Raises BadInput as `parse_recipe`."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise BadInput(f"{path}: more than {LARGEST >> 10} KiB; no recipe is so large")
+        check_size(path, path.stat().st_size)
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from error
     return parse_recipe(path, text, tier, base, changes)
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raise BadInput for a recipe of more bytes than any has."""
+    if size > LARGEST:
+        raise BadInput(f"{path}: more than {LARGEST >> 10} KiB; no recipe is so large")
 
 
 def parse_recipe(

@@ -13,7 +13,7 @@ from tools.core.finding import Finding
 from tools.core.trajectory import Episode
 from tools.recipes import schema
 from tools.recipes.recipe import Recipe
-from tools.training.recipe_checks import limits
+from tools.training.recipe_checks import few_updates
 from tools.training.tokens import IGNORED, Tokenised
 
 if TYPE_CHECKING:
@@ -166,10 +166,8 @@ def updates(recipe: Recipe, lengths: Sequence[int]) -> Iterator[Finding]:
         yield from packed_validation(recipe, cfg, held)
     total = calculate_total_num_steps(cfg, train, update=False)
     total = min(total, cfg.max_steps) if cfg.max_steps else total
-    if total < limits()["least_updates"] and not cfg.max_steps:
-        what = f"too few updates to learn from: {total} in the whole run, of {len(train)} episodes"
-        fix = "more episodes; then more num_epochs, or a smaller gradient_accumulation_steps"
-        yield Finding("warning", what, recipe.at("num_epochs"), fix)
+    fix = "more episodes; then more num_epochs, or a smaller gradient_accumulation_steps"
+    yield from few_updates(recipe, total, f"{len(train)} episodes", fix)
     key = "warmup_steps" if cfg.warmup_steps is not None else "warmup_ratio"
     warm = cfg.warmup_steps or int((cfg.warmup_ratio or 0) * total)
     if warm > 1 and warm >= total:

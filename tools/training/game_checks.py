@@ -11,7 +11,7 @@ from tools.core.trajectory import Episode
 from tools.gguf import base
 from tools.recipes import plan
 from tools.recipes.recipe import Recipe
-from tools.training.recipe_checks import limits
+from tools.training.recipe_checks import few_updates
 from tools.worlds import episode_task
 from tools.worlds.guard import WorldFailed
 
@@ -64,6 +64,4 @@ def updates(recipe: Recipe, rooms: int) -> Iterator[Finding]:
     s = plan.from_recipe(recipe.settings, recipe.tier)
     each = rooms * s.group // (s.micro_batch * s.accumulation)
     total = each * float(recipe.settings.get("num_epochs") or 1)
-    if total < limits()["least_updates"] and not recipe.settings.get("max_steps"):
-        what = f"too few updates to learn from: {total:.0f} in the whole run, of {rooms} rooms"
-        yield Finding("warning", what, recipe.at("num_epochs"), "more rooms: make collect TEACHER=expert")
+    yield from few_updates(recipe, total, f"{rooms} rooms", "more rooms: make collect TEACHER=expert")

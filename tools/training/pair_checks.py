@@ -9,7 +9,7 @@ from tools.core.preference import Pair
 from tools.recipes import plan
 from tools.recipes.recipe import Recipe
 from tools.training.pair_tokens import PairTokens
-from tools.training.recipe_checks import limits
+from tools.training.recipe_checks import few_updates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,6 @@ def updates(recipe: Recipe, tokenised: Sequence[PairTokens], length: int) -> Ite
     trained = kept - (held * kept if held < 1 else held)
     rows = s.micro_batch * s.accumulation * plan.replicas(s, recipe.tier)
     total = math.ceil(trained / rows) * float(recipe.settings.get("num_epochs") or 1)
-    if total < limits()["least_updates"] and not recipe.settings.get("max_steps"):
-        what = f"too few updates to learn from: {total:.0f} in the whole run, of {trained:.0f} pairs"
-        yield Finding("warning", what, recipe.at("num_epochs"), "more pairs, or a smaller gradient_accumulation_steps")
+    yield from few_updates(
+        recipe, total, f"{trained:.0f} pairs", "more pairs, or a smaller gradient_accumulation_steps"
+    )

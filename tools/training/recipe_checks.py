@@ -27,6 +27,13 @@ def limits() -> Mapping[str, float]:
     return catalog.content("preflight", dict[str, float])
 
 
+def few_updates(recipe: Recipe, total: float, learnt_from: str, fix: str) -> Iterator[Finding]:
+    """A run with too few updates. `total`: updates in all; `learnt_from`: of how many of what, in words."""
+    if total < limits()["least_updates"] and not recipe.settings.get("max_steps"):
+        what = f"too few updates to learn from: {total:.0f} in the whole run, of {learnt_from}"
+        yield Finding("warning", what, recipe.at("num_epochs"), fix)
+
+
 def findings(recipe: Recipe, model: Model | None) -> Iterator[Finding]:
     """All that this module checks. `model`: the recipe's, where the catalog knows it."""
     yield from home(recipe)

@@ -454,7 +454,7 @@ def last_error(log: Path) -> str:
     written = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     # torchrun and accelerate put the rank of a process before what it wrote.
     written = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in written if line and not line.startswith(events.MARK)]
-    errors = [line for line in written if re.match(r"[\w.]*(Error|Exception|Interrupt|BadInput|Failed)\b", line)]
+    errors = [line for line in written if re.match(r"[\w.]*((Error|Exception|Interrupt|BadInput)\b|Failed:)", line)]
     own = [line for line in errors if "ChildFailedError" not in line and "CalledProcessError" not in line]
     return (own or errors or written or ["it wrote nothing"])[-1][:300]
 
